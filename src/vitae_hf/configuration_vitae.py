@@ -1,0 +1,283 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Every number that shapes a ViTAE network, and its validation."""
+
+import math
+from pathlib import Path
+from shutil import copyfile
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+
+# What a saved folder offers to the Auto classes where this package is not installed.
+AUTO_MAP = {
+    "AutoConfig": "configuration_vitae.ViTAEConfig",
+    "AutoModel": "modeling_vitae.ViTAEModel",
+    "AutoModelForImageClassification": "modeling_vitae.ViTAEForImageClassification",
+}
+REDUCTION_TYPES = ("random_feature", "pyramid", "patch")
+PER_STAGE_FIELDS = (
+    "reduction_types",
+    "strides",
+    "reduction_kernel_sizes",
+    "reduction_dilations",
+    "reduction_channels",
+    "reduction_conv_groups",
+    "hidden_sizes",
+    "depths",
+    "num_attention_heads",
+    "conv_groups",
+)
+
+
+def _as_tuple(value):
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+@strict
+class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Configuration of a [`ViTAEModel`]. The defaults are ViTAE-S; `vitae_hf.config_from_preset` has the other variants.
+
+    A network is a list of stages. Each stage is one *reduction cell*, which embeds its input at a lower resolution, and
+    `depths[i]` *normal cells*. Fields marked "per stage" hold one entry for each stage.
+
+    Args:
+        image_size (`int` or `tuple[int, int]`, *optional*, defaults to 224):
+            Side, or (height, width), in pixels, of the images the network was made for. It fixes the position table of
+            the class-token variants; the pyramid variants take any multiple of the total stride.
+        num_channels (`int`, *optional*, defaults to 3):
+            Channels of the input image.
+        reduction_types (`tuple[str, ...]`, *optional*, defaults to `("random_feature", "random_feature", "pyramid")`):
+            Per stage, what the reduction cell is: `"random_feature"` (dilated pyramid, random-feature attention and a
+            convolution branch), `"pyramid"` (the dilated pyramid alone) or `"patch"` (a patch embedding with class token
+            and learned positions; then it is the only stage).
+        strides (`tuple[int, ...]`, *optional*, defaults to `(4, 2, 2)`):
+            Per stage, the factor by which the reduction cell shrinks its input: 4 or 2, or the patch size.
+        reduction_kernel_sizes (`tuple[int, ...]`, *optional*, defaults to `(7, 3, 3)`):
+            Per stage, the kernel of the pyramid's convolutions. A patch embedding's kernel equals its stride.
+        reduction_dilations (`tuple[tuple[int, ...], ...]`, *optional*, defaults to `((1, 2, 3, 4), (1, 2, 3), (1, 2))`):
+            Per stage, the dilations of the pyramid, one convolution each.
+        reduction_channels (`tuple[int, ...]`, *optional*, defaults to `(64, 64, 192)`):
+            Per stage, the output channels of each of the pyramid's convolutions, and the inner width of the reduction
+            cell's convolution branch.
+        reduction_conv_groups (`tuple[int, ...]`, *optional*, defaults to `(1, 1, 1)`):
+            Per stage, the groups of the convolutions in the reduction cell's convolution branch.
+        reduction_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Dropout after the attention projection and the MLP of the random-feature reduction cells. The authors apply
+            it whatever the global dropout is.
+        hidden_sizes (`tuple[int, ...]`, *optional*, defaults to `(96, 192, 384)`):
+            Per stage, the width of its tokens.
+        depths (`tuple[int, ...]`, *optional*, defaults to `(0, 0, 14)`):
+            Per stage, the number of normal cells.
+        num_attention_heads (`tuple[int, ...]`, *optional*, defaults to `(1, 1, 6)`):
+            Per stage, the attention heads of the normal cells; not read where there are none.
+        conv_groups (`tuple[int, ...]`, *optional*, defaults to `(1, 1, 96)`):
+            Per stage, the groups of the normal cells' convolutions; not read where there are no normal cells.
+        conv_branch_depth (`int`, *optional*, defaults to 3):
+            Convolutions in the branch of a normal cell: 3, or 2 as in the class-token variants.
+        mlp_ratio (`float`, *optional*, defaults to 3.0):
+            Width of the normal cells' MLP and of the inside of their convolution branch, over the width of the tokens.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout in the normal cells, after the attention projection and after the MLP.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
+            Dropout on the normal cells' attention weights.
+        drop_path_rate (`float`, *optional*, defaults to 0.1):
+            Stochastic depth of the last normal cell; the rates rise linearly from 0 over all normal cells.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the truncated normal that linear weights are drawn from.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6):
+            Epsilon of the LayerNorms of the normal cells and of the class-token variants' final one.
+        reduction_layer_norm_eps (`float`, *optional*, defaults to 1e-5):
+            Epsilon of the LayerNorms of the reduction cells.
+        out_features (`list[str]`, *optional*):
+            As a backbone: the stages to return, from `"stem"` (the input of the first stage), `"stage1"`, `"stage2"`, …
+        out_indices (`list[int]`, *optional*):
+            The same as positions: 0 is the stem. Default: the last stage.
+
+    Raises:
+        `huggingface_hub.errors.StrictDataclassError`: a field has the wrong type, or a value that no ViTAE network can
+            have. The message names the field, the value and what was expected.
+
+    Example:
+
+    ```python
+    >>> from vitae_hf import ViTAEConfig, ViTAEModel
+
+    >>> model = ViTAEModel(ViTAEConfig())  # ViTAE-S with random weights
+    >>> model.config.hidden_size
+    384
+    ```
+
+    Source: Xu et al. 2021, ViTAE (arXiv 2106.03348), figure 2 and table 1.
+    """
+
+    model_type = "vitae"
+    attribute_map = {"num_hidden_layers": "num_stages"}
+    base_model_fsdp_plan = {
+        "stages.*.reduction_cell": "free_full_weight",
+        "stages.*.normal_cells.*": "free_full_weight",
+    }
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    num_channels: int = 3
+    reduction_types: tuple[str, ...] | list[str] = ("random_feature", "random_feature", "pyramid")
+    strides: tuple[int, ...] | list[int] = (4, 2, 2)
+    reduction_kernel_sizes: tuple[int, ...] | list[int] = (7, 3, 3)
+    reduction_dilations: tuple[tuple[int, ...], ...] | list[list[int]] = ((1, 2, 3, 4), (1, 2, 3), (1, 2))
+    reduction_channels: tuple[int, ...] | list[int] = (64, 64, 192)
+    reduction_conv_groups: tuple[int, ...] | list[int] = (1, 1, 1)
+    reduction_dropout_prob: float | int = 0.1
+    hidden_sizes: tuple[int, ...] | list[int] = (96, 192, 384)
+    depths: tuple[int, ...] | list[int] = (0, 0, 14)
+    num_attention_heads: tuple[int, ...] | list[int] = (1, 1, 6)
+    conv_groups: tuple[int, ...] | list[int] = (1, 1, 96)
+    conv_branch_depth: int = 3
+    mlp_ratio: float | int = 3.0
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.1
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-6
+    reduction_layer_norm_eps: float = 1e-5
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        for name in ("image_size", *PER_STAGE_FIELDS):  # JSON gives lists
+            setattr(self, name, _as_tuple(getattr(self, name)))
+        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.depths)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the last stage's tokens, which is that of `pooler_output`."""
+        return self.hidden_sizes[-1]
+
+    @property
+    def total_stride(self) -> int:
+        """Both sides of an image must be multiples of this many pixels."""
+        return math.prod(self.strides)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether this is a plain variant: one patch embedding, a class token and learned positions."""
+        return self.reduction_types[0] == "patch"
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: the rules that tie fields to each other."""
+        for name in PER_STAGE_FIELDS:
+            if len(getattr(self, name)) != self.num_stages:
+                raise ValueError(
+                    f"`{name}` needs one entry for each of the {self.num_stages} stages in `depths`, got {getattr(self, name)}."
+                )
+        for name in (
+            "reduction_dropout_prob",
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "drop_path_rate",
+        ):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
+        if self.conv_branch_depth not in (2, 3):
+            raise ValueError(f"`conv_branch_depth` must be 2 or 3, got {self.conv_branch_depth}.")
+        if "patch" in self.reduction_types and self.num_stages != 1:
+            raise ValueError(f'`reduction_types` "patch" must be the only stage, got {self.reduction_types}.')
+        for stage_idx in range(self.num_stages):
+            self._validate_reduction_cell(stage_idx)
+            if self.depths[stage_idx]:
+                self._validate_normal_cells(stage_idx)
+        if any(side < 1 or side % self.total_stride for side in self.image_height_width):
+            raise ValueError(
+                f"`image_size` must be a positive multiple of the total stride {self.total_stride}, got {self.image_size}."
+            )
+
+    def _validate_reduction_cell(self, stage_idx: int):
+        row = {name: getattr(self, name)[stage_idx] for name in PER_STAGE_FIELDS}
+        where = f"in stage {stage_idx + 1}"
+        if row["reduction_types"] not in REDUCTION_TYPES:
+            raise ValueError(
+                f"`reduction_types` {where} must be one of {REDUCTION_TYPES}, got {row['reduction_types']!r}."
+            )
+        for name in (
+            "strides",
+            "reduction_kernel_sizes",
+            "reduction_channels",
+            "reduction_conv_groups",
+            "hidden_sizes",
+        ):
+            if row[name] < 1:
+                raise ValueError(f"`{name}` {where} must be at least 1, got {row[name]}.")
+        if not row["reduction_dilations"] or min(row["reduction_dilations"]) < 1:
+            raise ValueError(
+                f"`reduction_dilations` {where} must be dilations of at least 1, got {row['reduction_dilations']}."
+            )
+        if row["reduction_types"] == "random_feature":
+            in_channels = self.hidden_sizes[stage_idx - 1] if stage_idx else self.num_channels
+            if row["strides"] not in (2, 4):
+                raise ValueError(f"`strides` {where} must be 2 or 4, got {row['strides']}.")
+            if row["hidden_sizes"] % 2:
+                raise ValueError(
+                    f"`hidden_sizes` {where} must be even (there are half as many random features), got {row['hidden_sizes']}."
+                )
+            for width in (in_channels, row["reduction_channels"], row["hidden_sizes"]):
+                if width % row["reduction_conv_groups"]:
+                    raise ValueError(
+                        f"`reduction_conv_groups` {where} must divide its widths, got {row['reduction_conv_groups']} for {width} channels."
+                    )
+        elif row["reduction_channels"] * len(row["reduction_dilations"]) != row["hidden_sizes"]:
+            raise ValueError(
+                f"`hidden_sizes` {where} must be `reduction_channels` times the number of dilations, "
+                f"{row['reduction_channels'] * len(row['reduction_dilations'])}, got {row['hidden_sizes']}."
+            )
+        if row["reduction_types"] == "patch" and (row["reduction_kernel_sizes"], row["reduction_dilations"]) != (
+            row["strides"],
+            (1,),
+        ):
+            raise ValueError(
+                f"a patch embedding's kernel equals its stride {row['strides']}, undilated; got `reduction_kernel_sizes` {row['reduction_kernel_sizes']}, `reduction_dilations` {row['reduction_dilations']}."
+            )
+
+    def _validate_normal_cells(self, stage_idx: int):
+        where = f"in stage {stage_idx + 1}"
+        hidden_size, num_heads, groups = (
+            getattr(self, name)[stage_idx] for name in ("hidden_sizes", "num_attention_heads", "conv_groups")
+        )
+        if self.depths[stage_idx] < 0:
+            raise ValueError(f"`depths` {where} must not be negative, got {self.depths[stage_idx]}.")
+        if num_heads < 1 or hidden_size % num_heads:
+            raise ValueError(f"`num_attention_heads` {where} must divide the width {hidden_size}, got {num_heads}.")
+        mlp_size = int(self.mlp_ratio * hidden_size)
+        if groups < 1 or mlp_size < 1 or hidden_size % groups or mlp_size % groups:
+            raise ValueError(
+                f"`conv_groups` {where} must divide the widths {hidden_size} and {mlp_size}, got {groups}."
+            )
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Save `config.json` and the code files, so that every Auto class can load the folder without this package.
+
+        See [`PreTrainedConfig.save_pretrained`] for the arguments.
+        """
+        self.auto_map = dict(AUTO_MAP)
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        model_code = Path(__file__).with_name("modeling_vitae.py")
+        if model_code.exists():  # as remote code, the model may live in another cache folder, and then copies itself
+            copyfile(model_code, Path(save_directory) / model_code.name)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+ViTAEConfig.register_for_auto_class()
+
+__all__ = ["ViTAEConfig"]

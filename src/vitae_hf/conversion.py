@@ -1,0 +1,207 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""The authors' checkpoints: read without running their code, recognised, and renamed tensor by tensor."""
+
+import _codecs
+import argparse
+import math
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .configuration_vitae import ViTAEConfig
+from .modeling_vitae import ViTAEForImageClassification
+from .presets import PRESETS, config_from_preset
+
+
+# Our tensor names -> the authors'. All patterns are applied, in this order.
+PATTERNS = [
+    (r"^classifier\.", "head."),
+    (r"^vitae\.pooler\.layernorm\.", "fc_norm."),
+    (r"^vitae\.embeddings\.projection\.", "layers.0.RC.PRM.proj."),
+    (r"^vitae\.embeddings\.cls_token$", "layers.0.RC.cls_token"),
+    (r"^vitae\.embeddings\.position_embeddings$", "layers.0.RC.pos_embed"),
+    (r"^vitae\.stages\.(\d+)\.reduction_cell\.", r"layers.\1.RC."),
+    (r"^vitae\.stages\.(\d+)\.normal_cells\.", r"layers.\1.NC."),
+    # reduction cell
+    (r"(RC)\.(?:pyramid_reduction\.)?convs\.(\d+)\.", r"\1.PRM.convs.\2.0."),
+    (r"(RC)\.layernorm_before\.", r"\1.attn.norm1."),
+    (r"(RC)\.layernorm_after\.", r"\1.attn.norm2."),
+    (r"(RC)\.attention\.random_projection$", r"\1.attn.w"),
+    (r"(RC)\.attention\.[qkv]_proj\.", r"\1.attn.kqv."),
+    (r"(RC)\.attention\.o_proj\.", r"\1.attn.proj."),
+    (r"(RC)\.mlp\.fc1\.", r"\1.attn.mlp.0."),
+    (r"(RC)\.mlp\.fc2\.", r"\1.attn.mlp.2."),
+    (r"(RC)\.conv_branch\.0\.conv\.", r"\1.PCM.0."),
+    (r"(RC)\.conv_branch\.1\.conv\.", r"\1.PCM.2."),
+    (r"(RC)\.conv_branch\.1\.norm\.", r"\1.PCM.3."),
+    (r"(RC)\.conv_branch\.2\.conv\.", r"\1.PCM.5."),
+    # normal cell
+    (r"(NC\.\d+)\.layernorm_before\.", r"\1.norm1."),
+    (r"(NC\.\d+)\.layernorm_after\.", r"\1.norm2."),
+    (r"(NC\.\d+)\.attention\.[qkv]_proj\.", r"\1.attn.qkv."),
+    (r"(NC\.\d+)\.attention\.o_proj\.", r"\1.attn.proj."),
+    (r"(NC\.\d+)\.conv_branch\.0\.conv\.", r"\1.PCM.0."),
+    (r"(NC\.\d+)\.conv_branch\.0\.norm\.", r"\1.PCM.1."),
+    (r"(NC\.\d+)\.conv_branch\.1\.conv\.", r"\1.PCM.3."),
+    (r"(NC\.\d+)\.conv_branch\.1\.norm\.", r"\1.PCM.4."),
+    (r"(NC\.\d+)\.conv_branch\.2\.conv\.", r"\1.PCM.6."),
+]
+
+
+def original_name(name: str, config: ViTAEConfig) -> str:
+    """The authors' name of the tensor that holds our tensor `name` of a [`ViTAEForImageClassification`]."""
+    if config.has_class_token:  # their plain variants have three stages, of which only the last has normal cells
+        name = name.replace("vitae.stages.0.", "vitae.stages.2.")
+    for pattern, replacement in PATTERNS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def original_layout(config: ViTAEConfig) -> dict[str, dict[str, torch.Size]]:
+    """Every tensor of an original checkpoint, and our tensors (name -> shape) that it holds, stacked in this order."""
+    with torch.device("meta"):
+        ours = ViTAEForImageClassification(config).state_dict()
+    layout = {}
+    for name, tensor in ours.items():
+        layout.setdefault(original_name(name, config), {})[name] = tensor.shape
+    for original, parts in layout.items():
+        if fused := re.search(r"\.(kqv|qkv)\.", original):
+            order = [f"{letter}_proj" for letter in fused.group(1)]
+            layout[original] = dict(sorted(parts.items(), key=lambda part: order.index(part[0].split(".")[-2])))
+    return layout
+
+
+def detect_preset(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Name of the preset that an original state dict belongs to, from its normal cells.
+
+    Raises:
+        ValueError: it is none of the v1 variants; the message says what was found.
+    """
+    cells = {match.groups() for key in state_dict if (match := re.match(r"layers\.(\d+)\.NC\.(\d+)\.", key))}
+    widths = [tuple(state_dict[key].shape) for key in ("layers.2.NC.0.PCM.0.weight",) if key in state_dict]
+    for name in PRESETS:
+        config = config_from_preset(name)
+        hidden_size, groups = config.hidden_size, config.conv_groups[-1]
+        convolution = (int(config.mlp_ratio * hidden_size), hidden_size // groups, 3, 3)
+        in_last_stage = {("2", str(cell)) for cell in range(config.depths[-1])}
+        if (cells, widths) == (in_last_stage, [convolution]) and config.has_class_token == (
+            "fc_norm.weight" in state_dict
+        ):
+            return name
+    raise ValueError(
+        f"these are not the tensors of a ViTAE v1 variant ({len(cells)} normal cells, first convolution {widths or 'missing'});"
+        f" known: {', '.join(PRESETS)}"
+    )
+
+
+def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | None = None) -> ViTAEConfig:
+    """The configuration of an original state dict: its preset, with the label count and image size of its tensors.
+
+    Raises:
+        ValueError: unknown preset or variant, no classifier, or a position table that is not square.
+    """
+    config = config_from_preset(preset or detect_preset(state_dict))
+    if "head.weight" not in state_dict:
+        raise ValueError("there is no classifier (`head.weight`) in this checkpoint")
+    overrides = {"num_labels": state_dict["head.weight"].shape[0]}
+    if config.has_class_token and "layers.0.RC.pos_embed" in state_dict:
+        num_patches = state_dict["layers.0.RC.pos_embed"].shape[1] - 1
+        side = math.isqrt(num_patches)
+        if side**2 != num_patches:
+            raise ValueError(
+                f"the position table (`layers.0.RC.pos_embed`) has {num_patches} patches, not a square number"
+            )
+        overrides["image_size"] = side * config.total_stride
+    return config_from_preset(preset or detect_preset(state_dict), **overrides)
+
+
+def convert_original_state_dict(
+    state_dict: Mapping[str, torch.Tensor], config: ViTAEConfig | None = None
+) -> dict[str, torch.Tensor]:
+    """Rename the tensors of an original state dict, splitting fused projections. Nothing is resized or left out.
+
+    Args:
+        state_dict: the authors' names -> tensors, as [`load_original_checkpoint`] returns them.
+        config: what network it is; default: recognised by [`config_from_original`].
+
+    Returns:
+        The state dict of a [`ViTAEForImageClassification`] with that configuration.
+
+    Raises:
+        ValueError: a tensor is missing, left over or of another shape; the message lists them all.
+    """
+    config = config or config_from_original(state_dict)
+    layout = original_layout(config)
+    problems = [f"missing: {name}" for name in layout if name not in state_dict]
+    problems += [f"not expected: {name}" for name in state_dict if name not in layout]
+    converted = {}
+    for original, parts in layout.items():
+        if original not in state_dict:
+            continue
+        shape = next(iter(parts.values()))
+        expected = (len(parts) * shape[0], *shape[1:]) if shape else ()
+        if tuple(state_dict[original].shape) != tuple(expected):
+            problems.append(
+                f"wrong shape: {original} is {tuple(state_dict[original].shape)}, expected {tuple(expected)}"
+            )
+            continue
+        tensors = state_dict[original].chunk(len(parts)) if len(parts) > 1 else [state_dict[original]]
+        converted.update({name: tensor.clone() for name, tensor in zip(parts, tensors)})
+    if problems:
+        raise ValueError(f"{len(problems)} tensors do not fit this network:\n  " + "\n  ".join(problems))
+    return converted
+
+
+# What the authors' training checkpoints hold beside tensors: their arguments and NumPy metrics. Nothing here runs code.
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+SAFE_GLOBALS = [
+    argparse.Namespace,
+    np.dtype,
+    np.dtypes.Float64DType,
+    np.dtypes.Float32DType,
+    np.dtypes.Int64DType,
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    _codecs.encode,
+]
+
+
+def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read the weights of one of the authors' `.pth` or `.pth.tar` files without running code from it.
+
+    Takes `state_dict_ema` where there is one, else `state_dict`, `model`, or the file itself, and drops `module.` prefixes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, asks to run code, or holds no state dict.
+    """
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except pickle.UnpicklingError as error:
+        if blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(
+                f"{path} asks to run {blocked.group(1)} when it is read; refused, nothing was run"
+            ) from None
+        raise ValueError(f"{path} is no checkpoint that can be read without running its code") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged or no PyTorch checkpoint ({str(error).splitlines()[0]})") from None
+    for key in ("state_dict_ema", "state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if (
+        not isinstance(content, Mapping)
+        or not content
+        or not all(isinstance(v, torch.Tensor) for v in content.values())
+    ):
+        raise ValueError(
+            f"{path} holds no state dict: expected tensors by name, at the top or under state_dict_ema, state_dict or model"
+        )
+    return {key.removeprefix("module."): tensor for key, tensor in content.items()}

@@ -1,0 +1,200 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""The authors' evaluation transform, for torchvision and for PIL.
+
+Resize so that the picture covers `size / crop_pct` with Pillow's antialiased bicubic filter, cut out the centre, scale to
+[0, 1], normalise with ImageNet's mean and standard deviation.
+"""
+
+import os
+from pathlib import Path
+from shutil import copyfile
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_transforms import group_images_by_shape, reorder_images
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    PILImageResampling,
+    SizeDict,
+    is_valid_image,
+    load_image,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import is_torchvision_available
+
+
+# Both backends, for the Auto class of a folder that carries its code.
+AUTO_MAP = {
+    "AutoImageProcessor": {
+        "torchvision": "image_processing_vitae.ViTAEImageProcessor",
+        "pil": "image_processing_vitae.ViTAEImageProcessorPil",
+    }
+}
+
+
+def read_image(source: str | os.PathLike) -> PIL.Image.Image:
+    """Read an image from a path, URL or base64 string.
+
+    Raises:
+        ValueError: the file is damaged or no image; the message names it.
+    """
+    if not os.path.isfile(source):
+        return load_image(str(source))
+    try:
+        with PIL.Image.open(source) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the image {os.fspath(source)!r}: {error}") from error
+
+
+def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Upright 8-bit RGB, as `convert("RGB")` makes it, but 16-bit grey is scaled where Pillow would clip it to white."""
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey: I;16, I;16B, or I from older files
+        image = PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def resized_height_width(height: int, width: int, size: SizeDict, crop_pct: float) -> tuple[int, int]:
+    """Size at which an image covers `size / crop_pct`: that side exactly, the other in proportion, rounded down."""
+    target_height, target_width = int(size.height / crop_pct), int(size.width / crop_pct)
+    if target_height * width >= target_width * height:  # the height is the side that decides
+        return target_height, int(target_height * width / height)
+    return int(target_width * height / width), target_width
+
+
+def center_box(height: int, width: int, size: SizeDict) -> tuple[slice, slice]:
+    """Rows and columns of the centre crop, its corner rounded half to even as the authors' code rounds it."""
+    top, left = int(round((height - size.height) / 2)), int(round((width - size.width) / 2))
+    return slice(top, top + size.height), slice(left, left + size.width)
+
+
+class ViTAEImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    crop_pct (`float`, *optional*, defaults to `self.crop_pct`):
+        Share of the resized picture's side that the centre crop keeps. 1.0 crops only what sticks out of `size`.
+    """
+
+    crop_pct: float
+
+
+class _ViTAEProcessing:
+    """What the two backends share: defaults, reading, checks, and the files that a saved processor needs."""
+
+    valid_kwargs = ViTAEImageProcessorKwargs
+    resample = PILImageResampling.BICUBIC
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    size = {"height": 224, "width": 224}
+    crop_pct = 0.9
+    do_convert_rgb = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+
+    def fetch_images(self, images):
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, (str, os.PathLike)):
+            return read_image(images)
+        if is_valid_image(images):
+            return images
+        raise TypeError(f"expected a picture (PIL, array, tensor, path or URL), or a list of them, got {type(images)}")
+
+    def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs):
+        if isinstance(image, PIL.Image.Image) and do_convert_rgb:
+            image = to_rgb(image)
+        elif getattr(image, "dtype", None) in (np.uint16, torch.uint16):
+            image = (np.asarray(image) >> 8).astype(np.uint8)
+        image = super().process_image(image, do_convert_rgb=False, **kwargs)  # (C, height, width)
+        if do_convert_rgb and image.shape[0] != 3:
+            image = image[:3] if image.shape[0] == 4 else image[[0, 0, 0]]
+        return image
+
+    def _validate_preprocess_kwargs(self, size: SizeDict | None = None, crop_pct: float | None = None, **kwargs):
+        super()._validate_preprocess_kwargs(size=size, **kwargs)
+        if kwargs.get("do_resize") and not (size.height and size.width):
+            raise ValueError(
+                f"`size` must have 'height' and 'width', the size of the output in pixels, got {dict(size)}."
+            )
+        if not 0 < crop_pct <= 1:
+            raise ValueError(f"`crop_pct` must be above 0 and at most 1, got {crop_pct}.")
+
+    def _resize_and_crop(self, image, size: SizeDict, resample, crop_pct: float):
+        height, width = resized_height_width(*image.shape[-2:], size, crop_pct)
+        image = self.resize(image, SizeDict(height=height, width=width), resample=resample)
+        rows, columns = center_box(height, width, size)
+        return image[..., rows, columns]
+
+    def to_dict(self) -> dict:
+        return {**super().to_dict(), "auto_map": AUTO_MAP}
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Save `preprocessor_config.json` and this file, so that both backends load without the package."""
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        copyfile(__file__, Path(save_directory) / Path(__file__).name)
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
+    r"""
+    The authors' evaluation transform on torchvision: batched, and on the GPU when called with `device="cuda"`.
+
+    Args:
+        size (`dict[str, int]`, *optional*, defaults to `{"height": 224, "width": 224}`):
+            Size of the output in pixels; an integer means a square.
+        crop_pct (`float`, *optional*, defaults to 0.9):
+            Share of the resized picture's side that the centre crop keeps, at any `size`.
+        resample (`PIL.Image.Resampling`, *optional*, defaults to bicubic):
+            Filter, always antialiased.
+        do_resize, do_rescale, do_normalize, do_convert_rgb (`bool`, *optional*, default to `True`):
+            Resize and crop; divide by 255; apply `image_mean` and `image_std`; turn whatever mode into 8-bit RGB.
+
+    Calling it with pictures (PIL, arrays, tensors, paths, URLs, in any mix of sizes) gives a `BatchFeature` with
+    `pixel_values` `(B, 3, height, width)`.
+
+    Raises:
+        ImportError: torchvision is not installed; `AutoImageProcessor` then takes [`ViTAEImageProcessorPil`] by itself.
+        ValueError: an image file is damaged, or an argument is out of range.
+
+    Source: the authors' evaluation at 224², crop ratio 0.9. On uint8 pixels torchvision differs from Pillow by at most 1.
+    """
+
+    def __init__(self, **kwargs: Unpack[ViTAEImageProcessorKwargs]):
+        if not is_torchvision_available():
+            raise ImportError(
+                "ViTAEImageProcessor needs torchvision: install it with `pip install torchvision`, or use"
+                " ViTAEImageProcessorPil or AutoImageProcessor, which work without it."
+            )
+        super().__init__(**kwargs)
+
+    def _preprocess(
+        self, images, do_resize, size, resample, crop_pct, disable_grouping=None, **kwargs
+    ) -> BatchFeature:
+        if do_resize:
+            grouped, index = group_images_by_shape(images, disable_grouping=disable_grouping)
+            grouped = {
+                shape: self._resize_and_crop(stack, size, resample, crop_pct) for shape, stack in grouped.items()
+            }
+            images = reorder_images(grouped, index)
+        return super()._preprocess(
+            images, do_resize=False, size=size, resample=resample, disable_grouping=disable_grouping, **kwargs
+        )
+
+
+class ViTAEImageProcessorPil(_ViTAEProcessing, PilBackend):
+    """The same transform on Pillow, which the authors used: equal to theirs pixel for pixel. See [`ViTAEImageProcessor`]."""
+
+    def _preprocess(self, images, do_resize, size, resample, crop_pct, **kwargs) -> BatchFeature:
+        if do_resize:
+            images = [self._resize_and_crop(image, size, resample, crop_pct) for image in images]
+        return super()._preprocess(images, do_resize=False, size=size, resample=resample, **kwargs)
+
+
+__all__ = ["ViTAEImageProcessor", "ViTAEImageProcessorPil"]

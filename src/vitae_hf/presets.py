@@ -1,0 +1,101 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""The published variants, and a small one, as differences from the defaults of `ViTAEConfig` (ViTAE-S)."""
+
+from dataclasses import fields
+from difflib import get_close_matches
+
+from huggingface_hub.errors import StrictDataclassError
+
+from .configuration_vitae import ViTAEConfig
+
+
+_TINY = {  # what T, 6M and 13M share
+    "reduction_channels": (64, 64, 128),
+    "hidden_sizes": (64, 64, 256),
+    "num_attention_heads": (1, 1, 4),
+    "conv_groups": (1, 1, 64),
+    "mlp_ratio": 2.0,
+}
+_13M = {
+    **_TINY,
+    "reduction_channels": (64, 64, 160),
+    "hidden_sizes": (64, 64, 320),
+    "depths": (0, 0, 11),
+    "num_attention_heads": (1, 1, 5),
+}
+
+
+def _plain(hidden_size: int, depth: int, num_heads: int) -> dict:
+    """A class-token variant: one stage of 16×16 patches and short convolution branches."""
+    return {
+        "reduction_types": ("patch",),
+        "strides": (16,),
+        "reduction_kernel_sizes": (16,),
+        "reduction_dilations": ((1,),),
+        "reduction_channels": (hidden_size,),
+        "reduction_conv_groups": (1,),
+        "hidden_sizes": (hidden_size,),
+        "depths": (depth,),
+        "num_attention_heads": (num_heads,),
+        "conv_groups": (hidden_size // 4,),
+        "conv_branch_depth": 2,
+        "mlp_ratio": 4.0,
+    }
+
+
+PRESETS: dict[str, dict] = {
+    "vitae-t": {**_TINY, "depths": (0, 0, 7)},
+    "vitae-6m": {**_TINY, "depths": (0, 0, 10)},
+    "vitae-13m": _13M,  # as released: 10.8M parameters
+    "vitae-13m-paper": {**_13M, "conv_groups": (1, 1, 80), "mlp_ratio": 3.0},  # as in the paper: 13.2M
+    "vitae-s": {},
+    "vitae-b": _plain(768, 12, 12),
+    "vitae-l": _plain(1024, 24, 16),
+    "vitae-h": _plain(1280, 32, 16),
+    "vitae-nano": {  # not published: small enough to train on a CPU
+        "image_size": 64,
+        "reduction_channels": (16, 16, 32),
+        "hidden_sizes": (32, 32, 64),
+        "depths": (0, 0, 3),
+        "num_attention_heads": (1, 1, 2),
+        "conv_groups": (1, 1, 16),
+        "mlp_ratio": 2.0,
+        "reduction_dropout_prob": 0.0,
+        "drop_path_rate": 0.0,
+        "num_labels": 10,
+    },
+}
+"""Name of a variant -> the fields in which its `ViTAEConfig` differs from the defaults. 1,000 labels unless it says so."""
+
+
+def _closest(name: str, names) -> str:
+    matches = get_close_matches(name, list(names), n=1, cutoff=0)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def config_from_preset(name: str, **overrides) -> ViTAEConfig:
+    """The configuration of a published variant.
+
+    Args:
+        name: one of `PRESETS`, such as `"vitae-s"`.
+        **overrides: fields of [`ViTAEConfig`] that replace the preset's, such as `num_labels=10` or `image_size=384`.
+
+    Returns:
+        `ViTAEConfig`: with 1,000 labels, the ImageNet-1k classes, unless the preset or an override says otherwise.
+
+    Raises:
+        ValueError: no such preset or field (the message names the closest), or a value that no network can have.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}{_closest(name, PRESETS)} Presets: {', '.join(PRESETS)}.")
+    known = {field.name.removeprefix("_") for field in fields(ViTAEConfig)} | {"num_labels", "attn_implementation"}
+    for field in overrides:
+        if field not in known:
+            raise ValueError(f"ViTAEConfig has no field {field!r}{_closest(field, known)}")
+    preset = {"num_labels": 1000, **PRESETS[name]}
+    if "id2label" in overrides:
+        del preset["num_labels"]
+    try:
+        return ViTAEConfig(**{**preset, **overrides})
+    except StrictDataclassError as error:
+        raise ValueError(f"preset {name!r} with {overrides}: {error}") from error
