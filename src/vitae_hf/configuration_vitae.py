@@ -2,6 +2,8 @@
 """Every number that shapes a ViTAE network, and its validation."""
 
 import math
+from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from shutil import copyfile
 
@@ -35,6 +37,11 @@ def _as_tuple(value):
     return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
+def _require(condition: bool, field: str, expected: str, value, where: str = ""):
+    if not condition:
+        raise ValueError(f"`{field}`{where} must {expected}, got {value!r}.")
+
+
 @strict
 class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
@@ -51,13 +58,13 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
             Channels of the input image.
         reduction_types (`tuple[str, ...]`, *optional*, defaults to `("random_feature", "random_feature", "pyramid")`):
             Per stage, what the reduction cell is: `"random_feature"` (dilated pyramid, random-feature attention and a
-            convolution branch), `"pyramid"` (the dilated pyramid alone) or `"patch"` (a patch embedding with class token
-            and learned positions; then it is the only stage).
+            convolution branch), `"pyramid"` (the dilated pyramid alone) or `"patch"` (a patch embedding with class
+            token and learned positions; then it is the only stage).
         strides (`tuple[int, ...]`, *optional*, defaults to `(4, 2, 2)`):
             Per stage, the factor by which the reduction cell shrinks its input: 4 or 2, or the patch size.
         reduction_kernel_sizes (`tuple[int, ...]`, *optional*, defaults to `(7, 3, 3)`):
             Per stage, the kernel of the pyramid's convolutions. A patch embedding's kernel equals its stride.
-        reduction_dilations (`tuple[tuple[int, ...], ...]`, *optional*, defaults to `((1, 2, 3, 4), (1, 2, 3), (1, 2))`):
+        reduction_dilations (`tuple[tuple[int, ...]]`, *optional*, defaults to `((1, 2, 3, 4), (1, 2, 3), (1, 2))`):
             Per stage, the dilations of the pyramid, one convolution each.
         reduction_channels (`tuple[int, ...]`, *optional*, defaults to `(64, 64, 192)`):
             Per stage, the output channels of each of the pyramid's convolutions, and the inner width of the reduction
@@ -97,6 +104,7 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
             The same as positions: 0 is the stem. Default: the last stage.
 
     Raises:
+        ValueError: a keyword is almost the name of a field.
         `huggingface_hub.errors.StrictDataclassError`: a field has the wrong type, or a value that no ViTAE network can
             have. The message names the field, the value and what was expected.
 
@@ -151,6 +159,10 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
+        kwargs.pop("stage_names", None)  # saved with the rest, but follows from `depths`
+        for name in kwargs:  # other unknown names are kept, since any release of the library may save some
+            if similar := get_close_matches(name, [field.name for field in fields(self)], n=1, cutoff=0.85):
+                raise ValueError(f"ViTAEConfig has no field {name!r}; did you mean {similar[0]!r}?")
         super().__post_init__(**kwargs)
 
     @property
@@ -179,91 +191,59 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
     def validate_architecture(self):
         """Part of `@strict` validation: the rules that tie fields to each other."""
         for name in PER_STAGE_FIELDS:
-            if len(getattr(self, name)) != self.num_stages:
-                raise ValueError(
-                    f"`{name}` needs one entry for each of the {self.num_stages} stages in `depths`, got {getattr(self, name)}."
-                )
-        for name in (
-            "reduction_dropout_prob",
-            "hidden_dropout_prob",
-            "attention_probs_dropout_prob",
-            "drop_path_rate",
-        ):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
-        if self.conv_branch_depth not in (2, 3):
-            raise ValueError(f"`conv_branch_depth` must be 2 or 3, got {self.conv_branch_depth}.")
-        if "patch" in self.reduction_types and self.num_stages != 1:
-            raise ValueError(f'`reduction_types` "patch" must be the only stage, got {self.reduction_types}.')
+            entries = getattr(self, name)
+            _require(len(entries) == self.num_stages, name, f"have {self.num_stages} entries as `depths` has", entries)
+        for name in ("reduction", "hidden", "attention_probs"):
+            rate = getattr(self, f"{name}_dropout_prob")
+            _require(0 <= rate < 1, f"{name}_dropout_prob", "be at least 0 and below 1", rate)
+        _require(0 <= self.drop_path_rate < 1, "drop_path_rate", "be at least 0 and below 1", self.drop_path_rate)
+        _require(self.conv_branch_depth in (2, 3), "conv_branch_depth", "be 2 or 3", self.conv_branch_depth)
+        types = self.reduction_types
+        _require("patch" not in types or len(types) == 1, "reduction_types", 'have "patch" as the only stage', types)
         for stage_idx in range(self.num_stages):
-            self._validate_reduction_cell(stage_idx)
-            if self.depths[stage_idx]:
-                self._validate_normal_cells(stage_idx)
-        if any(side < 1 or side % self.total_stride for side in self.image_height_width):
-            raise ValueError(
-                f"`image_size` must be a positive multiple of the total stride {self.total_stride}, got {self.image_size}."
-            )
-
-    def _validate_reduction_cell(self, stage_idx: int):
-        row = {name: getattr(self, name)[stage_idx] for name in PER_STAGE_FIELDS}
-        where = f"in stage {stage_idx + 1}"
-        if row["reduction_types"] not in REDUCTION_TYPES:
-            raise ValueError(
-                f"`reduction_types` {where} must be one of {REDUCTION_TYPES}, got {row['reduction_types']!r}."
-            )
-        for name in (
-            "strides",
-            "reduction_kernel_sizes",
-            "reduction_channels",
-            "reduction_conv_groups",
-            "hidden_sizes",
-        ):
-            if row[name] < 1:
-                raise ValueError(f"`{name}` {where} must be at least 1, got {row[name]}.")
-        if not row["reduction_dilations"] or min(row["reduction_dilations"]) < 1:
-            raise ValueError(
-                f"`reduction_dilations` {where} must be dilations of at least 1, got {row['reduction_dilations']}."
-            )
-        if row["reduction_types"] == "random_feature":
+            row = {name: getattr(self, name)[stage_idx] for name in PER_STAGE_FIELDS}
             in_channels = self.hidden_sizes[stage_idx - 1] if stage_idx else self.num_channels
-            if row["strides"] not in (2, 4):
-                raise ValueError(f"`strides` {where} must be 2 or 4, got {row['strides']}.")
-            if row["hidden_sizes"] % 2:
-                raise ValueError(
-                    f"`hidden_sizes` {where} must be even (there are half as many random features), got {row['hidden_sizes']}."
-                )
-            for width in (in_channels, row["reduction_channels"], row["hidden_sizes"]):
-                if width % row["reduction_conv_groups"]:
-                    raise ValueError(
-                        f"`reduction_conv_groups` {where} must divide its widths, got {row['reduction_conv_groups']} for {width} channels."
-                    )
-        elif row["reduction_channels"] * len(row["reduction_dilations"]) != row["hidden_sizes"]:
-            raise ValueError(
-                f"`hidden_sizes` {where} must be `reduction_channels` times the number of dilations, "
-                f"{row['reduction_channels'] * len(row['reduction_dilations'])}, got {row['hidden_sizes']}."
-            )
-        if row["reduction_types"] == "patch" and (row["reduction_kernel_sizes"], row["reduction_dilations"]) != (
-            row["strides"],
-            (1,),
-        ):
-            raise ValueError(
-                f"a patch embedding's kernel equals its stride {row['strides']}, undilated; got `reduction_kernel_sizes` {row['reduction_kernel_sizes']}, `reduction_dilations` {row['reduction_dilations']}."
-            )
+            self._validate_reduction_cell(row, in_channels, where=f" in stage {stage_idx + 1}")
+            self._validate_normal_cells(row, where=f" in stage {stage_idx + 1}")
+        sides, stride = self.image_height_width, self.total_stride
+        is_multiple = all(side > 0 and side % stride == 0 for side in sides)
+        _require(is_multiple, "image_size", f"be a positive multiple of the total stride {stride}", self.image_size)
 
-    def _validate_normal_cells(self, stage_idx: int):
-        where = f"in stage {stage_idx + 1}"
-        hidden_size, num_heads, groups = (
-            getattr(self, name)[stage_idx] for name in ("hidden_sizes", "num_attention_heads", "conv_groups")
-        )
-        if self.depths[stage_idx] < 0:
-            raise ValueError(f"`depths` {where} must not be negative, got {self.depths[stage_idx]}.")
-        if num_heads < 1 or hidden_size % num_heads:
-            raise ValueError(f"`num_attention_heads` {where} must divide the width {hidden_size}, got {num_heads}.")
-        mlp_size = int(self.mlp_ratio * hidden_size)
-        if groups < 1 or mlp_size < 1 or hidden_size % groups or mlp_size % groups:
-            raise ValueError(
-                f"`conv_groups` {where} must divide the widths {hidden_size} and {mlp_size}, got {groups}."
-            )
+    def _validate_reduction_cell(self, row: dict, in_channels: int, where: str):
+        kind, stride, kernel_size = row["reduction_types"], row["strides"], row["reduction_kernel_sizes"]
+        _require(kind in REDUCTION_TYPES, "reduction_types", f"be one of {REDUCTION_TYPES}", kind, where)
+        for name in ("reduction_channels", "reduction_conv_groups", "hidden_sizes", "strides"):
+            _require(row[name] >= 1, name, "be at least 1", row[name], where)
+        dilations, hidden_size, groups = row["reduction_dilations"], row["hidden_sizes"], row["reduction_conv_groups"]
+        _require(min(dilations, default=0) >= 1, "reduction_dilations", "be dilations of at least 1", dilations, where)
+        if kind == "patch":
+            _require(kernel_size == stride, "reduction_kernel_sizes", f"be the patch size {stride}", kernel_size, where)
+            _require(dilations == (1,), "reduction_dilations", "be (1,) for patches", dilations, where)
+        else:
+            _require(kernel_size >= stride, "reduction_kernel_sizes", f"be at least {stride}", kernel_size, where)
+            _require(stride > 1, "strides", "be at least 2", stride, where)
+        if kind == "random_feature":
+            _require(stride in (2, 4), "strides", "be 2 or 4", stride, where)
+            _require(hidden_size % 2 == 0, "hidden_sizes", "be even for random features", hidden_size, where)
+            widths = (in_channels, row["reduction_channels"], hidden_size)
+            divides = all(width % groups == 0 for width in widths)
+            _require(divides, "reduction_conv_groups", f"divide the widths {widths}", groups, where)
+        else:
+            width = row["reduction_channels"] * len(dilations)
+            expected = f"be `reduction_channels` times the number of dilations, {width}"
+            _require(hidden_size == width, "hidden_sizes", expected, hidden_size, where)
+
+    def _validate_normal_cells(self, row: dict, where: str):
+        depth, hidden_size, num_heads = row["depths"], row["hidden_sizes"], row["num_attention_heads"]
+        _require(depth >= 0, "depths", "be at least 0", depth, where)
+        if depth == 0:
+            return
+        divides = num_heads >= 1 and hidden_size % num_heads == 0
+        _require(divides, "num_attention_heads", f"divide the width {hidden_size}", num_heads, where)
+        widths, groups = (hidden_size, int(self.mlp_ratio * hidden_size)), row["conv_groups"]
+        _require(widths[1] >= 1, "mlp_ratio", "be positive", self.mlp_ratio, where)
+        divides = groups >= 1 and all(width % groups == 0 for width in widths)
+        _require(divides, "conv_groups", f"divide the widths {widths}", groups, where)
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """Save `config.json` and the code files, so that every Auto class can load the folder without this package.

@@ -93,8 +93,8 @@ def detect_preset(state_dict: Mapping[str, torch.Tensor]) -> str:
         ):
             return name
     raise ValueError(
-        f"these are not the tensors of a ViTAE v1 variant ({len(cells)} normal cells, first convolution {widths or 'missing'});"
-        f" known: {', '.join(PRESETS)}"
+        f"these are not the tensors of a ViTAE v1 variant ({len(cells)} normal cells, first convolution"
+        f" {widths or 'missing'}); known: {', '.join(PRESETS)}"
     )
 
 
@@ -173,7 +173,7 @@ SAFE_GLOBALS = [
 def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """Read the weights of one of the authors' `.pth` or `.pth.tar` files without running code from it.
 
-    Takes `state_dict_ema` where there is one, else `state_dict`, `model`, or the file itself, and drops `module.` prefixes.
+    Takes `state_dict_ema` if there is one, else `state_dict`, `model` or the file itself; drops `module.` prefixes.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -202,6 +202,7 @@ def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         or not all(isinstance(v, torch.Tensor) for v in content.values())
     ):
         raise ValueError(
-            f"{path} holds no state dict: expected tensors by name, at the top or under state_dict_ema, state_dict or model"
+            f"{path} holds no state dict: expected tensors by name, at the top or under `state_dict_ema`,"
+            " `state_dict` or `model`"
         )
     return {key.removeprefix("module."): tensor for key, tensor in content.items()}

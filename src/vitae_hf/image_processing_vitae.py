@@ -1,8 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The authors' evaluation transform, for torchvision and for PIL.
 
-Resize so that the picture covers `size / crop_pct` with Pillow's antialiased bicubic filter, cut out the centre, scale to
-[0, 1], normalise with ImageNet's mean and standard deviation.
+Resize so that the picture covers `size / crop_pct` with Pillow's antialiased bicubic filter, cut out the centre, scale
+to [0, 1], normalise with ImageNet's mean and standard deviation.
 """
 
 import os
@@ -54,7 +54,7 @@ def read_image(source: str | os.PathLike) -> PIL.Image.Image:
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Upright 8-bit RGB, as `convert("RGB")` makes it, but 16-bit grey is scaled where Pillow would clip it to white."""
+    """Upright 8-bit RGB, as `convert("RGB")` makes it, but 16-bit grey is scaled, where Pillow would clip it."""
     image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit grey: I;16, I;16B, or I from older files
         image = PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
@@ -163,7 +163,7 @@ class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
         ImportError: torchvision is not installed; `AutoImageProcessor` then takes [`ViTAEImageProcessorPil`] by itself.
         ValueError: an image file is damaged, or an argument is out of range.
 
-    Source: the authors' evaluation at 224², crop ratio 0.9. On uint8 pixels torchvision differs from Pillow by at most 1.
+    Source: the authors' evaluation at 224², crop ratio 0.9. On uint8 torchvision and Pillow differ by at most 1.
     """
 
     def __init__(self, **kwargs: Unpack[ViTAEImageProcessorKwargs]):
@@ -174,9 +174,7 @@ class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
             )
         super().__init__(**kwargs)
 
-    def _preprocess(
-        self, images, do_resize, size, resample, crop_pct, disable_grouping=None, **kwargs
-    ) -> BatchFeature:
+    def _preprocess(self, images, do_resize, size, resample, crop_pct, disable_grouping=None, **kwargs) -> BatchFeature:
         if do_resize:
             grouped, index = group_images_by_shape(images, disable_grouping=disable_grouping)
             grouped = {
@@ -189,7 +187,7 @@ class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
 
 
 class ViTAEImageProcessorPil(_ViTAEProcessing, PilBackend):
-    """The same transform on Pillow, which the authors used: equal to theirs pixel for pixel. See [`ViTAEImageProcessor`]."""
+    """The same transform on Pillow, as the authors have it, pixel for pixel. See [`ViTAEImageProcessor`]."""
 
     def _preprocess(self, images, do_resize, size, resample, crop_pct, **kwargs) -> BatchFeature:
         if do_resize:

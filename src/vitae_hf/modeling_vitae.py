@@ -1,8 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """ViTAE: a vision transformer whose cells run attention and convolution in parallel.
 
-Shape key: B batch, C channels (of tokens too), H×W grid, N = H·W tokens, T = N tokens and the class token where there is
-one, D head width, M random features, R dilations of a pyramid, E channels of each of its convolutions, s stride.
+Shape key: B batch, C channels (of tokens too), H×W grid, N = H·W tokens, T = N tokens and the class token where there
+is one, D head width, M random features, R dilations of a pyramid, E channels of each of its convolutions, s stride.
 
 Between stages flow maps (B, C, H, W); inside a stage, tokens (B, T, C) with `height, width` beside them. The file reads
 from leaf to head: helpers, attention, convolution branches, cells, stage, models.
@@ -137,7 +137,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax attention written out; `query`, `key`, `value` and the result are `(B, heads, T, D)` and `(B, T, heads, D)`."""
+    """Softmax attention written out: from `(B, heads, T, D)` to `(B, T, heads, D)` and weights `(B, heads, T, T)`."""
     weights = query @ key.transpose(2, 3) * scaling  # (B, heads, T, T)
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -447,9 +447,7 @@ class ViTAEPooler(nn.Module):
     def __init__(self, config: ViTAEConfig):
         super().__init__()
         self.num_class_tokens = int(config.has_class_token)
-        self.layernorm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.has_class_token else None
-        )
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.has_class_token else None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         pooled = hidden_states[:, self.num_class_tokens :].mean(1)  # (B, C)
@@ -494,9 +492,7 @@ class ViTAEPreTrainedModel(PreTrainedModel):
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
         for cell in self.modules():
             if isinstance(cell, GradientCheckpointingLayer):
-                cell._gradient_checkpointing_func = partial(
-                    checkpoint_cell, partial(gradient_checkpointing_func), cell
-                )
+                cell._gradient_checkpointing_func = partial(checkpoint_cell, partial(gradient_checkpointing_func), cell)
 
 
 class ViTAEModel(ViTAEPreTrainedModel):

@@ -65,7 +65,7 @@ PRESETS: dict[str, dict] = {
         "num_labels": 10,
     },
 }
-"""Name of a variant -> the fields in which its `ViTAEConfig` differs from the defaults. 1,000 labels unless it says so."""
+"""Name of a variant -> the fields in which its `ViTAEConfig` differs from the defaults. 1,000 labels unless given."""
 
 
 def _closest(name: str, names) -> str:
