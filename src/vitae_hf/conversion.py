@@ -3,16 +3,20 @@
 
 import _codecs
 import argparse
+import json
 import math
 import pickle
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from .configuration_vitae import ViTAEConfig
+from .image_processing_vitae import ViTAEImageProcessorPil
 from .modeling_vitae import ViTAEForImageClassification
 from .presets import PRESETS, config_from_preset
 
@@ -206,3 +210,96 @@ def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             " `state_dict` or `model`"
         )
     return {key.removeprefix("module."): tensor for key, tensor in content.items()}
+
+
+def read_labels(path: str | Path | None, num_labels: int) -> dict[int, str] | None:
+    """Class names by index: from a JSON list, or ImageNet-1k's for 1,000 classes; for other heads there are none.
+
+    Raises:
+        ValueError: the file is no JSON list of `num_labels` names.
+        ImportError: ImageNet's names are needed and timm, which has them, is not installed.
+    """
+    if path is not None:
+        names = json.loads(Path(path).read_text())
+        if not isinstance(names, list) or len(names) != num_labels or not all(isinstance(name, str) for name in names):
+            raise ValueError(
+                f"{path} must be a JSON list of {num_labels} class names, one for each output of the classifier"
+            )
+    elif num_labels == 1000:
+        try:
+            from timm.data import ImageNetInfo
+        except ImportError as error:
+            raise ImportError("ImageNet's class names come from timm: `pip install timm`, or pass --labels") from error
+        names = ImageNetInfo("imagenet-1k").label_descriptions()
+    else:
+        return None
+    return dict(enumerate(names))
+
+
+def convert_checkpoint(
+    checkpoint: str | Path, output: str | Path, preset: str | None = None, labels: str | Path | None = None
+) -> dict:
+    """Write an original checkpoint as a folder for `from_pretrained` and the Hub, whole or not at all.
+
+    Args:
+        checkpoint: one of the authors' files.
+        output: folder to create.
+        preset: which network it is; default: recognised from the tensors.
+        labels: JSON list of class names; default: ImageNet-1k's for 1,000 classes, else generic ones.
+
+    Returns:
+        The folder, and what was found: preset, parameters, labels, image size.
+
+    Raises:
+        ValueError: as [`load_original_checkpoint`] and [`convert_original_state_dict`] say.
+        OSError: `output` exists and is not empty, or cannot be written.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} exists already and is not an empty folder")
+    state_dict = load_original_checkpoint(checkpoint)
+    preset = preset or detect_preset(state_dict)
+    config = config_from_original(state_dict, preset)
+    if id2label := read_labels(labels, config.num_labels):
+        config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
+    model = ViTAEForImageClassification(config)
+    model.load_state_dict(convert_original_state_dict(state_dict, config))
+    save_whole(model, ViTAEImageProcessorPil(size=config.image_size), output)
+    return {
+        "output": str(output),
+        "preset": preset,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_labels": config.num_labels,
+        "image_size": config.image_size,
+    }
+
+
+def save_whole(model: ViTAEForImageClassification, processor: ViTAEImageProcessorPil, output: Path) -> None:
+    """Save into a folder beside `output` and rename it at the end, so that an interruption leaves no half folder."""
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+        if output.exists():  # empty, as checked
+            output.rmdir()
+        unfinished.rename(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@torch.no_grad()
+def verify_folder(folder: str | Path, image: str | Path) -> dict[str, float]:
+    """Reload a written folder as its users do, classify one image and return the five likeliest labels.
+
+    Raises:
+        ValueError: a logit is not finite, or the image cannot be read.
+    """
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    logits = model(**processor(image, return_tensors="pt")).logits[0]
+    if not logits.isfinite().all():
+        raise ValueError(f"{folder} gives logits that are not finite for {image}")
+    top = logits.softmax(-1).topk(min(5, logits.numel()))
+    return {model.config.id2label[index]: round(score, 4) for score, index in zip(*(t.tolist() for t in top))}

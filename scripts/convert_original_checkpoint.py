@@ -1,0 +1,49 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""How do I use one of the authors' checkpoints? Writes it as a folder that Transformers and the Hub understand.
+
+    python scripts/convert_original_checkpoint.py ViTAE-S.pth.tar --output vitae-s --verify
+
+The folder holds configuration, safetensors weights, image processor, model code and the class names. Nothing in the
+checkpoint is executed, resized or left out; a tensor that does not fit is an error that names it.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from vitae_hf.conversion import convert_checkpoint, verify_folder
+from vitae_hf.presets import PRESETS
+
+
+EXAMPLE_IMAGE = Path(__file__).parents[1] / "examples" / "chelsea.png"
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="one of the authors' .pth or .pth.tar files")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist yet or be empty")
+    parser.add_argument("--preset", choices=list(PRESETS), help="which network it is; default: recognised")
+    parser.add_argument(
+        "--labels", type=Path, help="JSON list of class names; default: ImageNet-1k's for 1,000 classes"
+    )
+    parser.add_argument(
+        "--verify",
+        nargs="?",
+        type=Path,
+        const=EXAMPLE_IMAGE,
+        metavar="IMAGE",
+        help="reload the folder and classify an image (default: a photograph of a cat) with it",
+    )
+    arguments = parser.parse_args(argv)
+    try:
+        record = convert_checkpoint(arguments.checkpoint, arguments.output, arguments.preset, arguments.labels)
+        if arguments.verify:
+            record["verified"] = verify_folder(arguments.output, arguments.verify)
+    except (OSError, ValueError, ImportError) as error:
+        parser.exit(1, f"error: {error}\n")
+    return record
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1:])))

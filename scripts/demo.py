@@ -1,0 +1,151 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Does the whole path work here? Trains `vitae-nano` on real images, then uses it as any Transformers user would.
+
+    python scripts/demo.py          # about four minutes on two cores; `make demo` installs what it needs first
+
+Reads 6,000 Fashion-MNIST images from `examples/fashion_mnist_mini`, trains with the Trainer, saves a folder, reloads it
+with `AutoModelForImageClassification`, measures its accuracy on 1,000 test images, classifies some of them with
+`pipeline`, and draws these with their three likeliest labels.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+import torch
+import transformers
+from datasets import Dataset, load_dataset
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+    set_seed,
+)
+
+from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config_from_preset
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+
+DATA = Path(__file__).parents[1] / "examples" / "fashion_mnist_mini"
+
+
+def preprocess(split: Dataset, processor, batch_size: int = 500) -> list[dict[str, torch.Tensor]]:
+    """All images of a split as the network sees them, in memory: 64×64 pixels, normalised."""
+    batches = (split[start : start + batch_size]["image"] for start in range(0, len(split), batch_size))
+    pixels = torch.cat([processor(images, return_tensors="pt").pixel_values for images in batches])
+    return [{"pixel_values": image, "labels": label} for image, label in zip(pixels, split["label"])]
+
+
+def augment(samples: list[dict], max_shift: int = 6) -> dict[str, torch.Tensor]:
+    """A training batch: each image mirrored or not, and shifted by up to `max_shift` pixels."""
+    pixel_values = torch.stack([sample["pixel_values"] for sample in samples])  # (B, 3, 64, 64)
+    mirrored = torch.rand(len(samples)) < 0.5
+    pixel_values[mirrored] = pixel_values[mirrored].flip(-1)
+    side = pixel_values.shape[-1]
+    padded = torch.nn.functional.pad(pixel_values, [max_shift] * 4, mode="replicate")
+    corners = torch.randint(0, 2 * max_shift + 1, (len(samples), 2)).tolist()
+    crops = [image[:, top : top + side, left : left + side] for image, (top, left) in zip(padded, corners)]
+    return {"pixel_values": torch.stack(crops), "labels": torch.tensor([sample["labels"] for sample in samples])}
+
+
+def train(data, output: Path, arguments: argparse.Namespace) -> None:
+    """Train from scratch and save model, configuration, image processor and code in `output`."""
+    labels = data["train"].features["label"].names
+    config = config_from_preset(
+        "vitae-nano", id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)}
+    )
+    processor = ViTAEImageProcessorPil(size=64, crop_pct=1.0)
+    training_arguments = TrainingArguments(
+        output_dir=output,
+        num_train_epochs=arguments.epochs,
+        per_device_train_batch_size=64,
+        learning_rate=arguments.learning_rate,
+        weight_decay=0.05,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        label_smoothing_factor=0.1,
+        logging_steps=100,
+        save_strategy="no",
+        report_to="none",
+        remove_unused_columns=False,
+        seed=arguments.seed,
+    )
+    trainer = Trainer(
+        ViTAEForImageClassification(config),
+        training_arguments,
+        data_collator=augment,
+        train_dataset=preprocess(data["train"], processor),
+        processing_class=processor,
+    )
+    trainer.train()
+    trainer.save_model()
+
+
+@torch.no_grad()
+def accuracy(folder: Path, split: Dataset, batch_size: int = 250) -> float:
+    """Top-1 in percent of the saved folder, loaded as its users load it."""
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    samples = preprocess(split, AutoImageProcessor.from_pretrained(folder))
+    pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
+    predictions = torch.cat([model(batch).logits.argmax(-1) for batch in pixel_values.split(batch_size)])
+    return 100 * (predictions == torch.tensor(split["label"])).double().mean().item()
+
+
+def draw_predictions(folder: Path, split: Dataset, path: Path, count: int = 10) -> list[dict]:
+    """Classify the first images of a split with `pipeline` and draw each with its three likeliest labels."""
+    samples = split.select(range(count))
+    names = split.features["label"].names
+    predictions = pipeline("image-classification", model=str(folder))(list(samples["image"]), top_k=3)
+    figure, axes = plt.subplots(2, count // 2, figsize=(2.3 * count / 2, 6.4), layout="constrained")
+    for axis, image, label, top in zip(axes.flat, samples["image"], samples["label"], predictions):
+        axis.imshow(image, cmap="gray")
+        axis.set_axis_off()
+        axis.set_title(
+            names[label], fontweight="bold", color="tab:green" if top[0]["label"] == names[label] else "tab:red"
+        )
+        lines = "\n".join(f"{entry['score']:4.0%} {entry['label']}" for entry in top)
+        axis.text(0, -0.06, lines, transform=axis.transAxes, va="top", family="monospace", fontsize=9)
+    figure.suptitle("vitae-nano on Fashion-MNIST: true label above (green: predicted), three likeliest below")
+    figure.savefig(path, dpi=120)
+    return predictions
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("outputs/vitae-nano-fashion"), help="folder to write")
+    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=42)
+    arguments = parser.parse_args(argv)
+    started = time.perf_counter()
+    set_seed(arguments.seed)
+    data = load_dataset("parquet", data_files={split: str(DATA / f"{split}-*.parquet") for split in ("train", "test")})
+    train(data, arguments.output, arguments)
+    top1 = accuracy(arguments.output, data["test"])
+    picture = arguments.output / "predictions.png"
+    draw_predictions(arguments.output, data["test"], picture)
+    return {
+        "model": str(arguments.output),
+        "picture": str(picture),
+        "top1_percent": round(top1, 2),
+        "epochs": arguments.epochs,
+        "seconds": round(time.perf_counter() - started),
+        "device": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "seed": arguments.seed,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1:])))

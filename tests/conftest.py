@@ -1,0 +1,72 @@
+"""Tiny networks that have every code path, and the golden data's weights."""
+
+import os
+import sys
+from pathlib import Path
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from vitae_hf import ViTAEConfig, config_from_preset  # noqa: E402
+from vitae_hf.conversion import original_layout  # noqa: E402
+
+
+REPOSITORY = Path(__file__).parents[1]
+GOLDEN = REPOSITORY / "tests" / "golden"
+sys.path.insert(0, str(GOLDEN))
+
+import golden_weights  # noqa: E402
+
+
+def pyramid_config(**overrides) -> ViTAEConfig:
+    """Three stages, normal cells in two of them, grouped convolutions in both kinds of cell."""
+    fields = {
+        "image_size": 64,
+        "reduction_channels": (8, 8, 16),
+        "reduction_conv_groups": (1, 2, 1),
+        "hidden_sizes": (16, 24, 32),
+        "depths": (0, 1, 2),
+        "num_attention_heads": (1, 3, 2),
+        "conv_groups": (1, 6, 8),
+        "mlp_ratio": 2.0,
+        "num_labels": 5,
+    }
+    return ViTAEConfig(**{**fields, **overrides})
+
+
+def class_token_config(**overrides) -> ViTAEConfig:
+    tiny = {"hidden_sizes": (32,), "reduction_channels": (32,), "depths": (2,), "num_attention_heads": (2,)}
+    return config_from_preset("vitae-b", image_size=64, conv_groups=(8,), num_labels=5, **{**tiny, **overrides})
+
+
+CONFIGS = {"pyramid": pyramid_config, "class_token": class_token_config}
+
+
+@pytest.fixture(params=list(CONFIGS))
+def tiny_config(request):
+    """A function that makes the tiny configuration of either kind, with overrides."""
+    return CONFIGS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def original_weights(config: ViTAEConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+    """An original-format state dict for any configuration, well conditioned as the golden data's."""
+    weights = {}
+    for name, parts in original_layout(config).items():
+        shape = tuple(next(iter(parts.values())))
+        shape = (len(parts) * shape[0], *shape[1:]) if shape else ()
+        weights[name] = torch.from_numpy(np.asarray(golden_weights.tensor(name, shape, seed)))
+    return weights
+
+
+def images(batch: int = 2, height: int = 64, width: int = 64) -> torch.Tensor:
+    return torch.from_numpy(golden_weights.images(batch, height, width))
