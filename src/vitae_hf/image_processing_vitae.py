@@ -104,7 +104,7 @@ class _ViTAEProcessing:
         if isinstance(images, (str, os.PathLike)):
             return read_image(images)
         if is_valid_image(images):
-            return images
+            return images[None] if getattr(images, "ndim", 3) == 2 else images  # grey arrays have no channel axis
         raise TypeError(f"expected a picture (PIL, array, tensor, path or URL), or a list of them, got {type(images)}")
 
     def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs):

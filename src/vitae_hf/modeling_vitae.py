@@ -12,6 +12,7 @@ Source: Xu et al. 2021, "ViTAE: Vision Transformer Advanced by Exploring Intrins
 
 import math
 from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -47,31 +48,38 @@ def nearest_multiples(side: int, stride: int) -> list[int]:
     return [multiple for multiple in sorted({below, -(-side // stride) * stride}) if multiple > 0] or [stride]
 
 
-def checkpoint_cell(checkpoint_function: Callable, cell: nn.Module, function: Callable, *args):
-    """Checkpoint a cell so that its BatchNorms update their running statistics in the first of its two passes only.
+@contextmanager
+def frozen_statistics(module: nn.Module):
+    """BatchNorms normalise with their batch's statistics as in training, but do not record them."""
+    batch_norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    recorded = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms]
+    for norm in batch_norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for norm, momentum, num_batches_tracked in recorded:
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
 
-    Gradient checkpointing runs the cell again in the backward pass. That pass must normalise with the same batch
-    statistics but not count the batch twice.
+
+def checkpoint_cell(checkpoint_function: Callable, cell: nn.Module, function: Callable, *args):
+    """Checkpoint a cell so that its BatchNorms count the batch once.
+
+    Gradient checkpointing runs `function`, the cell's forward, again in the backward pass; that second pass must give
+    the same values and leave the running statistics alone.
     """
     if torch.compiler.is_compiling():  # the compiler recomputes values and does not replay the updates
         return checkpoint_function(function, *args)
     if checkpoint_function.keywords.get("use_reentrant") and torch.is_grad_enabled() and not args[0].requires_grad:
         # Reentrant checkpointing gives the weights no gradient unless an input asks for one, and images do not.
         args = (args[0].detach().requires_grad_(), *args[1:])
-    batch_norms = [module for module in cell.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     is_recomputation = False
 
     def run(*args):
         nonlocal is_recomputation
-        tracking = [norm.track_running_stats for norm in batch_norms]
-        for norm, tracks in zip(batch_norms, tracking):
-            norm.track_running_stats = tracks and not is_recomputation
-        is_recomputation = True
-        try:
+        context, is_recomputation = frozen_statistics(cell) if is_recomputation else nullcontext(), True
+        with context:
             return function(*args)
-        finally:
-            for norm, tracks in zip(batch_norms, tracking):
-                norm.track_running_stats = tracks
 
     return checkpoint_function(run, *args)
 
@@ -394,7 +402,7 @@ class ViTAEEmbeddings(nn.Module):
 
     def interpolate_pos_encoding(self, grid_size: tuple[int, int]) -> torch.Tensor:
         """Positions for another grid, as ViT resamples them (bicubic, no antialiasing), the class token's kept."""
-        if grid_size == self.grid_size and not torch.compiler.is_exporting():
+        if not torch.compiler.is_exporting() and grid_size == self.grid_size:  # an exported program serves all sizes
             return self.position_embeddings
         class_position, positions = self.position_embeddings.split([1, self.position_embeddings.shape[1] - 1], dim=1)
         grid = tokens_to_map(positions.float(), *self.grid_size)

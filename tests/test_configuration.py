@@ -1,0 +1,119 @@
+"""Configurations are a closed, validated set of fields, and the presets are the published networks."""
+
+import json
+
+import pytest
+import torch
+from conftest import GOLDEN, pyramid_config
+from huggingface_hub.errors import StrictDataclassError
+
+from vitae_hf import PRESETS, ViTAEConfig, ViTAEForImageClassification, config_from_preset
+from vitae_hf.conversion import original_layout
+
+
+PARAMETERS = {  # as published or counted from the released networks, 1,000 classes at 224²
+    "vitae-t": 4_882_792,
+    "vitae-6m": 6_610_024,
+    "vitae-13m": 10_830_632,
+    "vitae-13m-paper": 13_192_552,
+    "vitae-s": 24_009_096,
+    "vitae-b": 89_341_672,
+    "vitae-l": 311_724_008,
+    "vitae-h": 644_528_360,
+    "vitae-nano": 216_074,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_published_number_of_parameters(name):
+    with torch.device("meta"):
+        model = ViTAEForImageClassification(config_from_preset(name))
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+
+
+def test_the_defaults_are_vitae_s():
+    config = config_from_preset("vitae-s", num_labels=2)
+    assert config.to_dict() == ViTAEConfig().to_dict()
+
+
+def test_overrides_reach_the_configuration():
+    config = config_from_preset("vitae-s", num_labels=10, image_size=384)
+    assert (config.num_labels, config.image_size, config.hidden_size) == (10, 384, 384)
+    named = config_from_preset("vitae-b", id2label={0: "cat", 1: "dog", 2: "fox"}, image_size=(224, 448))
+    assert named.num_labels == 3 and named.image_height_width == (224, 448)
+
+
+@pytest.mark.parametrize(
+    "arguments, overrides, message",
+    [
+        (["vitae-z"], {}, "unknown preset 'vitae-z'; did you mean 'vitae-"),
+        (["vitae_s"], {}, "did you mean 'vitae-s'"),
+        (["vitae-s"], {"hiden_sizes": (1,)}, "no field 'hiden_sizes'; did you mean 'hidden_sizes'"),
+        (["vitae-s"], {"depths": (0, 14)}, "must have 2 entries as `depths` has"),
+        (["vitae-s"], {"image_size": 225}, "`image_size` must be a positive multiple of the total stride 16, got 225"),
+    ],
+)
+def test_a_wrong_preset_field_or_value_is_a_value_error_that_says_what_to_write(arguments, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        config_from_preset(*arguments, **overrides)
+
+
+@pytest.mark.parametrize(
+    "field, value, message",
+    [
+        ("reduction_types", ("performer", "pyramid", "pyramid"), "`reduction_types` in stage 1 must be one of"),
+        ("reduction_types", ("patch", "pyramid", "pyramid"), '"patch" as the only stage'),
+        ("strides", (3, 2, 2), "`strides` in stage 1 must be 2 or 4, got 3"),
+        ("strides", (4, 2, 1), "`strides` in stage 3 must be at least 2"),
+        ("reduction_kernel_sizes", (3, 3, 3), "`reduction_kernel_sizes` in stage 1 must be at least 4"),
+        ("reduction_dilations", ((1, 2), (), (1, 2)), "`reduction_dilations` in stage 2 must be dilations"),
+        ("reduction_channels", (8, 8, 15), "`reduction_channels` times the number of dilations, 30, got 32"),
+        ("reduction_conv_groups", (1, 3, 1), "`reduction_conv_groups` in stage 2 must divide"),
+        ("hidden_sizes", (15, 24, 32), "`hidden_sizes` in stage 1 must be even"),
+        ("depths", (0, -1, 2), "`depths` in stage 2 must be at least 0, got -1"),
+        ("num_attention_heads", (1, 5, 2), "`num_attention_heads` in stage 2 must divide the width 24, got 5"),
+        ("conv_groups", (1, 6, 7), "`conv_groups` in stage 3 must divide the widths"),
+        ("mlp_ratio", 0.0, "`mlp_ratio` in stage 2 must be positive"),
+        ("conv_branch_depth", 4, "`conv_branch_depth` must be 2 or 3, got 4"),
+        ("drop_path_rate", 1.0, "`drop_path_rate` must be at least 0 and below 1"),
+        ("reduction_dropout_prob", -0.1, "`reduction_dropout_prob` must be at least 0"),
+        ("num_channels", "three", "num_channels"),
+    ],
+)
+def test_a_value_that_no_network_can_have_is_named(field, value, message):
+    with pytest.raises(StrictDataclassError, match=message):
+        pyramid_config(**{field: value})
+
+
+def test_a_keyword_that_is_almost_a_field_is_an_error():
+    with pytest.raises(ValueError, match="no field 'hidden_size'; did you mean 'hidden_sizes'"):
+        ViTAEConfig(hidden_size=64)
+
+
+def test_configurations_survive_saving(tmp_path):
+    config = pyramid_config(out_features=["stage1", "stage3"], image_size=(64, 96))
+    config.save_pretrained(tmp_path)
+    reloaded = ViTAEConfig.from_pretrained(tmp_path)
+    assert reloaded.to_dict() == config.to_dict()
+    assert reloaded.hidden_sizes == config.hidden_sizes  # tuples again, not lists
+    assert ViTAEConfig.from_pretrained(tmp_path, drop_path_rate=0.3).drop_path_rate == 0.3
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "vitae"
+
+
+def test_backbone_fields_follow_the_library():
+    config = pyramid_config(out_indices=[1, 3])
+    assert config.stage_names == ["stem", "stage1", "stage2", "stage3"]
+    assert config.out_features == ["stage1", "stage3"] and config.out_indices == [1, 3]
+    assert pyramid_config().out_features == ["stage3"] and pyramid_config().num_hidden_layers == 3
+    with pytest.raises(ValueError, match="out_features must be a subset"):
+        pyramid_config(out_features=["stage4"])
+
+
+@pytest.mark.parametrize("name", ["vitae-t", "vitae-6m", "vitae-13m", "vitae-s", "vitae-b", "vitae-l", "vitae-h"])
+def test_every_preset_has_the_tensors_of_the_released_network(name):
+    layout = {}
+    for original, parts in original_layout(config_from_preset(name)).items():
+        shape = next(iter(parts.values()))
+        layout[original] = "x".join(map(str, (len(parts) * shape[0], *shape[1:]))) if shape else "-"
+    released = (line.split("\t") for line in (GOLDEN / "keys" / f"{name}.tsv").read_text().splitlines())
+    assert layout == {key: shape for key, shape, _ in released}

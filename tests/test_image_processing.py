@@ -1,0 +1,163 @@
+"""The evaluation transform equals the authors', on either backend, for whatever PIL can open."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import GOLDEN, REPOSITORY
+from transformers import AutoImageProcessor
+
+from vitae_hf import ViTAEImageProcessor, ViTAEImageProcessorPil, image_processing_vitae
+
+
+CHELSEA = REPOSITORY / "examples" / "chelsea.png"
+BACKENDS = {"torchvision": ViTAEImageProcessor, "pil": ViTAEImageProcessorPil}
+
+
+@pytest.fixture(params=list(BACKENDS))
+def processor_class(request):
+    return BACKENDS[request.param]
+
+
+def pixels(processor, images) -> np.ndarray:
+    """What the processor makes of the images before scaling, as integers (B, 3, height, width)."""
+    values = processor(images, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values
+    return np.asarray(values).astype(np.int64)
+
+
+def test_pillow_gives_the_authors_pixels_and_torchvision_almost():
+    expected = np.load(GOLDEN / "preprocessed_chelsea_224.npz")["uint8"].astype(np.int64)
+    image = PIL.Image.open(CHELSEA)
+    assert np.array_equal(pixels(ViTAEImageProcessorPil(), image)[0], expected)
+    difference = np.abs(pixels(ViTAEImageProcessor(), image)[0] - expected)
+    assert difference.max() <= 1 and difference.mean() < 0.05
+
+
+def test_pixels_are_scaled_and_normalised_with_imagenets_statistics(processor_class):
+    image = PIL.Image.new("RGB", (300, 250), (255, 128, 0))
+    values = processor_class()(image, return_tensors="pt").pixel_values
+    assert values.shape == (1, 3, 224, 224) and values.dtype == torch.float32
+    expected = [(1 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (0 - 0.406) / 0.225]
+    assert torch.allclose(values.amax((0, 2, 3)), torch.tensor(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "size, crop_pct, resized",
+    [
+        ({"height": 224, "width": 224}, 0.9, (248, 372)),  # the longer side truncated: 248 · 451/300 = 372.8
+        ({"height": 384, "width": 384}, 0.9, (426, 640)),
+        ({"height": 224, "width": 224}, 1.0, (224, 336)),
+        ({"height": 224, "width": 448}, 1.0, (298, 448)),  # here the width decides
+    ],
+)
+def test_the_picture_covers_the_size_over_the_crop_ratio(size, crop_pct, resized):
+    size = image_processing_vitae.SizeDict(**size)
+    assert image_processing_vitae.resized_height_width(300, 451, size, crop_pct) == resized
+
+
+def test_the_crop_corner_is_rounded_half_to_even():
+    size = image_processing_vitae.SizeDict(height=224, width=224)
+    corners = {side: image_processing_vitae.center_box(side, 248, size)[0].start for side in (247, 249, 251, 253)}
+    assert corners == {247: 12, 249: 12, 251: 14, 253: 14}  # offsets 11.5, 12.5, 13.5, 14.5
+
+
+def test_size_and_crop_ratio_adapt(processor_class):
+    image = PIL.Image.open(CHELSEA)
+    assert pixels(processor_class(size=384), image).shape == (1, 3, 384, 384)
+    assert pixels(processor_class(size={"height": 160, "width": 320}), image).shape == (1, 3, 160, 320)
+    once = processor_class()(image, size={"height": 96, "width": 96}, crop_pct=1.0, return_tensors="pt")
+    assert once.pixel_values.shape == (1, 3, 96, 96)
+    whole = pixels(processor_class(size={"height": 300, "width": 451}, crop_pct=1.0), image)[0]
+    assert np.array_equal(whole, np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+
+
+def test_batches_of_mixed_sizes_equal_the_images_alone(processor_class):
+    processor, cat = processor_class(), PIL.Image.open(CHELSEA)
+    images = [cat, cat.crop((0, 0, 80, 200)), cat.resize((451, 300)).transpose(PIL.Image.Transpose.ROTATE_90), cat]
+    together = processor(images, return_tensors="pt").pixel_values
+    alone = torch.cat([processor(image, return_tensors="pt").pixel_values for image in images])
+    assert torch.equal(together, alone)
+
+
+# ------------------------------------------------------------------------------------------- kinds of pictures
+
+
+def saved(image: PIL.Image.Image, path, **options) -> PIL.Image.Image:
+    image.save(path, **options)
+    return PIL.Image.open(path)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "YCbCr", "HSV"])
+def test_every_mode_is_read_as_pillows_convert_does(processor_class, mode):
+    image = PIL.Image.open(CHELSEA).convert("RGB").convert(mode)
+    expected = pixels(processor_class(), image.convert("RGB"))
+    assert np.array_equal(pixels(processor_class(), image), expected)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped(processor_class, tmp_path):
+    grey = np.asarray(PIL.Image.open(CHELSEA).convert("L"))
+    image = saved(PIL.Image.fromarray(grey.astype(np.uint16) * 257), tmp_path / "grey16.png")
+    assert image.mode.startswith("I")
+    expected = pixels(processor_class(), PIL.Image.fromarray(grey))
+    assert np.array_equal(pixels(processor_class(), image), expected)
+    assert np.array_equal(pixels(processor_class(), np.asarray(image)), expected)
+
+
+def test_exif_rotation_is_applied(processor_class, tmp_path):
+    upright = PIL.Image.open(CHELSEA).convert("RGB")
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # the camera was held so that the picture needs a quarter turn to the right
+    turned = upright.transpose(PIL.Image.Transpose.ROTATE_90)
+    image = saved(turned, tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(pixels(processor_class(), image), pixels(processor_class(), upright))
+    assert np.array_equal(pixels(processor_class(), tmp_path / "turned.png"), pixels(processor_class(), upright))
+
+
+def test_arrays_tensors_and_paths_equal_the_image(processor_class):
+    image = PIL.Image.open(CHELSEA).convert("RGB")
+    array, processor = np.asarray(image), processor_class()
+    expected = pixels(processor, image)
+    for other in (array, torch.from_numpy(array.copy()).permute(2, 0, 1), str(CHELSEA), CHELSEA, [CHELSEA]):
+        assert np.array_equal(pixels(processor, other), expected)
+    grey = array[..., 0]
+    assert np.array_equal(pixels(processor, grey), pixels(processor, PIL.Image.fromarray(grey)))
+    alpha = np.concatenate([array, np.full_like(array[..., :1], 7)], -1)
+    assert np.array_equal(pixels(processor, alpha), expected)
+
+
+@pytest.mark.parametrize("content", [b"not a picture", None])
+def test_a_damaged_file_is_named(processor_class, tmp_path, content):
+    path = tmp_path / "broken.png"
+    path.write_bytes(content or CHELSEA.read_bytes()[:20000])
+    with pytest.raises(ValueError, match="cannot read the image .*broken.png"):
+        processor_class()(path)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"crop_pct": 0.0}, "`crop_pct` must be above 0 and at most 1, got 0.0"),
+        ({"crop_pct": 1.5}, "`crop_pct` must be above 0"),
+        ({"size": {"shortest_edge": 224}}, "`size` must have 'height' and 'width'"),
+    ],
+)
+def test_wrong_options_are_named(processor_class, options, message):
+    with pytest.raises(ValueError, match=message):
+        processor_class()(PIL.Image.open(CHELSEA), **options)
+
+
+# -------------------------------------------------------------------------------------------------- auto class
+
+
+def test_the_auto_class_gives_either_backend(processor_class, tmp_path):
+    processor_class(size=64, crop_pct=0.8).save_pretrained(tmp_path)
+    for backend, expected in {**BACKENDS, None: ViTAEImageProcessor}.items():
+        processor = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
+        assert type(processor) is expected
+        assert (dict(processor.size), processor.crop_pct) == ({"height": 64, "width": 64}, 0.8)
+
+
+def test_without_torchvision_the_class_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(image_processing_vitae, "is_torchvision_available", lambda: False)
+    with pytest.raises(ImportError, match="pip install torchvision.*ViTAEImageProcessorPil"):
+        ViTAEImageProcessor()

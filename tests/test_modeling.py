@@ -1,0 +1,350 @@
+"""What a Transformers user expects of a vision model, on tiny networks of both kinds."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from accelerate import infer_auto_device_map
+from conftest import images, pyramid_config
+from transformers import AutoModel, AutoModelForImageClassification
+from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
+
+from vitae_hf import ViTAEForImageClassification, ViTAEModel, config_from_preset
+from vitae_hf.modeling_vitae import ViTAENormalCell, ViTAEReductionCell, random_feature_attention
+
+
+def classifier(config) -> ViTAEForImageClassification:
+    """A model in eval mode whose BatchNorms have seen data and whose positions are not zero."""
+    model = ViTAEForImageClassification(config)
+    if config.has_class_token:
+        torch.nn.init.normal_(model.vitae.embeddings.position_embeddings, std=0.2)
+    with torch.no_grad():
+        model.train()(images(4))
+    return model.eval()
+
+
+# ---------------------------------------------------------------------------------------------------- outputs
+
+
+def test_outputs_have_the_documented_shapes():
+    model = classifier(pyramid_config(attn_implementation="eager"))
+    outputs = model.vitae(images(2, 64, 96), output_hidden_states=True, output_attentions=True)
+    assert outputs.last_hidden_state.shape == (2, 4 * 6, 32)
+    assert torch.allclose(outputs.pooler_output, outputs.last_hidden_state.mean(1), atol=1e-6)
+    expected = [(2, 3, 64, 96), (2, 16, 16, 24), (2, 24, 8, 12), (2, 32, 4, 6)]
+    assert [tuple(feature_map.shape) for feature_map in outputs.hidden_states] == expected
+    assert torch.equal(outputs.hidden_states[-1].flatten(2).transpose(1, 2), outputs.last_hidden_state)
+    heads_and_tokens = [(3, 96), (2, 24), (2, 24)]  # the softmax cells alone
+    assert [tuple(weights.shape) for weights in outputs.attentions] == [(2, h, n, n) for h, n in heads_and_tokens]
+    assert all(torch.allclose(weights.sum(-1), torch.ones(1), atol=1e-5) for weights in outputs.attentions)
+
+
+def test_class_token_outputs_have_the_documented_shapes(tiny_config):
+    model = classifier(tiny_config(attn_implementation="eager"))
+    if not model.config.has_class_token:
+        pytest.skip("the pyramid variants are above")
+    outputs = model.vitae(images(2), output_hidden_states=True, output_attentions=True)
+    assert outputs.last_hidden_state.shape == (2, 17, 32)
+    assert [tuple(tokens.shape) for tokens in outputs.hidden_states] == [(2, 17, 32), (2, 17, 32)]
+    assert [tuple(weights.shape) for weights in outputs.attentions] == [(2, 2, 17, 17)] * 2
+    pooled = model.vitae.pooler.layernorm(outputs.last_hidden_state[:, 1:].mean(1))
+    assert torch.allclose(outputs.pooler_output, pooled, atol=1e-6)
+    assert torch.allclose(model(images(2)).logits, model.classifier(pooled), atol=1e-6)
+
+
+def test_hidden_states_can_be_selected_by_index(tiny_config):
+    model = classifier(tiny_config())
+    every = model(images(), output_hidden_states=True).hidden_states
+    selected = model(images(), output_hidden_states=[-1]).hidden_states
+    assert torch.equal(selected[-1], every[-1]) and all(state is None for state in selected[:-1])
+
+
+def test_return_dict_false_gives_a_tuple(tiny_config):
+    model = classifier(tiny_config())
+    logits = model(images(), return_dict=False)
+    assert isinstance(logits, tuple) and torch.equal(logits[0], model(images()).logits)
+    loss, logits = model(images(), labels=torch.tensor([0, 1]), return_dict=False)
+    assert loss.ndim == 0 and logits.shape == (2, 5)
+
+
+def test_each_batch_element_is_classified_by_itself(tiny_config):
+    model = classifier(tiny_config())
+    together, alone = model(images(3)).logits, torch.cat([model(image[None]).logits for image in images(3)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "labels, problem_type, expected",
+    [
+        (torch.tensor([1, 4]), None, torch.nn.CrossEntropyLoss()),
+        (torch.tensor([[0.0, 1, 0, 1, 1], [1, 0, 0, 0, 0]]), None, torch.nn.BCEWithLogitsLoss()),
+        (torch.randn(2, 5), "regression", torch.nn.MSELoss()),
+    ],
+)
+def test_losses_are_the_librarys(labels, problem_type, expected):
+    model = classifier(pyramid_config(problem_type=problem_type))
+    outputs = model(images(), labels=labels)
+    assert torch.allclose(outputs.loss, expected(outputs.logits, labels))
+
+
+# ----------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("height, width, nearest", [(60, 64, "height 48 or 64 and width 64"), (64, 7, "width 16")])
+def test_a_size_off_the_stride_names_the_nearest(tiny_config, height, width, nearest):
+    with pytest.raises(ValueError, match=f"multiples of 16.*{nearest}"):
+        ViTAEModel(tiny_config())(torch.zeros(1, 3, height, width))
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64)])
+def test_wrong_shapes_are_named(tiny_config, shape):
+    with pytest.raises(ValueError, match=r"\(batch, 3, height, width\).*got \(" + str(shape[0])):
+        ViTAEModel(tiny_config())(torch.zeros(shape))
+
+
+def test_missing_pixels_are_named(tiny_config):
+    with pytest.raises(ValueError, match="specify pixel_values"):
+        ViTAEModel(tiny_config())()
+
+
+def test_positions_are_interpolated_only_when_asked_and_as_vit_does(tiny_config):
+    model = classifier(tiny_config()).vitae
+    if not model.config.has_class_token:
+        model(images(1, 96, 32))  # no positions, nothing to ask for
+        return
+    with pytest.raises(ValueError, match=r"Input image size \(96\*32\) doesn't match model \(64\*64\)"):
+        model(images(1, 96, 32))
+    vit = ViTEmbeddings(ViTConfig(hidden_size=32, image_size=64, patch_size=16))
+    vit.position_embeddings.data = model.embeddings.position_embeddings.data
+    expected = vit.interpolate_pos_encoding(torch.zeros(1, 1 + 6 * 2, 32), 96, 32)
+    assert torch.allclose(model.embeddings.interpolate_pos_encoding((6, 2)), expected, atol=1e-6)
+    assert model(images(1, 96, 32), interpolate_pos_encoding=True).last_hidden_state.shape == (1, 13, 32)
+
+
+# ------------------------------------------------------------------------- attention, dtypes, compilers, export
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
+@torch.no_grad()  # flex attention has no backward pass on a CPU
+def test_attention_backends_agree_with_eager(tiny_config, implementation):
+    if implementation == "flex_attention" and not shutil.which("g++"):
+        pytest.skip("flex attention compiles a kernel and there is no C++ compiler")
+    model = classifier(tiny_config(attn_implementation="eager"))
+    expected = model(images()).logits
+    model.set_attn_implementation(implementation)
+    assert model.config._attn_implementation == implementation
+    assert torch.allclose(model(images()).logits, expected, atol=1e-5)
+
+
+def test_flash_attention_is_offered():
+    assert ViTAEModel._supports_flash_attn and ViTAEModel._can_set_attn_implementation()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_close_and_keeps_the_projection_in_float32(tiny_config, dtype, tmp_path):
+    model = classifier(tiny_config())
+    model.save_pretrained(tmp_path)
+    half = ViTAEForImageClassification.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert half.dtype == dtype
+    assert all(buffer.dtype == torch.float32 for name, buffer in half.named_buffers() if "random_projection" in name)
+    logits, expected = half(images()).logits, model(images()).logits
+    assert logits.dtype == dtype
+    assert (logits.float() - expected).abs().max() < 0.05 * expected.std()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("scale", [1e-3, 1, 10, 100])
+def test_random_features_are_finite_for_any_activation(dtype, scale):
+    """Values and gradients, with the projection that the config draws and with a larger one that overflows exp."""
+    for size in (1.0, 4.0):
+        projection = size * torch.nn.init.orthogonal_(torch.empty(16, 32), gain=4.0)
+        query, key, value = (scale * torch.randn(3, 2, 64, 32)).to(dtype).requires_grad_()
+        output = random_feature_attention(query, key, value, projection)
+        assert output.dtype == dtype and output.isfinite().all()
+        query, key, value = ((scale * torch.randn(2, 64, 32)).to(dtype).requires_grad_() for _ in range(3))
+        random_feature_attention(query, key, value, projection).float().sum().backward()
+        assert all(tensor.grad.isfinite().all() for tensor in (query, key, value))
+
+
+def test_autocast_leaves_the_random_features_in_float32():
+    projection, states = torch.randn(8, 16), torch.randn(3, 1, 20, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = random_feature_attention(*states, projection)
+    assert torch.equal(output, random_feature_attention(*states, projection))
+
+
+def test_compiles_without_graph_breaks(tiny_config):
+    model = classifier(tiny_config())
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
+    outputs = compiled(images(), labels=torch.tensor([0, 1]))
+    assert torch.allclose(outputs.logits, model(images()).logits, atol=1e-5)
+
+
+def test_exports_with_dynamic_batch_height_and_width(tiny_config):
+    model = classifier(tiny_config())
+    batch, rows, columns = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "rows", "columns"))
+    shapes = {"pixel_values": {0: batch, 2: 16 * rows, 3: 16 * columns}, "interpolate_pos_encoding": None}
+    arguments = {"pixel_values": images(2, 64, 96), "interpolate_pos_encoding": True}
+    program = torch.export.export(model, (), arguments, dynamic_shapes=shapes)
+    for size in ((3, 48, 64), (2, 64, 64)):
+        arguments["pixel_values"] = images(*size)
+        assert torch.allclose(program.module()(**arguments).logits, model(**arguments).logits, atol=1e-5), size
+
+
+# ------------------------------------------------------------------------------------- training, checkpointing
+
+
+def gradients_and_statistics(model, reentrant: bool | None):
+    model = copy.deepcopy(model).train()
+    if reentrant is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    torch.manual_seed(1)
+    model(images(4), labels=torch.arange(4)).loss.backward()
+    return {n: p.grad for n, p in model.named_parameters()}, {n: b.clone() for n, b in model.named_buffers()}
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_changes_nothing_but_memory(tiny_config, reentrant):
+    """Same gradients, with dropout and drop path on, and BatchNorm statistics that saw each batch once."""
+    model = ViTAEForImageClassification(tiny_config(hidden_dropout_prob=0.1, drop_path_rate=0.3))
+    expected_gradients, expected_buffers = gradients_and_statistics(model, None)
+    gradients, buffers = gradients_and_statistics(model, reentrant)
+    assert all(torch.equal(buffers[name], value) for name, value in expected_buffers.items())
+    for name, value in expected_gradients.items():
+        assert gradients[name] is not None and torch.allclose(gradients[name], value, atol=1e-6), name
+
+
+def test_gradient_checkpointing_recomputes_every_cell(tiny_config, monkeypatch):
+    model = ViTAEForImageClassification(tiny_config()).train()
+    model.gradient_checkpointing_enable()
+    passes = []
+    for cell in model.modules():
+        if isinstance(cell, (ViTAENormalCell, ViTAEReductionCell)):
+            cell.layernorm_before.register_forward_hook(lambda *_: passes.append(1))
+    cells = sum(isinstance(cell, (ViTAENormalCell, ViTAEReductionCell)) for cell in model.modules())
+    loss = model(images(), labels=torch.tensor([0, 1])).loss
+    assert len(passes) == cells
+    loss.backward()
+    assert len(passes) == 2 * cells
+
+
+def test_compiled_checkpointing_counts_each_batch_once(tiny_config):
+    model = ViTAEForImageClassification(tiny_config(drop_path_rate=0.0, reduction_dropout_prob=0.0)).train()
+    plain = copy.deepcopy(model)
+    plain(images(4), labels=torch.arange(4)).loss.backward()
+    model.gradient_checkpointing_enable()
+    torch.compile(model, backend="aot_eager")(images(4), labels=torch.arange(4)).loss.backward()
+    for (name, expected), buffer in zip(plain.named_buffers(), model.buffers()):
+        assert torch.allclose(expected.float(), buffer.float(), atol=1e-5), name
+
+
+def test_one_training_step_reaches_every_parameter(tiny_config):
+    model = ViTAEForImageClassification(tiny_config(drop_path_rate=0.0)).train()
+    model(images(), labels=torch.tensor([0, 1])).loss.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
+
+
+def test_drop_path_rates_rise_linearly_over_all_normal_cells_and_drop_whole_samples():
+    model = ViTAEModel(config_from_preset("vitae-nano", depths=(0, 0, 5), drop_path_rate=0.4))
+    drop_paths = [cell.drop_path for stage in model.stages for cell in stage.normal_cells]
+    assert [path.rate for path in drop_paths] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    dropped = drop_paths[-1].train()(torch.ones(2000, 3, 4))
+    assert torch.allclose(dropped.unique(), torch.tensor([0, 1 / 0.6]))
+    assert (dropped == dropped[:, :1, :1]).all() and dropped.mean().item() == pytest.approx(1, abs=0.06)
+    assert torch.equal(drop_paths[-1].eval()(dropped), dropped)
+
+
+def test_attention_and_branch_are_dropped_independently():
+    cell = ViTAENormalCell(pyramid_config(drop_path_rate=0.5), 2, 1).train()
+    draws = []
+    cell.drop_path.register_forward_hook(lambda module, inputs, output: draws.append(output[:, 0, 0] != 0))
+    cell(torch.randn(64, 16, 32), 4, 4)
+    assert len(draws) == 3 and not torch.equal(draws[0], draws[1])
+
+
+# ------------------------------------------------------------------------------------------ weights and folders
+
+
+def test_initialisation_follows_the_authors():
+    model = ViTAEForImageClassification(config_from_preset("vitae-t", num_labels=10))
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.1) and not module.bias.any(), name
+        elif isinstance(module, torch.nn.Conv2d):  # PyTorch's default: uniform within 1/√fan_in
+            bound = module.weight[0].numel() ** -0.5
+            assert 0.95 * bound < module.weight.abs().max() <= bound, name
+            assert 0 < module.bias.abs().max() <= bound, name
+        elif isinstance(module, (torch.nn.LayerNorm, torch.nn.BatchNorm2d)):
+            assert (module.weight == 1).all() and not module.bias.any(), name
+    projection = model.vitae.stages[0].reduction_cell.attention.random_projection
+    assert torch.allclose(projection @ projection.T, 32 * torch.eye(32), atol=1e-4)
+
+
+def test_saved_models_reload_bitwise_through_the_auto_classes(tiny_config, tmp_path):
+    model = classifier(tiny_config())
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    reloaded = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(reloaded(images()).logits, model(images()).logits)
+    base, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert torch.equal(base.eval()(images()).pooler_output, model.vitae(images()).pooler_output)
+    base.save_pretrained(tmp_path / "base")
+    fresh_head = AutoModelForImageClassification.from_pretrained(tmp_path / "base").eval()
+    assert torch.equal(fresh_head.vitae(images()).pooler_output, model.vitae(images()).pooler_output)
+
+
+def test_a_new_head_is_drawn_and_the_rest_kept_with_ignore_mismatched_sizes(tiny_config, tmp_path):
+    model = classifier(tiny_config())
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="size mismatch|ignore_mismatched_sizes"):
+        AutoModelForImageClassification.from_pretrained(tmp_path, num_labels=3)
+    names = {0: "cat", 1: "dog", 2: "fox"}
+    resized = AutoModelForImageClassification.from_pretrained(
+        tmp_path, id2label=names, ignore_mismatched_sizes=True
+    ).eval()
+    assert resized.classifier.out_features == 3 and resized.config.id2label == names
+    assert resized.classifier.weight.std().item() == pytest.approx(0.02, rel=0.3)
+    assert torch.equal(resized.vitae(images()).pooler_output, model.vitae(images()).pooler_output)
+
+
+def test_device_map_places_whole_cells(tiny_config, tmp_path):
+    """`auto`, and a map made by accelerate for a memory so small that cells are offloaded to disk."""
+    model = classifier(tiny_config())
+    model.save_pretrained(tmp_path)
+    automatic = AutoModelForImageClassification.from_pretrained(tmp_path, device_map="auto").eval()
+    assert torch.equal(automatic(images()).logits, model(images()).logits)
+    device_map = infer_auto_device_map(
+        model, {"cpu": int(0.8 * model.get_memory_footprint()), "disk": "1GB"}, model._no_split_modules
+    )
+    offloaded = AutoModelForImageClassification.from_pretrained(
+        tmp_path, device_map=device_map, offload_folder=tmp_path / "offload"
+    ).eval()
+    on_disk = [name for name, device in offloaded.hf_device_map.items() if device == "disk"]
+    assert 0 < len(on_disk) < len(device_map)
+    assert not any(part in name for name in on_disk for part in ("attention", "conv_branch", "mlp"))
+    assert torch.equal(offloaded(images()).logits, model(images()).logits)
+
+
+def test_lora_trains_the_projections_alone(tiny_config, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = classifier(tiny_config())
+    lora = peft.LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], modules_to_save=["classifier"])
+    adapted = peft.get_peft_model(copy.deepcopy(model), lora).train()
+    adapted.gradient_checkpointing_enable({"use_reentrant": True})
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(2):
+        adapted(pixel_values=images(), labels=torch.tensor([0, 1])).loss.backward()
+        optimizer.step()
+    trained = [name for name, p in adapted.named_parameters() if p.grad is not None]
+    assert trained and all("lora_" in name or "classifier" in name for name in trained)
+    assert len([n for n in trained if "lora_A" in n]) == 4 * len([m for m in model.modules() if hasattr(m, "o_proj")])
+    adapted.save_pretrained(tmp_path)
+    restored = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
+    frozen = dict(adapted.named_buffers())
+    restored.load_state_dict(frozen, strict=False)  # BatchNorm statistics moved while training
+    assert torch.allclose(
+        restored(pixel_values=images()).logits, adapted.eval()(pixel_values=images()).logits, atol=1e-5
+    )
+    assert not torch.allclose(adapted(pixel_values=images()).logits, model(images()).logits, atol=1e-3)
