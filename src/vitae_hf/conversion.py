@@ -195,7 +195,8 @@ def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             ) from None
         raise ValueError(f"{path} is no checkpoint that can be read without running its code") from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged or no PyTorch checkpoint ({str(error).splitlines()[0]})") from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is damaged or no PyTorch checkpoint ({reason})") from None
     for key in ("state_dict_ema", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

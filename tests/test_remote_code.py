@@ -1,0 +1,98 @@
+"""Saved folders work where the package is not installed, with and without torchvision."""
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, class_token_config, pyramid_config
+
+from vitae_hf import (
+    ViTAEConfig,
+    ViTAEForImageClassification,
+    ViTAEImageProcessor,
+    ViTAEImageProcessorPil,
+    ViTAEModel,
+)
+
+
+IMAGE = REPOSITORY / "examples" / "chelsea.png"
+CODE_FILES = {"configuration_vitae.py", "image_processing_vitae.py", "modeling_vitae.py"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """One folder per class that can be saved: classifiers of both kinds, and a base model."""
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("remote") / "folders"
+    models = {
+        "base": ViTAEModel(pyramid_config()),
+        "classifier": ViTAEForImageClassification(pyramid_config()),
+        "class_token": ViTAEForImageClassification(class_token_config()),
+    }
+    for name, model in models.items():
+        model.save_pretrained(root / name)
+        ViTAEImageProcessor(size=64).save_pretrained(root / name)
+    return root
+
+
+def python_path_without(*packages: str, folder: Path) -> Path:
+    """A folder of links to everything installed here but these packages; `python -S` sees nothing else."""
+    folder.mkdir()
+    site_packages = Path(importlib.metadata.distribution("transformers").locate_file(""))
+    for entry in site_packages.iterdir():
+        if not entry.name.startswith(packages) and entry.suffix != ".pth":
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+@pytest.mark.parametrize("torchvision", [True, False], ids=["with_torchvision", "without_torchvision"])
+def test_folders_load_without_the_package_and_give_the_same_bits(folders, tmp_path, torchvision):
+    hidden = ("vitae_hf", "__editable__") if torchvision else ("vitae_hf", "__editable__", "torchvision")
+    path = python_path_without(*hidden, folder=tmp_path / "site")
+    environment = {**os.environ, "PYTHONPATH": str(path), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-S", REPOSITORY / "tests" / "without_package.py", folders, IMAGE, tmp_path / "out.pt"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    record = torch.load(tmp_path / "out.pt")
+    assert record["torchvision"] == torchvision
+    processor_class = ViTAEImageProcessor if torchvision else ViTAEImageProcessorPil
+    inputs = processor_class(size=64)(IMAGE, return_tensors="pt")
+    with torch.no_grad():
+        for folder in folders.iterdir():
+            assert record["processor"][folder.name][0] == processor_class.__name__
+            assert torch.equal(record["processor"][folder.name][1], inputs.pixel_values)
+            base = ViTAEModel.from_pretrained(folder).eval()
+            assert torch.equal(record["pooled"][folder.name], base(**inputs).pooler_output)
+            if folder.name != "base":
+                model = ViTAEForImageClassification.from_pretrained(folder).eval()
+                assert torch.equal(record["logits"][folder.name], model(**inputs).logits)
+    assert CODE_FILES | {"config.json", "model.safetensors", "preprocessor_config.json"} == set(record["again"])
+    assert torch.equal(record["pooled_again"], record["pooled"]["classifier"])
+
+
+def test_all_auto_classes_are_in_the_folder_whichever_class_was_saved(folders, tmp_path):
+    ViTAEConfig().save_pretrained(tmp_path / "config_only")
+    for folder in [*folders.iterdir(), tmp_path / "config_only"]:
+        auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
+        assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForImageClassification"}
+        for reference in auto_map.values():
+            module, name = reference.split(".")
+            assert f"class {name}(" in (folder / f"{module}.py").read_text()
+    processor = json.loads((folders / "base" / "preprocessor_config.json").read_text())
+    assert set(processor["auto_map"]["AutoImageProcessor"]) == {"torchvision", "pil"}
+    assert processor["image_processor_type"] == "ViTAEImageProcessor"
+
+
+def test_the_code_files_import_nothing_but_what_every_user_has(folders):
+    from transformers.dynamic_module_utils import get_imports, get_relative_imports
+
+    allowed = {"huggingface_hub", "numpy", "PIL", "torch", "transformers"} | set(sys.stdlib_module_names)
+    for name in CODE_FILES:
+        path = folders / "classifier" / name
+        assert set(get_imports(path)) <= allowed, name
+        assert {f"{module}.py" for module in get_relative_imports(path)} <= CODE_FILES, name

@@ -1,0 +1,45 @@
+"""Run by test_remote_code.py in a process that cannot import vitae_hf: what the Auto classes make of saved folders.
+
+python -S without_package.py FOLDER_OF_FOLDERS IMAGE OUTPUT.pt
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+
+
+assert importlib.util.find_spec("vitae_hf") is None
+folders, image, output = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+record = {
+    "torchvision": importlib.util.find_spec("torchvision") is not None,
+    "processor": {},
+    "pooled": {},
+    "logits": {},
+}
+for folder in sorted(folders.iterdir()):
+    assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "vitae"
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor(image, return_tensors="pt")
+    record["processor"][folder.name] = (type(processor).__name__, inputs.pixel_values)
+    with torch.no_grad():
+        base = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+        record["pooled"][folder.name] = base(**inputs).pooler_output
+        if folder.name != "base":
+            model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
+            record["logits"][folder.name] = model(**inputs).logits
+            top = pipeline("image-classification", model=str(folder), trust_remote_code=True)(image, top_k=1)
+            assert top[0]["label"] == model.config.id2label[model(**inputs).logits.argmax().item()]
+
+# What was loaded from a folder can be trained further and saved as whole a folder.
+again = folders.parent / f"again-{record['torchvision']}"
+model.save_pretrained(again)
+processor.save_pretrained(again)
+record["again"] = sorted(path.name for path in again.iterdir())
+record["auto_map"] = AutoConfig.from_pretrained(again, trust_remote_code=True).auto_map
+with torch.no_grad():
+    reloaded = AutoModel.from_pretrained(again, trust_remote_code=True).eval()
+    record["pooled_again"] = reloaded(**inputs).pooler_output
+torch.save(record, output)
