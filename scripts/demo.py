@@ -45,7 +45,7 @@ def preprocess(split: Dataset, processor, batch_size: int = 500) -> list[dict[st
     return [{"pixel_values": image, "labels": label} for image, label in zip(pixels, split["label"])]
 
 
-def augment(samples: list[dict], max_shift: int = 6) -> dict[str, torch.Tensor]:
+def augment(samples: list[dict], max_shift: int = 3) -> dict[str, torch.Tensor]:
     """A training batch: each image mirrored or not, and shifted by up to `max_shift` pixels."""
     pixel_values = torch.stack([sample["pixel_values"] for sample in samples])  # (B, 3, 64, 64)
     mirrored = torch.rand(len(samples)) < 0.5
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/vitae-nano-fashion"), help="folder to write")
     parser.add_argument("--epochs", type=int, default=14)
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--learning_rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args(argv)
     started = time.perf_counter()

@@ -123,6 +123,10 @@ def test_arrays_tensors_and_paths_equal_the_image(processor_class):
     assert np.array_equal(pixels(processor, grey), pixels(processor, PIL.Image.fromarray(grey)))
     alpha = np.concatenate([array, np.full_like(array[..., :1], 7)], -1)
     assert np.array_equal(pixels(processor, alpha), expected)
+    assert np.array_equal(pixels(processor, alpha.transpose(2, 0, 1)), expected)
+    narrow = array[:, :4]  # four pixels wide is not four channels
+    assert np.array_equal(pixels(processor, narrow), pixels(processor, PIL.Image.fromarray(narrow)))
+    assert np.array_equal(pixels(processor, narrow.transpose(2, 0, 1)), pixels(processor, PIL.Image.fromarray(narrow)))
 
 
 @pytest.mark.parametrize("content", [b"not a picture", None])

@@ -21,6 +21,7 @@ from transformers.image_utils import (
     IMAGENET_DEFAULT_STD,
     PILImageResampling,
     SizeDict,
+    infer_channel_dimension_format,
     is_valid_image,
     load_image,
 )
@@ -107,14 +108,16 @@ class _ViTAEProcessing:
             return images[None] if getattr(images, "ndim", 3) == 2 else images  # grey arrays have no channel axis
         raise TypeError(f"expected a picture (PIL, array, tensor, path or URL), or a list of them, got {type(images)}")
 
-    def process_image(self, image, do_convert_rgb: bool | None = None, **kwargs):
-        if isinstance(image, PIL.Image.Image) and do_convert_rgb:
-            image = to_rgb(image)
-        elif getattr(image, "dtype", None) in (np.uint16, torch.uint16):
+    def process_image(self, image, do_convert_rgb: bool | None = None, input_data_format=None, **kwargs):
+        if isinstance(image, PIL.Image.Image):
+            image = to_rgb(image) if do_convert_rgb else image
+        elif image.dtype in (np.uint16, torch.uint16):
             image = (np.asarray(image) >> 8).astype(np.uint8)
-        image = super().process_image(image, do_convert_rgb=False, **kwargs)  # (C, height, width)
-        if do_convert_rgb and image.shape[0] != 3:
-            image = image[:3] if image.shape[0] == 4 else image[[0, 0, 0]]
+        if input_data_format is None and getattr(image, "ndim", None) == 3:
+            input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+        image = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
+        if do_convert_rgb and image.shape[0] != 3:  # of an array, now (C, height, width): grey, or drop its alpha
+            image = image[[0, 0, 0]] if image.shape[0] == 1 else image[:3]
         return image
 
     def _validate_preprocess_kwargs(self, size: SizeDict | None = None, crop_pct: float | None = None, **kwargs):
