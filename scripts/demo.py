@@ -122,7 +122,7 @@ def draw_predictions(folder: Path, split: Dataset, path: Path, count: int = 10) 
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("outputs/vitae-nano-fashion"), help="folder to write")
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--epochs", type=float, default=14)
     parser.add_argument("--learning_rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args(argv)

@@ -4,31 +4,43 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN, pyramid_config
+from conftest import GOLDEN, REPOSITORY, pyramid_config
 from huggingface_hub.errors import StrictDataclassError
+from torch.utils.flop_counter import FlopCounterMode
 
 from vitae_hf import PRESETS, ViTAEConfig, ViTAEForImageClassification, config_from_preset
 from vitae_hf.conversion import original_layout
 
 
-PARAMETERS = {  # as published or counted from the released networks, 1,000 classes at 224²
-    "vitae-t": 4_882_792,
-    "vitae-6m": 6_610_024,
-    "vitae-13m": 10_830_632,
-    "vitae-13m-paper": 13_192_552,
-    "vitae-s": 24_009_096,
-    "vitae-b": 89_341_672,
-    "vitae-l": 311_724_008,
-    "vitae-h": 644_528_360,
-    "vitae-nano": 216_074,
+PUBLISHED = {  # parameters and GMACs, counted from the released networks with 1,000 classes at 224²; nano is ours
+    "vitae-t": (4_882_792, 1.757),
+    "vitae-6m": (6_610_024, 2.152),
+    "vitae-13m": (10_830_632, 3.036),
+    "vitae-13m-paper": (13_192_552, 3.496),
+    "vitae-s": (24_009_096, 6.180),
+    "vitae-b": (89_341_672, 18.08),
+    "vitae-l": (311_724_008, 62.94),
+    "vitae-h": (644_528_360, 129.63),
+    "vitae-nano": (216_074, 0.012),
 }
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_have_the_published_number_of_parameters(name):
-    with torch.device("meta"):
-        model = ViTAEForImageClassification(config_from_preset(name))
-    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+def test_presets_have_the_published_parameters_and_multiply_adds(name):
+    parameters, gmacs = PUBLISHED[name]
+    config = config_from_preset(name, attn_implementation="eager")
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model = ViTAEForImageClassification(config).eval()
+        model(torch.empty(1, 3, config.image_size, config.image_size))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert counter.get_total_flops() / 2e9 == pytest.approx(gmacs, abs=0.005 if gmacs > 10 else 0.0005)
+
+
+def test_the_readme_states_these_figures():
+    readme = (REPOSITORY / "README.md").read_text()
+    for name, (parameters, gmacs) in PUBLISHED.items():
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
+        assert f" {parameters:,} | {gmacs:.5g} |" in row.replace("**", ""), name
 
 
 def test_the_defaults_are_vitae_s():

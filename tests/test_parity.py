@@ -7,7 +7,7 @@ import pytest
 import reference
 import torch
 from conftest import GOLDEN, images, original_weights
-from golden_weights import tensor
+from measure_parity import golden_state_dict, measure
 from torch import nn
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset, convert_original_state_dict, detect_preset
@@ -16,12 +16,6 @@ from vitae_hf.modeling_vitae import random_feature_attention
 
 
 NO_DROPOUT = {"reduction_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "drop_path_rate": 0.0}
-
-
-def golden_state_dict(name: str) -> dict[str, torch.Tensor]:
-    rows = (line.split("\t") for line in (GOLDEN / "keys" / f"{name}.tsv").read_text().splitlines())
-    shapes = {key: () if shape == "-" else tuple(map(int, shape.split("x"))) for key, shape, _ in rows}
-    return {key: torch.from_numpy(np.asarray(tensor(key, shape))) for key, shape in shapes.items()}
 
 
 def assert_close(actual: torch.Tensor, expected: np.ndarray, what: str, tolerance: float = 2e-5):
@@ -108,6 +102,14 @@ def test_the_epsilon_of_random_features_keeps_its_place_under_the_shift():
     assert_close(random_feature_attention(query, key, value, projection), expected.numpy(), "attention", tolerance=1e-5)
     unshifted = random_feature_attention(query, key, value, projection, eps=0.0)
     assert (unshifted - expected).abs().max() > 0.01
+
+
+def test_half_precision_is_finite_and_within_two_percent_of_the_spread():
+    record = measure("vitae-t", "cpu")
+    assert record["float32"]["max_over_std"] < 2e-5
+    for dtype in ("bfloat16", "float16"):
+        assert record[dtype]["finite"] and record[dtype]["finite_at_100_times"]
+        assert record[dtype]["max_over_range"] < 0.02 and record[dtype]["rms_over_std"] < 0.02
 
 
 def test_constants_that_parity_hardly_sees():

@@ -1,0 +1,26 @@
+# Needs Python 3.11 or newer with venv and pip, nothing else. The first call makes .venv; later ones use it.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: demo test test-slow check
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed  ## train vitae-nano on real images and use it
+	$(RUN) scripts/demo.py
+
+test: $(VENV)/installed  ## the default suite
+	$(RUN) -m pytest
+
+test-slow: $(VENV)/installed  ## checks that take minutes
+	$(RUN) -m pytest -m slow
+
+check: $(VENV)/installed  ## style
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'vitae-hf needs Python 3.11 or newer')"
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --editable ".[test]"
+	touch $@

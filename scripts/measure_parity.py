@@ -1,0 +1,84 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""How far are we from the authors' networks on this device, in float32 and in half precision?
+
+    python scripts/measure_parity.py --device cuda --output results/parity_cuda.json
+
+Uses the golden data of the tests. An error is the largest difference of a logit, over the standard deviation of the
+logits (`max_over_std`), over their range (`max_over_range`), or its root mean square (`rms_over_std`).
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import transformers
+
+from vitae_hf import ViTAEForImageClassification, config_from_preset, convert_original_state_dict
+
+
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
+sys.path.insert(0, str(GOLDEN))
+import golden_weights  # noqa: E402
+
+
+def golden_state_dict(name: str) -> dict[str, torch.Tensor]:
+    """The deterministic weights of a variant, in the authors' format."""
+    rows = (line.split("\t") for line in (GOLDEN / "keys" / f"{name}.tsv").read_text().splitlines())
+    shapes = {key: () if shape == "-" else tuple(map(int, shape.split("x"))) for key, shape, _ in rows}
+    return {key: torch.from_numpy(np.asarray(golden_weights.tensor(key, shape))) for key, shape in shapes.items()}
+
+
+def errors(logits: torch.Tensor, expected: np.ndarray) -> dict:
+    difference = logits.float().cpu().numpy() - expected
+    return {
+        "finite": bool(np.isfinite(difference).all()),
+        "max_over_std": float(np.abs(difference).max() / expected.std()),
+        "rms_over_std": float(np.sqrt((difference**2).mean()) / expected.std()),
+        "max_over_range": float(np.abs(difference).max() / np.ptp(expected)),
+    }
+
+
+@torch.no_grad()
+def measure(name: str, device: str) -> dict:
+    """Errors of one variant, by dtype; half precision also for images 100 times brighter than usual (finite or not)."""
+    expected = np.load(GOLDEN / f"{name}_224_seed0.npz")["logits"]
+    images = torch.from_numpy(golden_weights.images(2, 224, 224)).to(device)
+    record = {}
+    with TemporaryDirectory() as folder:
+        model = ViTAEForImageClassification(config_from_preset(name))
+        model.load_state_dict(convert_original_state_dict(golden_state_dict(name)))
+        model.save_pretrained(folder)
+        for dtype in ("float32", "bfloat16", "float16"):
+            model = ViTAEForImageClassification.from_pretrained(folder, dtype=dtype).to(device).eval()
+            record[dtype] = errors(model(images).logits, expected)
+            record[dtype]["finite_at_100_times"] = bool(model(100 * images).logits.isfinite().all())
+    return record
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["vitae-t", "vitae-6m", "vitae-s", "vitae-b"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    record = {
+        "errors": {name: measure(name, arguments.device) for name in arguments.presets},
+        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else f"{platform.machine()} CPU",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+    if arguments.output:
+        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(sys.argv[1:])))

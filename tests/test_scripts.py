@@ -1,0 +1,92 @@
+"""The scripts, run as a user runs them, and the README's snippets."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import REPOSITORY, original_weights
+from test_conversion import write_malicious
+
+from vitae_hf import config_from_preset
+
+
+def run(script: str, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, REPOSITORY / "scripts" / f"{script}.py", *map(str, arguments)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def last_line(done: subprocess.CompletedProcess) -> dict:
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A folder as `make demo` leaves it, but for a few steps of training, and the script's record."""
+    root = tmp_path_factory.mktemp("demo")
+    output = root / "outputs" / "vitae-nano-fashion"
+    return root, run("demo", "--epochs", 0.2, "--output", output)
+
+
+def test_the_demo_trains_saves_evaluates_and_draws(demo):
+    root, done = demo
+    record, folder = last_line(done), root / "outputs" / "vitae-nano-fashion"
+    assert record["top1_percent"] > 20  # after a fifth of an epoch; ten classes
+    assert {"config.json", "model.safetensors", "modeling_vitae.py", "preprocessor_config.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+    assert (folder / "predictions.png").stat().st_size > 20_000
+    assert "%|" in done.stderr  # the Trainer's progress bar
+    assert json.loads((folder / "config.json").read_text())["id2label"]["9"] == "Ankle boot"
+
+
+@pytest.mark.slow
+def test_the_demo_at_full_length_reaches_87_percent_in_five_minutes(tmp_path):
+    record = last_line(run("demo", "--output", tmp_path / "demo"))
+    assert record["top1_percent"] >= 87 and record["seconds"] < 300
+
+
+def test_the_readmes_snippets_run(demo, monkeypatch, capsys):
+    """All Python blocks in order, in one session, in a folder where the demo has run."""
+    root, _ = demo
+    monkeypatch.chdir(root)
+    if not (root / "examples").exists():
+        (root / "examples").symlink_to(REPOSITORY / "examples")
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) >= 4
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
+    printed = capsys.readouterr().out
+    assert "score" in printed
+
+
+def test_the_converter_writes_and_verifies_a_folder(tmp_path):
+    torch.save({"state_dict_ema": original_weights(config_from_preset("vitae-nano"))}, tmp_path / "nano.pth.tar")
+    done = run("convert_original_checkpoint", tmp_path / "nano.pth.tar", "--output", tmp_path / "out", "--verify")
+    record = last_line(done)
+    assert (record["preset"], record["num_labels"], len(record["verified"])) == ("vitae-nano", 10, 5)
+
+
+@pytest.mark.parametrize("preset", ["vitae-s", None])
+def test_the_converter_refuses_in_plain_words(tmp_path, preset):
+    write_malicious(tmp_path / "bad.pth", original_weights(config_from_preset("vitae-nano")))
+    arguments = [] if preset is None else ["--preset", preset]
+    done = run("convert_original_checkpoint", tmp_path / "bad.pth", "--output", tmp_path / "out", *arguments)
+    assert done.returncode == 1 and not (tmp_path / "out").exists()
+    assert "Traceback" not in done.stderr and "refused" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.glob("*.executed"))
+
+
+def test_the_wrong_preset_is_refused_with_every_misfit(tmp_path):
+    torch.save(original_weights(config_from_preset("vitae-nano")), tmp_path / "nano.pth")
+    done = run(
+        "convert_original_checkpoint", tmp_path / "nano.pth", "--preset", "vitae-t", "--output", tmp_path / "out"
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "missing: layers.2.NC.6.attn.qkv.weight" in done.stderr and not (tmp_path / "out").exists()
