@@ -18,7 +18,7 @@ from vitae_hf.conversion import original_layout  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[1]
 GOLDEN = REPOSITORY / "tests" / "golden"
-sys.path[:0] = [str(GOLDEN), str(REPOSITORY / "scripts")]
+sys.path += [str(GOLDEN), str(REPOSITORY / "scripts")]
 
 import golden_weights  # noqa: E402
 
