@@ -12,7 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from vitae_hf.conversion import convert_checkpoint, verify_folder
+from vitae_hf.conversion import convert_checkpoint
+from vitae_hf.environment import environment
 from vitae_hf.presets import PRESETS
 
 
@@ -37,12 +38,12 @@ def main(argv: list[str] | None = None) -> dict:
     )
     arguments = parser.parse_args(argv)
     try:
-        record = convert_checkpoint(arguments.checkpoint, arguments.output, arguments.preset, arguments.labels)
-        if arguments.verify:
-            record["verified"] = verify_folder(arguments.output, arguments.verify)
+        record = convert_checkpoint(
+            arguments.checkpoint, arguments.output, arguments.preset, arguments.labels, arguments.verify
+        )
     except (OSError, ValueError, ImportError) as error:
         parser.exit(1, f"error: {error}\n")
-    return record
+    return {**record, **environment()}
 
 
 if __name__ == "__main__":

@@ -10,14 +10,12 @@ with `AutoModelForImageClassification`, measures its accuracy on 1,000 test imag
 
 import argparse
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 
 import matplotlib
 import torch
-import transformers
 from datasets import Dataset, load_dataset
 from transformers import (
     AutoImageProcessor,
@@ -29,6 +27,7 @@ from transformers import (
 )
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config_from_preset
+from vitae_hf.environment import environment
 
 
 matplotlib.use("Agg")
@@ -139,11 +138,8 @@ def main(argv: list[str] | None = None) -> dict:
         "top1_percent": round(top1, 2),
         "epochs": arguments.epochs,
         "seconds": round(time.perf_counter() - started),
-        "device": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
         "seed": arguments.seed,
+        **environment(),
     }
 
 

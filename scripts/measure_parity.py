@@ -8,18 +8,16 @@ logits (`max_over_std`), over their range (`max_over_range`), or its root mean s
 """
 
 import argparse
-import datetime
 import json
-import platform
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-import transformers
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset, convert_original_state_dict
+from vitae_hf.environment import environment
 
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
@@ -70,10 +68,7 @@ def main(argv: list[str] | None = None) -> dict:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     record = {
         "errors": {name: measure(name, arguments.device) for name in arguments.presets},
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else f"{platform.machine()} CPU",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "date": datetime.date.today().isoformat(),
+        **environment(arguments.device),
     }
     if arguments.output:
         arguments.output.write_text(json.dumps(record, indent=1) + "\n")

@@ -8,7 +8,7 @@ from conftest import GOLDEN, REPOSITORY, pyramid_config
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.flop_counter import FlopCounterMode
 
-from vitae_hf import PRESETS, ViTAEConfig, ViTAEForImageClassification, config_from_preset
+from vitae_hf import PRESETS, ViTAEConfig, ViTAEForImageClassification, config_from_preset, configuration_vitae
 from vitae_hf.conversion import original_layout
 
 
@@ -53,6 +53,7 @@ def test_overrides_reach_the_configuration():
     assert (config.num_labels, config.image_size, config.hidden_size) == (10, 384, 384)
     named = config_from_preset("vitae-b", id2label={0: "cat", 1: "dog", 2: "fox"}, image_size=(224, 448))
     assert named.num_labels == 3 and named.image_height_width == (224, 448)
+    assert config_from_preset("vitae-nano", label2id={"cat": 0, "dog": 1}).id2label == {0: "cat", 1: "dog"}
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,8 @@ def test_overrides_reach_the_configuration():
     [
         (["vitae-z"], {}, "unknown preset 'vitae-z'; did you mean 'vitae-"),
         (["vitae_s"], {}, "did you mean 'vitae-s'"),
+        (["ViTAE-B"], {}, "did you mean 'vitae-b'"),
+        ([None], {}, "unknown preset None"),
         (["vitae-s"], {"hiden_sizes": (1,)}, "no field 'hiden_sizes'; did you mean 'hidden_sizes'"),
         (["vitae-s"], {"depths": (0, 14)}, "must have 2 entries as `depths` has"),
         (["vitae-s"], {"image_size": 225}, "`image_size` must be a positive multiple of the total stride 16, got 225"),
@@ -85,7 +88,11 @@ def test_a_wrong_preset_field_or_value_is_a_value_error_that_says_what_to_write(
         ("depths", (0, -1, 2), "`depths` in stage 2 must be at least 0, got -1"),
         ("num_attention_heads", (1, 5, 2), "`num_attention_heads` in stage 2 must divide the width 24, got 5"),
         ("conv_groups", (1, 6, 7), "`conv_groups` in stage 3 must divide the widths"),
-        ("mlp_ratio", 0.0, "`mlp_ratio` in stage 2 must be positive"),
+        ("mlp_ratio", 0.0, "`mlp_ratio` must be a positive number"),
+        ("mlp_ratio", float("nan"), "`mlp_ratio` must be a positive number, got nan"),
+        ("layer_norm_eps", 0, "`layer_norm_eps` must be a positive number"),
+        ("num_channels", 0, "`num_channels` must be at least 1"),
+        ("depths", (), "`depths` must have an entry for each stage"),
         ("conv_branch_depth", 4, "`conv_branch_depth` must be 2 or 3, got 4"),
         ("drop_path_rate", 1.0, "`drop_path_rate` must be at least 0 and below 1"),
         ("reduction_dropout_prob", -0.1, "`reduction_dropout_prob` must be at least 0"),
@@ -100,6 +107,22 @@ def test_a_value_that_no_network_can_have_is_named(field, value, message):
 def test_a_keyword_that_is_almost_a_field_is_an_error():
     with pytest.raises(ValueError, match="no field 'hidden_size'; did you mean 'hidden_sizes'"):
         ViTAEConfig(hidden_size=64)
+
+
+def test_an_unknown_keyword_is_named_in_a_warning_and_the_librarys_own_are_not(monkeypatch):
+    warnings = []
+    monkeypatch.setattr(configuration_vitae.logger, "warning", lambda message, *names: warnings.append(message % names))
+    ViTAEConfig(num_classes=10)
+    assert warnings == ["ViTAEConfig has no field 'num_classes'; nothing will read it."]
+    ViTAEConfig(num_labels=10, attn_implementation="eager", torch_dtype="float16", output_attentions=True)
+    assert len(warnings) == 1
+
+
+def test_a_field_that_was_set_to_nonsense_later_is_found_when_a_model_is_made():
+    config = pyramid_config()
+    config.num_attention_heads = (1, 5, 2)
+    with pytest.raises(StrictDataclassError, match="`num_attention_heads` in stage 2 must divide"):
+        ViTAEForImageClassification(config)
 
 
 def test_configurations_survive_saving(tmp_path):

@@ -3,12 +3,13 @@
 import argparse
 import json
 import os
+import pathlib
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from conftest import class_token_config, images, original_weights, pyramid_config
+from conftest import REPOSITORY, class_token_config, images, original_weights, pyramid_config
 from safetensors.torch import load_file
 
 from vitae_hf import (
@@ -80,6 +81,8 @@ LAYOUTS = {
         "state_dict": weights,
         "args": argparse.Namespace(model="ViTAE_S", lr=1e-3, mean=None),
         "metric": np.float64(75.3),
+        "history": np.arange(3.0),
+        "output": pathlib.Path("runs") / "1",
         "optimizer": {"state": {0: {"step": 1, "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-3}]},
     },
 }
@@ -116,9 +119,11 @@ def write_malicious_pickle(path, weights):
     "write, message",
     [
         (write_malicious, "asks to run (posix|nt).system when it is read; refused"),
-        (write_malicious_pickle, "no checkpoint that can be read without running its code"),
-        (lambda path, weights: path.write_text("hello"), "no checkpoint that can be read|damaged"),
-        (lambda path, weights: path.write_bytes(b""), "damaged or no PyTorch checkpoint"),
+        (write_malicious_pickle, "asks for more than weights when it is read|asks for more than weights; refused"),
+        (lambda path, weights: path.write_text("<!DOCTYPE html>"), "not a PyTorch file: it begins with b'<!DOCTYPE"),
+        (lambda path, weights: path.write_bytes(b""), "not a PyTorch file: it begins with b''"),
+        (lambda path, weights: torch.save({0: torch.zeros(1)}, path), "holds no state dict"),
+        (lambda path, weights: torch.jit.script(torch.nn.Linear(2, 2)).save(path), "damaged or no file of weights"),
         (lambda path, weights: torch.save([1, 2], path), "holds no state dict"),
         (lambda path, weights: torch.save({"state_dict": {}}, path), "holds no state dict"),
     ],
@@ -132,12 +137,29 @@ def test_a_bad_file_gets_one_plain_sentence_and_runs_nothing(write, message, tmp
     assert not list(tmp_path.glob("*.executed"))
 
 
-def test_a_truncated_file_is_named(tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_file_is_named_wherever_the_damage_is(zipped, tmp_path):
+    """Cut short, and with bytes overwritten at 300 places; a reader that copes must give every tensor its shape."""
     path = tmp_path / "checkpoint.pth"
-    torch.save(original_weights(pyramid_config()), path)
-    path.write_bytes(path.read_bytes()[:50_000])
-    with pytest.raises(ValueError, match="checkpoint.pth is damaged"):
-        load_original_checkpoint(path)
+    torch.save(
+        {"state_dict": {"a": torch.zeros(3), "b": torch.ones(2, 2)}, "epoch": 3},
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
+    content, generator = path.read_bytes(), np.random.default_rng(0)
+    damaged = [content[: len(content) // 2]]
+    for place in generator.integers(2, len(content), 300):
+        damaged.append(content[:place] + generator.bytes(3) + content[place + 3 :])
+    refused = 0
+    for version in damaged:
+        path.write_bytes(version)
+        try:
+            read = load_original_checkpoint(path)
+            assert all(isinstance(tensor, torch.Tensor) for tensor in read.values())
+        except ValueError as error:
+            refused += 1
+            assert "checkpoint.pth" in str(error)
+    assert refused > 100
 
 
 # ---------------------------------------------------------------------------------------------------- folders
@@ -188,6 +210,17 @@ def test_a_full_disk_leaves_nothing_behind(nano_checkpoint, tmp_path, monkeypatc
     monkeypatch.setattr("vitae_hf.conversion.ViTAEImageProcessorPil.save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
         convert_checkpoint(path, tmp_path / "out")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"nano.pth"}
+
+
+@pytest.mark.parametrize("problem", ["no such image", "not finite"])
+def test_a_folder_that_does_not_verify_is_not_written(nano_checkpoint, tmp_path, problem):
+    path, weights = nano_checkpoint
+    if problem == "not finite":
+        torch.save({**weights, "head.bias": torch.full((10,), torch.nan)}, path)
+    image = REPOSITORY / "examples" / "chelsea.png" if problem == "not finite" else tmp_path / "none.png"
+    with pytest.raises((ValueError, OSError)):
+        convert_checkpoint(path, tmp_path / "out", verify=image)
     assert {entry.name for entry in tmp_path.iterdir()} == {"nano.pth"}
 
 

@@ -129,6 +129,32 @@ def test_arrays_tensors_and_paths_equal_the_image(processor_class):
     assert np.array_equal(pixels(processor, narrow.transpose(2, 0, 1)), pixels(processor, PIL.Image.fromarray(narrow)))
 
 
+def test_mirrored_views_work_as_from_opencv(processor_class):
+    bgr = np.asarray(PIL.Image.open(CHELSEA).convert("RGB"))[..., ::-1].copy()
+    assert np.array_equal(pixels(processor_class(), bgr[..., ::-1]), pixels(processor_class(), CHELSEA))
+
+
+def test_thirty_two_bit_grey_with_small_values_is_left_as_it_is(processor_class):
+    grey = np.asarray(PIL.Image.open(CHELSEA).convert("L"))
+    image = PIL.Image.fromarray(grey.astype(np.int32))
+    assert image.mode == "I"
+    assert np.array_equal(pixels(processor_class(), image), pixels(processor_class(), PIL.Image.fromarray(grey)))
+
+
+def test_a_line_of_pixels_does_not_grow_to_gigabytes(processor_class):
+    line = np.zeros((1, 10_000, 3), np.uint8)
+    line[:, 4995:5005] = 255
+    assert pixels(processor_class(), line)[0, :, :, 100:124].mean() > 250
+    assert pixels(processor_class(), PIL.Image.new("RGB", (1, 1), (9, 9, 9))).max() == 9
+    long = PIL.Image.new("RGB", (6000, 300))
+    assert image_processing_vitae.without_far_ends(np.asarray(long).transpose(2, 0, 1)).shape == (3, 300, 6000)
+
+
+def test_an_empty_list_is_named(processor_class):
+    with pytest.raises(ValueError, match="at least one picture, got an empty list"):
+        processor_class()([])
+
+
 @pytest.mark.parametrize("content", [b"not a picture", None])
 def test_a_damaged_file_is_named(processor_class, tmp_path, content):
     path = tmp_path / "broken.png"
@@ -143,6 +169,8 @@ def test_a_damaged_file_is_named(processor_class, tmp_path, content):
         ({"crop_pct": 0.0}, "`crop_pct` must be above 0 and at most 1, got 0.0"),
         ({"crop_pct": 1.5}, "`crop_pct` must be above 0"),
         ({"size": {"shortest_edge": 224}}, "`size` must have 'height' and 'width'"),
+        ({"do_center_crop": False}, "leave `do_center_crop` and `crop_size` out"),
+        ({"crop_size": {"height": 100, "width": 100}}, "leave `do_center_crop` and `crop_size` out"),
     ],
 )
 def test_wrong_options_are_named(processor_class, options, message):

@@ -161,17 +161,16 @@ def test_half_precision_stays_close_and_keeps_the_projection_in_float32(tiny_con
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("scale", [1e-3, 1, 10, 100])
+@pytest.mark.parametrize("scale", [1e-3, 1, 10, 100, "worst"])
 def test_random_features_are_finite_for_any_activation(dtype, scale):
-    """Values and gradients, with the projection that the config draws and with a larger one that overflows exp."""
-    for size in (1.0, 4.0):
-        projection = size * torch.nn.init.orthogonal_(torch.empty(16, 32), gain=4.0)
-        query, key, value = (scale * torch.randn(3, 2, 64, 32)).to(dtype).requires_grad_()
-        output = random_feature_attention(query, key, value, projection)
-        assert output.dtype == dtype and output.isfinite().all()
-        query, key, value = ((scale * torch.randn(2, 64, 32)).to(dtype).requires_grad_() for _ in range(3))
-        random_feature_attention(query, key, value, projection).float().sum().backward()
-        assert all(tensor.grad.isfinite().all() for tensor in (query, key, value))
+    """Values and gradients; the worst activations equal the random directions themselves, in stage 2 of ViTAE-S."""
+    projection = torch.nn.init.orthogonal_(torch.empty(96, 192), gain=96**0.5)
+    states = [projection[None] if scale == "worst" else scale * torch.randn(2, 64, 192) for _ in range(3)]
+    query, key, value = (tensor.to(dtype).requires_grad_() for tensor in states)
+    output = random_feature_attention(query, key, value, projection)
+    assert output.dtype == dtype and output.isfinite().all()
+    output.float().sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in (query, key, value))
 
 
 def test_autocast_leaves_the_random_features_in_float32():
@@ -241,9 +240,31 @@ def test_compiled_checkpointing_counts_each_batch_once(tiny_config):
     plain = copy.deepcopy(model)
     plain(images(4), labels=torch.arange(4)).loss.backward()
     model.gradient_checkpointing_enable()
-    torch.compile(model, backend="aot_eager")(images(4), labels=torch.arange(4)).loss.backward()
+    torch.compile(model, fullgraph=True, backend="aot_eager")(images(4), labels=torch.arange(4)).loss.backward()
     for (name, expected), buffer in zip(plain.named_buffers(), model.buffers()):
         assert torch.allclose(expected.float(), buffer.float(), atol=1e-5), name
+
+
+def test_replicas_of_data_parallel_work_and_count_their_batches_once(tiny_config):
+    """`nn.DataParallel`, which Trainer takes on a machine with several GPUs, emulated: replicas have no parameters."""
+
+    def replicate(module: torch.nn.Module) -> torch.nn.Module:
+        replica = module._replicate_for_data_parallel()
+        for name, child in module._modules.items():
+            replica._modules[name] = None if child is None else replicate(child)
+        for name, parameter in module._parameters.items():
+            setattr(replica, name, None if parameter is None else parameter.clone())
+        for name, buffer in module._buffers.items():
+            replica._buffers[name] = buffer
+        return replica
+
+    model = ViTAEForImageClassification(tiny_config()).train()
+    model.gradient_checkpointing_enable()
+    replica = replicate(model)
+    assert not list(replica.parameters())
+    replica(images(4), labels=torch.arange(4)).loss.backward()
+    batches = [int(buffer) for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked")]
+    assert set(batches) == {1} and model.classifier.weight.grad is not None
 
 
 def test_one_training_step_reaches_every_parameter(tiny_config):

@@ -1,4 +1,4 @@
-"""Importing the package registers it, twice if need be, and is light."""
+"""Importing the package registers it, twice if need be, and adds next to nothing to importing the Auto classes."""
 
 import importlib
 import subprocess

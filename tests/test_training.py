@@ -28,7 +28,7 @@ def train(config, folder, resume: bool = False, **overrides) -> ViTAEForImageCla
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
     }
-    set_seed(3)
+    set_seed(4 if resume else 3)  # a resumed model must take everything from its checkpoint
     model = ViTAEForImageClassification(config)
     trainer = Trainer(model, TrainingArguments(**{**arguments, **overrides}), train_dataset=dataset())
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resume else None)

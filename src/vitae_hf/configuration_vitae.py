@@ -10,13 +10,27 @@ from shutil import copyfile
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import logging
 
+
+logger = logging.get_logger(__name__)
 
 # What a saved folder offers to the Auto classes where this package is not installed.
 AUTO_MAP = {
     "AutoConfig": "configuration_vitae.ViTAEConfig",
     "AutoModel": "modeling_vitae.ViTAEModel",
     "AutoModelForImageClassification": "modeling_vitae.ViTAEForImageClassification",
+}
+# Keywords that the library gives or saves beside the fields of `PreTrainedConfig`.
+LIBRARY_FIELDS = {
+    "attn_implementation",
+    "auto_map",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "quantization_config",
+    "torch_dtype",
 }
 REDUCTION_TYPES = ("random_feature", "pyramid", "patch")
 PER_STAGE_FIELDS = (
@@ -104,7 +118,7 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
             The same as positions: 0 is the stem. Default: the last stage.
 
     Raises:
-        ValueError: a keyword is almost the name of a field.
+        ValueError: a keyword is almost the name of a field. Other unknown keywords are kept with a warning.
         `huggingface_hub.errors.StrictDataclassError`: a field has the wrong type, or a value that no ViTAE network can
             have. The message names the field, the value and what was expected.
 
@@ -146,9 +160,9 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.0
     attention_probs_dropout_prob: float | int = 0.0
     drop_path_rate: float | int = 0.1
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-6
-    reduction_layer_norm_eps: float = 1e-5
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-6
+    reduction_layer_norm_eps: float | int = 1e-5
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
@@ -160,9 +174,12 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
         kwargs.pop("stage_names", None)  # saved with the rest, but follows from `depths`
-        for name in kwargs:  # other unknown names are kept, since any release of the library may save some
-            if similar := get_close_matches(name, [field.name for field in fields(self)], n=1, cutoff=0.85):
+        known = [field.name.removeprefix("_") for field in fields(self)]
+        for name in kwargs:
+            if similar := get_close_matches(name, known, n=1, cutoff=0.85):
                 raise ValueError(f"ViTAEConfig has no field {name!r}; did you mean {similar[0]!r}?")
+            if name not in LIBRARY_FIELDS and not name.startswith("_"):  # kept, as other releases may save more
+                logger.warning("ViTAEConfig has no field %r; nothing will read it.", name)
         super().__post_init__(**kwargs)
 
     @property
@@ -186,10 +203,15 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def image_height_width(self) -> tuple[int, int]:
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
 
     def validate_architecture(self):
         """Part of `@strict` validation: the rules that tie fields to each other."""
+        _require(self.num_stages >= 1, "depths", "have an entry for each stage", self.depths)
+        _require(self.num_channels >= 1, "num_channels", "be at least 1", self.num_channels)
+        for name in ("initializer_range", "layer_norm_eps", "reduction_layer_norm_eps", "mlp_ratio"):
+            number = getattr(self, name)
+            _require(0 < number < math.inf, name, "be a positive number", number)
         for name in PER_STAGE_FIELDS:
             entries = getattr(self, name)
             _require(len(entries) == self.num_stages, name, f"have {self.num_stages} entries as `depths` has", entries)
@@ -241,7 +263,6 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
         divides = num_heads >= 1 and hidden_size % num_heads == 0
         _require(divides, "num_attention_heads", f"divide the width {hidden_size}", num_heads, where)
         widths, groups = (hidden_size, int(self.mlp_ratio * hidden_size)), row["conv_groups"]
-        _require(widths[1] >= 1, "mlp_ratio", "be positive", self.mlp_ratio, where)
         divides = groups >= 1 and all(width % groups == 0 for width in widths)
         _require(divides, "conv_groups", f"divide the widths {widths}", groups, where)
 

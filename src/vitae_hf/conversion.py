@@ -9,7 +9,8 @@ import pickle
 import re
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -108,9 +109,10 @@ def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | N
     Raises:
         ValueError: unknown preset or variant, no classifier, or a position table that is not square.
     """
-    config = config_from_preset(preset or detect_preset(state_dict))
-    if "head.weight" not in state_dict:
-        raise ValueError("there is no classifier (`head.weight`) in this checkpoint")
+    preset = preset or detect_preset(state_dict)
+    config = config_from_preset(preset)
+    if "head.weight" not in state_dict or state_dict["head.weight"].ndim != 2:
+        raise ValueError("there is no classifier (a matrix `head.weight`) in this checkpoint")
     overrides = {"num_labels": state_dict["head.weight"].shape[0]}
     if config.has_class_token and "layers.0.RC.pos_embed" in state_dict:
         num_patches = state_dict["layers.0.RC.pos_embed"].shape[1] - 1
@@ -120,7 +122,7 @@ def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | N
                 f"the position table (`layers.0.RC.pos_embed`) has {num_patches} patches, not a square number"
             )
         overrides["image_size"] = side * config.total_stride
-    return config_from_preset(preset or detect_preset(state_dict), **overrides)
+    return config_from_preset(preset, **overrides)
 
 
 def convert_original_state_dict(
@@ -129,7 +131,7 @@ def convert_original_state_dict(
     """Rename the tensors of an original state dict, splitting fused projections. Nothing is resized or left out.
 
     Args:
-        state_dict: the authors' names -> tensors, as [`load_original_checkpoint`] returns them.
+        state_dict: the authors' names, with or without `module.` before them, -> tensors.
         config: what network it is; default: recognised by [`config_from_original`].
 
     Returns:
@@ -138,6 +140,7 @@ def convert_original_state_dict(
     Raises:
         ValueError: a tensor is missing, left over or of another shape; the message lists them all.
     """
+    state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     config = config or config_from_original(state_dict)
     layout = original_layout(config)
     problems = [f"missing: {name}" for name in layout if name not in state_dict]
@@ -160,17 +163,18 @@ def convert_original_state_dict(
     return converted
 
 
-# What the authors' training checkpoints hold beside tensors: their arguments and NumPy metrics. Nothing here runs code.
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+# What the authors' training checkpoints hold beside tensors: arguments and NumPy metrics. Nothing here runs code.
+_NUMPY = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
 SAFE_GLOBALS = [
     argparse.Namespace,
+    (PurePosixPath, "pathlib.PosixPath"),
+    _codecs.encode,
     np.dtype,
+    np.ndarray,
     np.dtypes.Float64DType,
     np.dtypes.Float32DType,
     np.dtypes.Int64DType,
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
-    _codecs.encode,
+    *[(value, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, value in _NUMPY.items()],
 ]
 
 
@@ -180,32 +184,32 @@ def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     Takes `state_dict_ema` if there is one, else `state_dict`, `model` or the file itself; drops `module.` prefixes.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, asks to run code, or holds no state dict.
+        OSError: the file is not there or cannot be read.
+        ValueError: it is no PyTorch file, damaged, asks to run code, or holds no state dict.
     """
+    with open(path, "rb") as file:
+        beginning = file.read(16)
+    if not beginning.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle of before torch 1.6
+        raise ValueError(f"{path} is not a PyTorch file: it begins with {beginning!r}")
     try:
         with torch.serialization.safe_globals(SAFE_GLOBALS):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
     except pickle.UnpicklingError as error:
         if blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(
                 f"{path} asks to run {blocked.group(1)} when it is read; refused, nothing was run"
             ) from None
-        raise ValueError(f"{path} is no checkpoint that can be read without running its code") from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is damaged or no PyTorch checkpoint ({reason})") from None
+        raise ValueError(f"{path} is damaged or asks for more than weights; refused, nothing was run") from None
+    except Exception as error:  # a damaged file can make the reader fail anywhere
+        raise ValueError(f"{path} is damaged or no file of weights ({type(error).__name__} while reading it)") from None
     for key in ("state_dict_ema", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(v, torch.Tensor) for v in content.values())
-    ):
+    is_state_dict = isinstance(content, Mapping) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
+    )
+    if not is_state_dict or not content:
         raise ValueError(
             f"{path} holds no state dict: expected tensors by name, at the top or under `state_dict_ema`,"
             " `state_dict` or `model`"
@@ -238,7 +242,11 @@ def read_labels(path: str | Path | None, num_labels: int) -> dict[int, str] | No
 
 
 def convert_checkpoint(
-    checkpoint: str | Path, output: str | Path, preset: str | None = None, labels: str | Path | None = None
+    checkpoint: str | Path,
+    output: str | Path,
+    preset: str | None = None,
+    labels: str | Path | None = None,
+    verify: str | Path | None = None,
 ) -> dict:
     """Write an original checkpoint as a folder for `from_pretrained` and the Hub, whole or not at all.
 
@@ -247,15 +255,16 @@ def convert_checkpoint(
         output: folder to create.
         preset: which network it is; default: recognised from the tensors.
         labels: JSON list of class names; default: ImageNet-1k's for 1,000 classes, else generic ones.
+        verify: image to classify with the reloaded folder.
 
     Returns:
-        The folder, and what was found: preset, parameters, labels, image size.
+        The folder, and what was found: preset, parameters, labels, image size, and the labels of the `verify` image.
 
     Raises:
-        ValueError: as [`load_original_checkpoint`] and [`convert_original_state_dict`] say.
-        OSError: `output` exists and is not empty, or cannot be written.
+        ValueError: as [`load_original_checkpoint`], [`convert_original_state_dict`] and [`verify_folder`] say.
+        OSError: `output` exists and is not empty, or a file cannot be read or written.
     """
-    output = Path(output)
+    output = Path(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists already and is not an empty folder")
     state_dict = load_original_checkpoint(checkpoint)
@@ -265,24 +274,29 @@ def convert_checkpoint(
         config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
     model = ViTAEForImageClassification(config)
     model.load_state_dict(convert_original_state_dict(state_dict, config))
-    save_whole(model, ViTAEImageProcessorPil(size=config.image_size), output)
-    return {
+    record = {
         "output": str(output),
         "preset": preset,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_labels": config.num_labels,
         "image_size": config.image_size,
     }
+    with whole_folder(output) as unfinished:
+        model.save_pretrained(unfinished)
+        ViTAEImageProcessorPil(size=config.image_size).save_pretrained(unfinished)
+        if verify is not None:
+            record["verified"] = verify_folder(unfinished, verify)
+    return record
 
 
-def save_whole(model: ViTAEForImageClassification, processor: ViTAEImageProcessorPil, output: Path) -> None:
-    """Save into a folder beside `output` and rename it at the end, so that an interruption leaves no half folder."""
+@contextmanager
+def whole_folder(output: Path):
+    """A folder beside `output` that gets its name at the end, so that nothing half done ever has it."""
     unfinished = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        model.save_pretrained(unfinished)
-        processor.save_pretrained(unfinished)
+        yield unfinished
         if output.exists():  # empty, as checked
             output.rmdir()
         unfinished.rename(output)
@@ -291,8 +305,11 @@ def save_whole(model: ViTAEForImageClassification, processor: ViTAEImageProcesso
 
 
 @torch.no_grad()
-def verify_folder(folder: str | Path, image: str | Path) -> dict[str, float]:
-    """Reload a written folder as its users do, classify one image and return the five likeliest labels.
+def verify_folder(folder: str | Path, image: str | Path) -> list[dict]:
+    """Reload a written folder as its users do and classify one image.
+
+    Returns:
+        The five likeliest, as `pipeline` gives them: `{"label": …, "score": …}`.
 
     Raises:
         ValueError: a logit is not finite, or the image cannot be read.
@@ -301,6 +318,9 @@ def verify_folder(folder: str | Path, image: str | Path) -> dict[str, float]:
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     logits = model(**processor(image, return_tensors="pt")).logits[0]
     if not logits.isfinite().all():
-        raise ValueError(f"{folder} gives logits that are not finite for {image}")
-    top = logits.softmax(-1).topk(min(5, logits.numel()))
-    return {model.config.id2label[index]: round(score, 4) for score, index in zip(*(t.tolist() for t in top))}
+        raise ValueError(f"the converted network gives logits that are not finite for {image}")
+    scores, indices = logits.softmax(-1).topk(min(5, logits.numel()))
+    return [
+        {"label": model.config.id2label[index], "score": round(score, 4)}
+        for score, index in zip(scores.tolist(), indices.tolist())
+    ]

@@ -29,6 +29,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import is_torchvision_available
 
 
+MAX_ASPECT_RATIO = 20
 # Both backends, for the Auto class of a folder that carries its code.
 AUTO_MAP = {
     "AutoImageProcessor": {
@@ -57,7 +58,8 @@ def read_image(source: str | os.PathLike) -> PIL.Image.Image:
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Upright 8-bit RGB, as `convert("RGB")` makes it, but 16-bit grey is scaled, where Pillow would clip it."""
     image = PIL.ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey: I;16, I;16B, or I from older files
+    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255)
+    if is_16_bit:
         image = PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
@@ -74,6 +76,17 @@ def center_box(height: int, width: int, size: SizeDict) -> tuple[slice, slice]:
     """Rows and columns of the centre crop, its corner rounded half to even as the authors' code rounds it."""
     top, left = int(round((height - size.height) / 2)), int(round((width - size.width) / 2))
     return slice(top, top + size.height), slice(left, left + size.width)
+
+
+def without_far_ends(image):
+    """The middle of an image `(..., height, width)` more than `MAX_ASPECT_RATIO` times as long as wide, others whole.
+
+    The rest would be cropped after resizing anyway, and a line of 10,000×1 pixels would first grow to gigabytes.
+    """
+    height, width = image.shape[-2:]
+    longest = MAX_ASPECT_RATIO * min(height, width)
+    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
+    return image[..., top : top + min(height, longest), left : left + min(width, longest)]
 
 
 class ViTAEImageProcessorKwargs(ImagesKwargs, total=False):
@@ -101,6 +114,8 @@ class _ViTAEProcessing:
 
     def fetch_images(self, images):
         if isinstance(images, (list, tuple)):
+            if not images:
+                raise ValueError("expected at least one picture, got an empty list")
             return [self.fetch_images(image) for image in images]
         if isinstance(images, (str, os.PathLike)):
             return read_image(images)
@@ -113,6 +128,8 @@ class _ViTAEProcessing:
             image = to_rgb(image) if do_convert_rgb else image
         elif image.dtype in (np.uint16, torch.uint16):
             image = (np.asarray(image) >> 8).astype(np.uint8)
+        elif isinstance(image, np.ndarray):
+            image = np.ascontiguousarray(image)  # mirrored views, as of OpenCV's BGR, have negative strides
         if input_data_format is None and getattr(image, "ndim", None) == 3:
             input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
         image = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
@@ -121,6 +138,8 @@ class _ViTAEProcessing:
         return image
 
     def _validate_preprocess_kwargs(self, size: SizeDict | None = None, crop_pct: float | None = None, **kwargs):
+        if kwargs.get("do_center_crop") is not None or kwargs.get("crop_size") is not None:
+            raise ValueError("the crop follows from `size` and `crop_pct`: leave `do_center_crop` and `crop_size` out")
         super()._validate_preprocess_kwargs(size=size, **kwargs)
         if kwargs.get("do_resize") and not (size.height and size.width):
             raise ValueError(
@@ -130,6 +149,7 @@ class _ViTAEProcessing:
             raise ValueError(f"`crop_pct` must be above 0 and at most 1, got {crop_pct}.")
 
     def _resize_and_crop(self, image, size: SizeDict, resample, crop_pct: float):
+        image = without_far_ends(image)
         height, width = resized_height_width(*image.shape[-2:], size, crop_pct)
         image = self.resize(image, SizeDict(height=height, width=width), resample=resample)
         rows, columns = center_box(height, width, size)

@@ -17,7 +17,6 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
@@ -70,7 +69,8 @@ def checkpoint_cell(checkpoint_function: Callable, cell: nn.Module, function: Ca
     """
     if torch.compiler.is_compiling():  # the compiler recomputes values and does not replay the updates
         return checkpoint_function(function, *args)
-    if checkpoint_function.keywords.get("use_reentrant") and torch.is_grad_enabled() and not args[0].requires_grad:
+    is_reentrant = getattr(checkpoint_function, "keywords", {}).get("use_reentrant")
+    if is_reentrant and torch.is_grad_enabled() and not args[0].requires_grad:
         # Reentrant checkpointing gives the weights no gradient unless an input asks for one, and images do not.
         args = (args[0].detach().requires_grad_(), *args[1:])
     is_recomputation = False
@@ -318,12 +318,28 @@ class ViTAEPyramidReduction(nn.Module):
             for dilation in config.reduction_dilations[stage_idx]
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.convs[0].weight.dtype
+
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         pyramid = torch.cat([conv(feature_map) for conv in self.convs], dim=1)
         return map_to_tokens(nn.functional.gelu(pyramid))
 
 
-class ViTAEReductionCell(GradientCheckpointingLayer):
+class ViTAECell(GradientCheckpointingLayer):
+    """A layer that gradient checkpointing recomputes without counting its batch twice, see [`checkpoint_cell`]."""
+
+    @property
+    def _gradient_checkpointing_func(self) -> Callable:
+        return partial(checkpoint_cell, self._checkpoint_function, self)
+
+    @_gradient_checkpointing_func.setter
+    def _gradient_checkpointing_func(self, checkpoint_function: Callable):
+        self._checkpoint_function = checkpoint_function
+
+
+class ViTAEReductionCell(ViTAECell):
     """Embeds a map at a lower resolution: (B, Cin, H·s, W·s) -> (B, N, C).
 
     A pyramid of dilated convolutions feeds attention (scale invariance), a convolution branch sees the same input
@@ -351,7 +367,7 @@ class ViTAEReductionCell(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
 
 
-class ViTAENormalCell(GradientCheckpointingLayer):
+class ViTAENormalCell(ViTAECell):
     """Attention and a convolution branch in parallel, summed, then an MLP: (B, T, C) -> (B, T, C).
 
     Attention sees the normalised tokens, the convolution branch the cell's input as it is; a class token takes part in
@@ -399,6 +415,10 @@ class ViTAEEmbeddings(nn.Module):
         self.projection = nn.Conv2d(config.num_channels, hidden_size, stride, stride=stride)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
         self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + self.grid_size[0] * self.grid_size[1], hidden_size))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.projection.weight.dtype
 
     def interpolate_pos_encoding(self, grid_size: tuple[int, int]) -> torch.Tensor:
         """Positions for another grid, as ViT resamples them (bicubic, no antialiasing), the class token's kept."""
@@ -479,6 +499,10 @@ class ViTAEPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": ViTAEStage, "attentions": ViTAEAttention}
 
+    def __init__(self, config: ViTAEConfig, *args, **kwargs):
+        config.validate()  # again, since fields can be set after the configuration was made
+        super().__init__(config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """The authors' initialisation: truncated normal linears, PyTorch's default for convolutions, zero positions."""
@@ -496,12 +520,6 @@ class ViTAEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.cls_token)
             init.zeros_(module.position_embeddings)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
-        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
-        for cell in self.modules():
-            if isinstance(cell, GradientCheckpointingLayer):
-                cell._gradient_checkpointing_func = partial(checkpoint_cell, partial(gradient_checkpointing_func), cell)
-
 
 class ViTAEModel(ViTAEPreTrainedModel):
     """ViTAE without a head: tokens of the last stage and their mean."""
@@ -516,7 +534,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         """The module that turns pixels into the first tokens."""
         if self.embeddings is not None:
-            return self.embeddings.projection
+            return self.embeddings
         reduction_cell = self.stages[0].reduction_cell
         return getattr(reduction_cell, "pyramid_reduction", reduction_cell)
 
@@ -571,7 +589,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
         """
         self.validate_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
-        hidden_states = pixel_values.to(self.dtype)
+        hidden_states = pixel_values.to(self.get_input_embeddings().dtype)
         if self.embeddings is not None:
             hidden_states = self.embeddings(hidden_states, interpolate_pos_encoding)
         for stage, stride in zip(self.stages, self.config.strides):

@@ -87,12 +87,15 @@ def config_from_preset(name: str, **overrides) -> ViTAEConfig:
         ValueError: no such preset or field (the message names the closest), or a value that no network can have.
     """
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}{_closest(name, PRESETS)} Presets: {', '.join(PRESETS)}.")
+        closest = _closest(str(name).lower(), PRESETS)
+        raise ValueError(f"unknown preset {name!r}{closest} Presets: {', '.join(PRESETS)}.")
     known = {field.name.removeprefix("_") for field in fields(ViTAEConfig)} | {"num_labels", "attn_implementation"}
     for field in overrides:
         if field not in known:
             raise ValueError(f"ViTAEConfig has no field {field!r}{_closest(field, known)}")
     preset = {"num_labels": 1000, **PRESETS[name]}
+    if "label2id" in overrides:
+        overrides.setdefault("id2label", {index: label for label, index in overrides["label2id"].items()})
     if "id2label" in overrides:
         del preset["num_labels"]
     try:

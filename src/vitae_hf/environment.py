@@ -1,0 +1,37 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Where a figure was measured: what every script's last line says beside its figures."""
+
+import datetime
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+import transformers
+
+
+def environment(device: str = "cpu") -> dict:
+    """Device, versions, commit and date, for a JSON record.
+
+    Args:
+        device: what the figures were measured on, `"cpu"` or `"cuda"`.
+    """
+    is_gpu = torch.device(device).type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if is_gpu else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "commit": _commit(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _commit() -> str | None:
+    """Short hash of the checkout that this package runs from, or none if it is not one."""
+    checkout = Path(__file__).parents[2]
+    if not (checkout / ".git").exists() or not shutil.which("git"):
+        return None
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
