@@ -109,12 +109,16 @@ def test_a_keyword_that_is_almost_a_field_is_an_error():
         ViTAEConfig(hidden_size=64)
 
 
-def test_an_unknown_keyword_is_named_in_a_warning_and_the_librarys_own_are_not(monkeypatch):
+def test_an_unknown_keyword_is_named_in_a_warning_and_the_librarys_own_are_not(tmp_path, monkeypatch):
     warnings = []
     monkeypatch.setattr(configuration_vitae.logger, "warning", lambda message, *names: warnings.append(message % names))
     ViTAEConfig(num_classes=10)
     assert warnings == ["ViTAEConfig has no field 'num_classes'; nothing will read it."]
     ViTAEConfig(num_labels=10, attn_implementation="eager", torch_dtype="float16", output_attentions=True)
+    config = ViTAEConfig()
+    config.use_cache, config.made_by = False, "a test"  # the Trainer sets the first, users may set what they like
+    config.save_pretrained(tmp_path)
+    assert ViTAEConfig.from_pretrained(tmp_path).made_by == "a test"
     assert len(warnings) == 1
 
 

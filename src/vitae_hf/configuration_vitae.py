@@ -21,7 +21,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_vitae.ViTAEModel",
     "AutoModelForImageClassification": "modeling_vitae.ViTAEForImageClassification",
 }
-# Keywords that the library gives or saves beside the fields of `PreTrainedConfig`.
+# Keywords that the library takes beside the fields of `PreTrainedConfig`.
 LIBRARY_FIELDS = {
     "attn_implementation",
     "auto_map",
@@ -178,7 +178,8 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in kwargs:
             if similar := get_close_matches(name, known, n=1, cutoff=0.85):
                 raise ValueError(f"ViTAEConfig has no field {name!r}; did you mean {similar[0]!r}?")
-            if name not in LIBRARY_FIELDS and not name.startswith("_"):  # kept, as other releases may save more
+            is_from_file = self.transformers_version is not None  # which may hold whatever the library added
+            if not is_from_file and name not in LIBRARY_FIELDS and not name.startswith("_"):
                 logger.warning("ViTAEConfig has no field %r; nothing will read it.", name)
         super().__post_init__(**kwargs)
 
