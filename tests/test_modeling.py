@@ -42,10 +42,8 @@ def test_outputs_have_the_documented_shapes():
     assert all(torch.allclose(weights.sum(-1), torch.ones(1), atol=1e-5) for weights in outputs.attentions)
 
 
-def test_class_token_outputs_have_the_documented_shapes(tiny_config):
-    model = classifier(tiny_config(attn_implementation="eager"))
-    if not model.config.has_class_token:
-        pytest.skip("the pyramid variants are above")
+def test_class_token_outputs_have_the_documented_shapes():
+    model = classifier(class_token_config(attn_implementation="eager"))
     outputs = model.vitae(images(2), output_hidden_states=True, output_attentions=True)
     assert outputs.last_hidden_state.shape == (2, 17, 32)
     assert [tuple(tokens.shape) for tokens in outputs.hidden_states] == [(2, 17, 32), (2, 17, 32)]

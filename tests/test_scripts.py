@@ -46,9 +46,9 @@ def test_the_demo_trains_saves_evaluates_and_draws(demo):
 
 
 @pytest.mark.slow
-def test_the_demo_at_full_length_reaches_87_percent_in_five_minutes(tmp_path):
+def test_the_demo_at_full_length_reaches_87_percent(tmp_path):
     record = last_line(run("demo", "--output", tmp_path / "demo"))
-    assert record["top1_percent"] >= 87 and record["seconds"] < 300
+    assert record["top1_percent"] >= 87
 
 
 def test_the_readmes_snippets_run(demo, monkeypatch, capsys):

@@ -510,15 +510,16 @@ class ViTAEPreTrainedModel(PreTrainedModel):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             bound = 1 / math.sqrt(module.weight[0].numel())
             init.uniform_(module.bias, -bound, bound)
-            return
-        super()._init_weights(module)
-        if isinstance(module, nn.Linear):
+        elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            init.zeros_(module.bias)
         elif isinstance(module, ViTAERandomFeatureAttention):
             init.orthogonal_(module.random_projection, gain=math.sqrt(module.random_projection.shape[0]))
         elif isinstance(module, ViTAEEmbeddings):
             init.zeros_(module.cls_token)
             init.zeros_(module.position_embeddings)
+        else:
+            super()._init_weights(module)
 
 
 class ViTAEModel(ViTAEPreTrainedModel):
