@@ -1,0 +1,104 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What the authors' recipe says to the optimizer: which weights decay, at what learning rate, at which step."""
+
+import math
+import re
+from functools import partial
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+_LAYER = re.compile(r"(?:^|\.)(embeddings|stages\.\d+\.(?:reduction_cell|normal_cells\.\d+))\.")
+_UNDECAYED = ("cls_token", "position_embeddings")
+
+
+def scaled_learning_rate(base_learning_rate: float, global_batch_size: int, reference_batch_size: int = 512) -> float:
+    """The linear scaling rule: `base · batch / 512`; masked-autoencoder pretraining divides by 256."""
+    return base_learning_rate * global_batch_size / reference_batch_size
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """The layers of a model in order of depth: embeddings or reduction cells and normal cells, then the head."""
+    matches = (_LAYER.search(name) for name, _ in model.named_parameters())
+    return [*dict.fromkeys(match.group(1) for match in matches if match), "head"]
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict]:
+    """Parameters in groups of equal learning rate and weight decay, for any torch optimizer.
+
+    Biases, norms, the class token and position embeddings do not decay. With a layer decay below 1 the head learns at
+    the full rate and each layer below it at `layer_decay` times the rate of the one above, which is what fine-tuning
+    after masked-autoencoder pretraining uses. Frozen parameters are left out.
+
+    Args:
+        model: a ViTAE model with or without a head, or one wrapped by PEFT or DDP.
+        learning_rate: of the head.
+        weight_decay: of what decays.
+        layer_decay: 1 for one learning rate everywhere.
+
+    Returns:
+        Groups with `params`, `names` (of these parameters), `lr` and `weight_decay`, the deepest layer last.
+
+    Raises:
+        ValueError: `layer_decay` is not above 0 and at most 1.
+
+    Source: Clark et al. 2020, ELECTRA; Bao et al. 2021, BEiT.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"`layer_decay` must be above 0 and at most 1, got {layer_decay}")
+    layers = layer_names(model)
+    groups = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        match = _LAYER.search(name)
+        layers_above = len(layers) - 1 - layers.index(match.group(1) if match else "head")
+        decays = parameter.ndim > 1 and not name.endswith(_UNDECAYED)
+        key = (-layers_above if layer_decay < 1 else 0, decays)
+        group = groups.setdefault(key, {"params": [], "names": []})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [
+        {**group, "lr": learning_rate * layer_decay**-depth, "weight_decay": weight_decay if decays else 0.0}
+        for (depth, decays), group in sorted(groups.items())
+    ]
+
+
+def cosine_factor(step: int, *, steps: int, warmup_steps: int, warmup_factor: float, floor_factor: float) -> float:
+    """Learning rate at a step over the full one: a linear rise, a cosine that counts from step 0, then the floor."""
+    if step < warmup_steps:
+        return warmup_factor + (1 - warmup_factor) * step / warmup_steps
+    if step >= steps:
+        return floor_factor
+    return floor_factor + (1 - floor_factor) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def cosine_schedule(
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    steps: int,
+    warmup_steps: int = 0,
+    warmup_learning_rate: float = 1e-6,
+    floor: float = 1e-5,
+) -> LambdaLR:
+    """The authors' schedule, stepped once per update: linear warm-up, cosine to a floor, cool-down at the floor.
+
+    As in timm, the cosine is over `steps` counted from the first update, so that the warm-up takes its beginning;
+    cool-down is whatever is trained beyond `steps`. Groups with a smaller learning rate follow in proportion.
+
+    Args:
+        learning_rate: the full one; `warmup_learning_rate` and `floor` are absolute at it.
+        steps: updates until the floor is reached.
+    """
+    shape = partial(
+        cosine_factor,
+        steps=steps,
+        warmup_steps=warmup_steps,
+        warmup_factor=warmup_learning_rate / learning_rate,
+        floor_factor=floor / learning_rate,
+    )
+    return LambdaLR(optimizer, shape)
