@@ -2,19 +2,20 @@
 
 import pytest
 import torch
-from conftest import images
+from conftest import images, pyramid_config
 from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
 
 from vitae_hf import ViTAEForImageClassification
+from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
 def dataset(count: int = 24) -> list[dict]:
     return [{"pixel_values": image, "labels": index % 5} for index, image in enumerate(images(count))]
 
 
-def train(config, folder, resume: bool = False, **overrides) -> ViTAEForImageClassification:
-    """Six steps with every random thing on: shuffling, dropout, drop path; a checkpoint after three of them."""
+def train(config, folder, resume: bool = False, trainer_class=Trainer, **overrides):
+    """The trainer after six steps with every random thing on, shuffling too, and a checkpoint after three of them."""
     arguments = {
         "output_dir": folder,
         "max_steps": 6,
@@ -30,16 +31,17 @@ def train(config, folder, resume: bool = False, **overrides) -> ViTAEForImageCla
     }
     set_seed(4 if resume else 3)  # a resumed model must take everything from its checkpoint
     model = ViTAEForImageClassification(config)
-    trainer = Trainer(model, TrainingArguments(**{**arguments, **overrides}), train_dataset=dataset())
+    arguments_class = ViTAETrainingArguments if trainer_class is ViTAETrainer else TrainingArguments
+    trainer = trainer_class(model, arguments_class(**{**arguments, **overrides}), train_dataset=dataset())
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resume else None)
-    return model
+    return trainer
 
 
 @pytest.mark.parametrize("overrides", [{}, {"gradient_checkpointing": True, "gradient_accumulation_steps": 2}])
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_config, tmp_path, overrides):
     config = tiny_config(hidden_dropout_prob=0.1, drop_path_rate=0.2)
-    uninterrupted = train(config, tmp_path, **overrides).state_dict()
-    resumed = train(config, tmp_path, resume=True, **overrides).state_dict()
+    uninterrupted = train(config, tmp_path, **overrides).model.state_dict()
+    resumed = train(config, tmp_path, resume=True, **overrides).model.state_dict()
     assert all(torch.equal(resumed[name], value) for name, value in uninterrupted.items())
 
 
@@ -56,6 +58,101 @@ def test_the_trainer_gives_no_bias_and_no_norm_weight_decay(tiny_config, tmp_pat
 
 def test_one_batch_is_learned_by_heart(tiny_config, tmp_path):
     config = tiny_config(drop_path_rate=0.0, reduction_dropout_prob=0.0)
-    model = train(config, tmp_path, max_steps=60, save_strategy="no", per_device_train_batch_size=24)
+    model = train(config, tmp_path, max_steps=60, save_strategy="no", per_device_train_batch_size=24).model
     predictions = model(images(24)).logits.argmax(-1)  # in training mode, with the batch's own statistics
     assert (predictions == torch.arange(24) % 5).float().mean() > 0.9
+
+
+# ------------------------------------------------------------------------------------- the recipe's own trainer
+
+RECIPE = {
+    "trainer_class": ViTAETrainer,
+    "learning_rate": 2e-3,
+    "weight_decay": 0.05,
+    "warmup_steps": 2,
+    "layer_decay": 0.8,
+    "ema_decay": 0.9,
+    "ema_warmup": True,
+}
+
+
+def test_the_recipes_trainer_resumes_exactly_with_its_average(tiny_config, tmp_path):
+    config = tiny_config(hidden_dropout_prob=0.1, drop_path_rate=0.2)
+    uninterrupted = train(config, tmp_path, **RECIPE)
+    resumed = train(config, tmp_path, resume=True, **RECIPE)
+    for ours, theirs in ((uninterrupted.model, resumed.model), (uninterrupted.ema.module, resumed.ema.module)):
+        state = theirs.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in ours.state_dict().items())
+    assert uninterrupted.state.log_history[-1]["train_loss"] > 0
+    assert not torch.equal(uninterrupted.ema.module.classifier.weight, uninterrupted.model.classifier.weight)
+
+
+def test_the_average_equals_a_plain_loop(tmp_path):
+    """Parameters and statistics, against a running sum of what the model was after each update."""
+    history = []
+
+    class Recording(ViTAETrainer):
+        def update_average(self):
+            history.append({name: value.clone().double() for name, value in self.model.state_dict().items()})
+            super().update_average()
+
+    set_seed(0)
+    model = ViTAEForImageClassification(pyramid_config())
+    start = {name: value.clone().double() for name, value in model.state_dict().items()}
+    arguments = ViTAETrainingArguments(
+        tmp_path,
+        max_steps=5,
+        ema_decay=0.7,
+        report_to="none",
+        use_cpu=True,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+    trainer = Recording(model, arguments, train_dataset=dataset())
+    trainer.train()
+    for name, value in trainer.ema.module.state_dict().items():
+        expected = start[name]
+        for step, state in enumerate(history, start=1):
+            decay = 0.7 if step > 1 else 0.0  # the first update takes the weights as they are, as timm has it
+            expected = decay * expected + (1 - decay) * state[name]
+        if value.is_floating_point():
+            assert torch.allclose(value.double(), expected, atol=1e-6), name
+
+
+def test_the_average_is_evaluated_and_saved_as_a_model(tmp_path):
+    trainer = train(pyramid_config(), tmp_path, **RECIPE)
+    with torch.no_grad():
+        expected = trainer.ema.module.eval()(images(24)).logits
+    assert torch.allclose(torch.from_numpy(trainer.predict(dataset()).predictions), expected, atol=1e-5)
+    trainer.save_model()
+    averaged = ViTAEForImageClassification.from_pretrained(tmp_path / "ema").eval()
+    trained = ViTAEForImageClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(averaged.classifier.weight, trainer.ema.module.classifier.weight)
+    assert torch.equal(trained.classifier.weight, trainer.model.classifier.weight)
+
+
+def test_the_schedule_warms_up_and_cools_down_at_the_floor(tmp_path):
+    logs = train(
+        pyramid_config(),
+        tmp_path,
+        **{**RECIPE, "max_steps": -1, "num_train_epochs": 4, "cooldown_epochs": 1, "layer_decay": 1.0},
+        logging_steps=1,
+        save_strategy="no",
+    ).state.log_history
+    rates = [entry["learning_rate"] for entry in logs if "learning_rate" in entry]
+    assert len(rates) == 24 and rates[0] == pytest.approx(1e-6) and rates[2] == pytest.approx(max(rates))
+    assert rates[18:] == pytest.approx([1e-5] * 6) and rates[17] > 1e-5
+
+
+def test_resuming_without_the_average_says_so(tmp_path):
+    train(pyramid_config(), tmp_path, **{**RECIPE, "ema_decay": None})
+    with pytest.raises(FileNotFoundError, match="cannot resume the average of the weights: there is no .*ema"):
+        train(pyramid_config(), tmp_path, resume=True, **RECIPE)
+
+
+@pytest.mark.parametrize(
+    "options, message", [({"ema_decay": 1.0}, "`ema_decay`"), ({"cooldown_epochs": 3}, "`cooldown_epochs`")]
+)
+def test_wrong_recipe_values_are_named(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        ViTAETrainingArguments(tmp_path, **options)

@@ -1,0 +1,131 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""The library's Trainer with the authors' optimizer settings and an averaged copy of the weights."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.torch import load_model
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from .optimization import cosine_schedule, parameter_groups
+
+
+@dataclass
+class ViTAETrainingArguments(TrainingArguments):
+    """`TrainingArguments`, and the parts of the authors' recipe that these lack.
+
+    `learning_rate` is the full one, already scaled (`scaled_learning_rate`); `warmup_steps` is the library's: updates,
+    or a share of the run if below 1. `lr_scheduler_type` is not read: the schedule is the authors'.
+    """
+
+    layer_decay: float = field(default=1.0, metadata={"help": "Learning rate of a layer over that of the one above."})
+    warmup_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate of the first update."})
+    min_learning_rate: float = field(default=1e-5, metadata={"help": "Floor of the cosine."})
+    cooldown_epochs: float = field(
+        default=0.0, metadata={"help": "The last so many of `num_train_epochs` are trained at the floor."}
+    )
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Keep an exponential moving average of the weights with this decay."}
+    )
+    ema_warmup: bool = field(
+        default=False, metadata={"help": "Let the decay rise to `ema_decay`, for runs too short for it."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}")
+        if not 0 <= self.cooldown_epochs < self.num_train_epochs:
+            raise ValueError(
+                f"`cooldown_epochs` must be at least 0 and below `num_train_epochs`, {self.num_train_epochs};"
+                f" got {self.cooldown_epochs}"
+            )
+
+
+class ViTAETrainer(Trainer):
+    """A Trainer that follows [`ViTAETrainingArguments`].
+
+    With `ema_decay`, `evaluate` and `predict` use the averaged weights once training has begun, every checkpoint and
+    the saved model hold them as a complete model in their folder `ema/`, and a resumed run continues the average.
+    Parameters and BatchNorm statistics are averaged alike, after each update, on the device of the model.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.ema = None
+        self._resumed_from = None
+        if self.args.ema_decay is not None:
+            self.add_callback(_AverageWeights(self))
+
+    def create_optimizer(self, model=None):
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            groups = parameter_groups(model, self.args.learning_rate, self.args.weight_decay, self.args.layer_decay)
+            for group in groups:
+                del group["names"]
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.lr_scheduler is None:
+            cosine_share = 1 - self.args.cooldown_epochs / self.args.num_train_epochs
+            self.lr_scheduler = cosine_schedule(
+                self.optimizer if optimizer is None else optimizer,
+                self.args.learning_rate,
+                steps=round(num_training_steps * cosine_share),
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                warmup_learning_rate=self.args.warmup_learning_rate,
+                floor=self.args.min_learning_rate,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def start_average(self) -> None:
+        """Make the averaged copy, from the checkpoint that is resumed or from the weights as they are."""
+        from timm.utils import ModelEmaV3
+
+        model = self.accelerator.unwrap_model(self.model)
+        self.ema = ModelEmaV3(model, decay=self.args.ema_decay, use_warmup=self.args.ema_warmup)
+        if self._resumed_from is not None:
+            weights = Path(self._resumed_from) / "ema" / "model.safetensors"
+            if not weights.exists():
+                raise FileNotFoundError(f"cannot resume the average of the weights: there is no {weights}")
+            load_model(self.ema.module, weights)
+
+    def update_average(self) -> None:
+        self.ema.update(self.accelerator.unwrap_model(self.model), step=self.state.global_step)
+
+    def evaluation_loop(self, *args, **kwargs):
+        trained = self.model
+        if self.ema is not None:
+            self.model = self.ema.module
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            self.model = trained
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        super().save_model(output_dir, _internal_call)
+        if self.ema is not None and self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir) / "ema"
+            self.ema.module.save_pretrained(folder)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._resumed_from = resume_from_checkpoint
+
+
+class _AverageWeights(TrainerCallback):
+    """Tells the trainer when an update is done, whatever gradient accumulation there is."""
+
+    def __init__(self, trainer: ViTAETrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, *args, **kwargs):
+        self.trainer.start_average()
+
+    def on_step_end(self, *args, **kwargs):
+        self.trainer.update_average()
