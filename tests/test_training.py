@@ -7,6 +7,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
 
 from vitae_hf import ViTAEForImageClassification
+from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
@@ -142,6 +143,41 @@ def test_the_schedule_warms_up_and_cools_down_at_the_floor(tmp_path):
     rates = [entry["learning_rate"] for entry in logs if "learning_rate" in entry]
     assert len(rates) == 24 and rates[0] == pytest.approx(1e-6) and rates[2] == pytest.approx(max(rates))
     assert rates[18:] == pytest.approx([1e-5] * 6) and rates[17] > 1e-5
+
+
+def test_augmentation_touches_training_batches_and_not_evaluation(tmp_path):
+    """uint8 pictures are normalised and mixed while the model trains; evaluation data come normalised already."""
+    seen = []
+    model = ViTAEForImageClassification(pyramid_config())
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((model.training, kwargs["pixel_values"])), with_kwargs=True
+    )
+    pictures = [
+        {"pixel_values": (image * 40 + 128).clamp(0, 255).to(torch.uint8), "labels": i % 5}
+        for i, image in enumerate(images(8))
+    ]
+    arguments = ViTAETrainingArguments(
+        tmp_path,
+        max_steps=2,
+        per_device_train_batch_size=4,
+        report_to="none",
+        use_cpu=True,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+    trainer = ViTAETrainer(
+        model,
+        arguments,
+        train_dataset=pictures,
+        eval_dataset=dataset(8),
+        augmentation=DeviceAugmentation(5, AugmentationArguments()),
+        compute_loss_func=soft_target_loss,
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] > 0
+    training = [pixels for is_training, pixels in seen if is_training]
+    assert len(training) == 2 and all(pixels.is_floating_point() and pixels.min() < 0 for pixels in training)
+    assert torch.equal(torch.cat([pixels for is_training, pixels in seen if not is_training]), images(8))
 
 
 def test_resuming_without_the_average_says_so(tmp_path):

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""The library's Trainer with the authors' optimizer settings and an averaged copy of the weights."""
+"""The library's Trainer with the authors' optimizer settings, device augmentation and an average of the weights."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from .augmentation import DeviceAugmentation
 from .optimization import cosine_schedule, parameter_groups
 
 
@@ -50,8 +51,14 @@ class ViTAETrainer(Trainer):
     Parameters and BatchNorm statistics are averaged alike, after each update, on the device of the model.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, augmentation: DeviceAugmentation | None = None, **kwargs):
+        """
+        Args:
+            augmentation: what to do to each training batch on the device, after the data loader; see there.
+            args, kwargs: the library's.
+        """
         super().__init__(*args, **kwargs)
+        self.augmentation = augmentation
         self.ema = None
         self._resumed_from = None
         if self.args.ema_decay is not None:
@@ -80,6 +87,13 @@ class ViTAETrainer(Trainer):
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def training_step(self, model, inputs: dict, num_items_in_batch=None):
+        if self.augmentation is not None:
+            inputs = self._prepare_inputs(inputs)
+            pixel_values, labels = self.augmentation(inputs["pixel_values"], inputs["labels"])
+            inputs = {**inputs, "pixel_values": pixel_values, "labels": labels}
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def start_average(self) -> None:
         """Make the averaged copy, from the checkpoint that is resumed or from the weights as they are."""

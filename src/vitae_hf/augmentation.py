@@ -1,0 +1,112 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""The authors' training augmentation, all of it timm's: pictures on the CPU, then everything else on the device.
+
+Workers crop, flip and RandAugment to uint8 tensors, a quarter of the size of floats. On the device a batch is
+normalised, partly erased, and mixed with itself, which turns labels into soft targets.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import PIL.Image
+import torch
+from timm.data import Mixup, create_transform
+from timm.data.random_erasing import RandomErasing
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+
+@dataclass
+class AugmentationArguments:
+    """How strongly to augment; the defaults are the authors' supervised recipe."""
+
+    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
+    """timm's name of a policy, or none. With one, timm leaves `color_jitter` out, and so did the authors' runs."""
+    color_jitter: float = 0.4
+    min_crop_scale: float = 0.08
+    """Smallest share of the picture that a random crop keeps."""
+    flip_prob: float = 0.5
+    interpolation: str = "random"
+    """`"bilinear"`, `"bicubic"`, or `"random"`: one of the two for each picture."""
+    erasing_prob: float = 0.25
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    """A batch is mixed by mixup or CutMix, half and half; 0 turns either off."""
+    label_smoothing: float = 0.1
+
+
+def training_transform(
+    size: int | tuple[int, int], arguments: AugmentationArguments
+) -> Callable[[PIL.Image.Image], torch.Tensor]:
+    """What a worker does to a picture: RGB of any size -> uint8 `(3, height, width)`."""
+    return create_transform(
+        size,
+        is_training=True,
+        use_prefetcher=True,  # timm's word for leaving pixels as uint8
+        scale=(arguments.min_crop_scale, 1.0),
+        hflip=arguments.flip_prob,
+        color_jitter=arguments.color_jitter,
+        auto_augment=arguments.auto_augment,
+        interpolation=arguments.interpolation,
+    )
+
+
+class DeviceAugmentation:
+    """What the device does to a training batch: normalise, erase, mix.
+
+    Calling it with `pixel_values` uint8 `(B, 3, height, width)` and `labels` `(B,)` gives normalised float32 pixels and
+    soft targets `(B, num_labels)` whose rows sum to one.
+
+    Raises:
+        ValueError: with mixup or CutMix on, the batch is odd (each image is mixed with its mirror position).
+
+    Source: Zhong et al. 2017, "Random Erasing"; Zhang et al. 2018, "mixup"; Yun et al. 2019, "CutMix".
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        arguments: AugmentationArguments,
+        image_mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+        image_std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+    ):
+        self.num_labels = num_labels
+        self.image_mean, self.image_std = image_mean, image_std
+        self.erasing_prob, self.label_smoothing = arguments.erasing_prob, arguments.label_smoothing
+        self.mixup = None
+        if arguments.mixup_alpha > 0 or arguments.cutmix_alpha > 0:
+            self.mixup = Mixup(
+                arguments.mixup_alpha,
+                arguments.cutmix_alpha,
+                label_smoothing=arguments.label_smoothing,
+                num_classes=num_labels,
+            )
+
+    def __call__(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.mixup is not None and len(pixel_values) % 2:
+            raise ValueError(
+                f"mixup and CutMix need an even number of images in a batch, got {len(pixel_values)}: choose an even"
+                " batch size and `dataloader_drop_last=True`"
+            )
+        mean, std = (
+            torch.tensor(values, device=pixel_values.device).view(1, -1, 1, 1) * 255
+            for values in (self.image_mean, self.image_std)
+        )
+        pixel_values = (pixel_values.float() - mean) / std
+        erase = RandomErasing(self.erasing_prob, mode="pixel", device=pixel_values.device)
+        pixel_values = erase(pixel_values)
+        if self.mixup is not None:
+            return self.mixup(pixel_values, labels)
+        targets = torch.nn.functional.one_hot(labels, self.num_labels).float()
+        return pixel_values, targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_labels
+
+
+def soft_target_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
+    """Cross entropy for soft targets `(B, classes)` or labels `(B,)`, as the Trainer's `compute_loss_func`.
+
+    Args:
+        outputs: a classifier's, with `logits` `(B, classes)`.
+        labels: as above.
+        num_items_in_batch: images in the whole accumulated batch, so that its parts add up to its mean.
+    """
+    loss = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="sum")
+    return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)

@@ -1,0 +1,84 @@
+"""Data sets of every form give the same samples, and bad ones are named or counted."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from conftest import REPOSITORY
+from torch.utils.data import DataLoader
+
+from vitae_hf.data import LabelledImages, class_names, collate, decode, load_labelled_images
+
+
+def pixels(picture: PIL.Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(picture.resize((8, 8))).copy()).permute(2, 0, 1)
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Twelve images in a folder for each of three classes; the sixth is cut short, the eighth is text."""
+    for index in range(12):
+        folder = tmp_path / "images" / "train" / "cdb"[index % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{index:02}.png"
+        PIL.Image.new("RGB", (20, 10), (20 * index, 0, 0)).save(path)
+        if index == 5:
+            path.write_bytes(path.read_bytes()[:40])
+        elif index == 7:
+            path.write_text("no picture")
+    return tmp_path / "images"
+
+
+def test_a_folder_of_parquet_files_is_read_with_its_class_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    splits = load_labelled_images(str(REPOSITORY / "examples" / "fashion_mnist_mini"))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 6000, "test": 1000}
+    assert class_names(splits)[9] == "Ankle boot"
+    sample = LabelledImages(splits["test"], pixels)[6]
+    assert sample["labels"] == 7 and sample["pixel_values"].shape == (3, 8, 8)
+    assert decode(splits["test"][6]).mode == "RGB"
+
+
+def test_a_bad_picture_is_an_error_that_names_its_file(image_folder):
+    splits = load_labelled_images(str(image_folder))
+    assert class_names(splits) == {0: "b", 1: "c", 2: "d"}
+    dataset = LabelledImages(splits["train"], pixels)
+    with pytest.raises(ValueError, match="cannot read .*/05.png"):
+        [dataset[index] for index in range(12)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_pictures_are_counted_and_replaced_in_training(image_folder, workers):
+    dataset = LabelledImages(load_labelled_images(str(image_folder))["train"], pixels, on_bad_sample="skip")
+    batches = list(DataLoader(dataset, batch_size=4, collate_fn=collate, num_workers=workers))
+    assert [len(batch["labels"]) for batch in batches] == [4, 4, 4] and dataset.skipped == 2
+
+
+def test_bad_pictures_are_left_out_of_evaluation(image_folder):
+    split = load_labelled_images(str(image_folder))["train"]
+    dataset = LabelledImages(split, pixels, on_bad_sample="skip", drop_bad=True)
+    batches = list(DataLoader(dataset, batch_size=12, collate_fn=collate))
+    assert len(batches[0]["labels"]) == 10 and dataset.skipped == 2
+    reds = sorted(batches[0]["pixel_values"][:, 0, 0, 0].tolist())
+    assert reds == [20 * index for index in range(12) if index not in (5, 7)]  # each once, and no other
+
+
+def test_a_missing_label_is_named(image_folder):
+    row = load_labelled_images(str(image_folder))["train"][0]
+    with pytest.raises(ValueError, match="has no label"):
+        decode({**row, "label": -1})
+
+
+def test_a_batch_or_split_without_any_picture_is_named(image_folder):
+    with pytest.raises(ValueError, match="every picture of this batch was skipped"):
+        collate([None, None])
+    split = load_labelled_images(str(image_folder))["train"]
+    bad = split.filter(lambda row: row["image"]["path"].endswith(("05.png", "07.png")))
+    with pytest.raises(ValueError, match="none of the 2 pictures"):
+        LabelledImages(bad, pixels, on_bad_sample="skip")[0]
+
+
+def test_a_data_set_without_labels_lists_its_columns(tmp_path):
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="one ClassLabel column for the labels, got \\[\\]"):
+        load_labelled_images(str(tmp_path))
