@@ -36,6 +36,13 @@ def test_workers_give_small_random_repeatable_pictures():
     assert torch.equal(draw(0), draw(0)) and not torch.equal(draw(0), draw(1))
 
 
+def test_no_draw_of_the_policy_fails():
+    """timm's posterize asks this Pillow for 0 bits now and then."""
+    transform, small = training_transform(32, AugmentationArguments()), CHELSEA.resize((40, 40))
+    set_seed(0)
+    assert all(transform(small).shape == (3, 32, 32) for _ in range(1500))
+
+
 def test_the_policy_is_the_recipes():
     text = str(training_transform(224, AugmentationArguments()))
     assert text.count("AugmentOp") == 15 and "m=9, mstd=0.5" in text and "PosterizeIncreasing" in text

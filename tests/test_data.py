@@ -1,5 +1,7 @@
 """Data sets of every form give the same samples, and bad ones are named or counted."""
 
+import random
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -61,6 +63,36 @@ def test_bad_pictures_are_left_out_of_evaluation(image_folder):
     assert len(batches[0]["labels"]) == 10 and dataset.skipped == 2
     reds = sorted(batches[0]["pixel_values"][:, 0, 0, 0].tolist())
     assert reds == [20 * index for index in range(12) if index not in (5, 7)]  # each once, and no other
+
+
+def test_an_error_of_the_transform_is_never_taken_for_a_bad_picture(image_folder):
+    def broken(picture):
+        raise ValueError("a bug")
+
+    dataset = LabelledImages(load_labelled_images(str(image_folder))["train"], broken, on_bad_sample="skip")
+    with pytest.raises(ValueError, match="a bug"):
+        dataset[0]
+
+
+def test_random_transforms_depend_on_seed_epoch_and_sample_alone(image_folder):
+    def draw(picture):
+        return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
+
+    split = load_labelled_images(str(image_folder))["train"]
+    first, second = LabelledImages(split, draw, seed=1), LabelledImages(split, draw, seed=1)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    one = first[2]["pixel_values"]
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    assert torch.equal(second[2]["pixel_values"], one) and not torch.equal(second[3]["pixel_values"], one)
+    assert not torch.equal(LabelledImages(split, draw, seed=2)[2]["pixel_values"], one)
+    first.set_epoch(1)
+    assert not torch.equal(first[2]["pixel_values"], one)
+    loader = DataLoader(second, batch_size=1, collate_fn=collate, num_workers=1, sampler=[2], persistent_workers=True)
+    assert torch.equal(next(iter(loader))["pixel_values"][0], one)
+    second.set_epoch(1)  # reaches workers that are running
+    assert torch.equal(next(iter(loader))["pixel_values"][0], first[2]["pixel_values"])
 
 
 def test_a_missing_label_is_named(image_folder):

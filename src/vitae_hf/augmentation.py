@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import PIL.Image
+import PIL.ImageOps
 import torch
 from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
@@ -38,7 +39,7 @@ def training_transform(
     size: int | tuple[int, int], arguments: AugmentationArguments
 ) -> Callable[[PIL.Image.Image], torch.Tensor]:
     """What a worker does to a picture: RGB of any size -> uint8 `(3, height, width)`."""
-    return create_transform(
+    transform = create_transform(
         size,
         is_training=True,
         use_prefetcher=True,  # timm's word for leaving pixels as uint8
@@ -48,6 +49,16 @@ def training_transform(
         auto_augment=arguments.auto_augment,
         interpolation=arguments.interpolation,
     )
+    for step in transform.transforms:
+        for operation in getattr(step, "ops", []):
+            if operation.name.startswith("Posterize"):
+                operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: PIL.Image.Image, bits_to_keep: int, **_) -> PIL.Image.Image:
+    """timm's, which at the strongest keeps 0 bits: black, as Pillow made it until release 13, which refuses."""
+    return PIL.ImageOps.posterize(image, bits_to_keep) if bits_to_keep > 0 else PIL.Image.new(image.mode, image.size)
 
 
 class DeviceAugmentation:

@@ -2,11 +2,14 @@
 """Labelled pictures through `datasets`, with what to do about those that cannot be read."""
 
 import multiprocessing
+import random
 from collections.abc import Callable
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Literal
 
 import datasets
+import numpy as np
 import PIL.Image
 import torch
 from torch.utils.data import Dataset
@@ -61,6 +64,8 @@ class LabelledImages(Dataset):
     Args:
         split: with undecoded `image` and `label`, as [`load_labelled_images`] gives it.
         transform: upright RGB picture -> tensor.
+        seed: of a random transform. What it draws depends on seed, epoch ([`set_epoch`]) and sample alone, so that a
+            resumed run, or one with other workers, sees the same pictures; other random states are left as they are.
     """
 
     def __init__(
@@ -69,16 +74,22 @@ class LabelledImages(Dataset):
         transform: Callable[[PIL.Image.Image], torch.Tensor],
         on_bad_sample: Literal["error", "skip"] = "error",
         drop_bad: bool = False,
+        seed: int | None = None,
     ):
         if on_bad_sample not in ("error", "skip"):
             raise ValueError(f'`on_bad_sample` must be "error" or "skip", got {on_bad_sample!r}')
         self.split, self.transform, self.on_bad_sample, self.drop_bad = split, transform, on_bad_sample, drop_bad
+        self.seed = seed
+        self._epoch = multiprocessing.Value("q", 0)
         self._skipped = multiprocessing.Value("q", 0)  # shared with the workers of a data loader
 
     @property
     def skipped(self) -> int:
         """How often a bad sample has been met so far."""
         return self._skipped.value
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.value = epoch
 
     def __len__(self) -> int:
         return len(self.split)
@@ -87,7 +98,7 @@ class LabelledImages(Dataset):
         for candidate in range(index, index + len(self.split)):
             row = self.split[candidate % len(self.split)]
             try:
-                return {"pixel_values": self.transform(decode(row)), "labels": row["label"]}
+                picture = decode(row)
             except ValueError as error:
                 if self.on_bad_sample == "error":
                     raise
@@ -96,7 +107,29 @@ class LabelledImages(Dataset):
                     self._skipped.value += 1
                 if self.drop_bad:
                     return None
+            else:
+                with seeded(self.seed, self._epoch.value, index):
+                    return {"pixel_values": self.transform(picture), "labels": row["label"]}
         raise ValueError(f"none of the {len(self.split)} pictures of this split can be read")
+
+
+@contextmanager
+def seeded(seed: int | None, *position: int):
+    """Draws of `random`, NumPy and torch that depend on a seed and a position only, undone at the end; none without."""
+    if seed is None:
+        yield
+        return
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    mixed = int(np.random.SeedSequence([seed, *position]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.default_generator.manual_seed(mixed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def decode(row: dict) -> PIL.Image.Image:

@@ -1,6 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The library's Trainer with the authors' optimizer settings, device augmentation and an average of the weights."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,6 +62,7 @@ class ViTAETrainer(Trainer):
         self.augmentation = augmentation
         self.ema = None
         self._resumed_from = None
+        self.add_callback(_TellDatasetEpoch(self))
         if self.args.ema_decay is not None:
             self.add_callback(_AverageWeights(self))
 
@@ -94,6 +96,23 @@ class ViTAETrainer(Trainer):
             pixel_values, labels = self.augmentation(inputs["pixel_values"], inputs["labels"])
             inputs = {**inputs, "pixel_values": pixel_values, "labels": labels}
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def get_eval_dataloader(self, *args, **kwargs):
+        with self._whole_split():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args, **kwargs):
+        with self._whole_split():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _whole_split(self):
+        """`dataloader_drop_last` is for training: an evaluation that left images out would be wrong."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def start_average(self) -> None:
         """Make the averaged copy, from the checkpoint that is resumed or from the weights as they are."""
@@ -130,6 +149,17 @@ class ViTAETrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._resumed_from = resume_from_checkpoint
+
+
+class _TellDatasetEpoch(TrainerCallback):
+    """Gives the training data the number of the epoch, where they take it."""
+
+    def __init__(self, trainer: ViTAETrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        if hasattr(self.trainer.train_dataset, "set_epoch"):
+            self.trainer.train_dataset.set_epoch(int(state.epoch))
 
 
 class _AverageWeights(TrainerCallback):

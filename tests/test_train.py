@@ -1,0 +1,76 @@
+"""scripts/train.py: recipes are read whole, and both of its uses run from data to a folder that loads."""
+
+import json
+
+import PIL.Image
+import pytest
+import train
+import yaml
+from conftest import REPOSITORY
+from test_scripts import last_line, run
+
+from vitae_hf import PRESETS, ViTAEForImageClassification, config_from_preset
+
+
+RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
+DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_made_of_arguments_and_the_command_line_counts_more(path, tmp_path):
+    recipe = yaml.safe_load(path.read_text())
+    assert {"model", "global_batch", "expected", "source"} == set(recipe["about"]) and recipe["preset"] == path.stem
+    assert path.stem in PRESETS
+    common = ["--config", str(path), "--dataset", "imagenet", "--output_dir", str(tmp_path), "--report_to", "none"]
+    run_arguments, augmentation, training = train.parse(common)
+    values = {**vars(run_arguments), **vars(augmentation), **vars(training)}
+    different = {name for name, value in recipe.items() if name != "about" and values[name] != value}
+    assert different <= {"eval_strategy", "save_strategy"}  # those become enumerations
+    assert training.learning_rate == pytest.approx(float(recipe["base_learning_rate"]) * 64 / 512)
+    _, _, changed = train.parse([*common, "--per_device_train_batch_size", "128", "--gradient_accumulation_steps", "4"])
+    assert changed.learning_rate == pytest.approx(float(recipe["base_learning_rate"]))
+
+
+def test_a_wrong_recipe_or_missing_model_is_named(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("preset: vitae-t\nmixup_alfa: 0.8\n")
+    with pytest.raises(ValueError, match="no argument 'mixup_alfa'; did you mean 'mixup_alpha'"):
+        train.parse(["--config", str(tmp_path / "recipe.yaml"), "--dataset", "x"])
+    with pytest.raises(ValueError, match="either --preset, to train from scratch, or --model_name_or_path"):
+        train.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
+
+
+def options(**values) -> list[str]:
+    common = {"per_device_train_batch_size": 8, "report_to": "none", "logging_steps": 1, "dataloader_drop_last": True}
+    return [word for name, value in {**common, **values}.items() for word in (f"--{name}", str(value))]
+
+
+def test_from_scratch_and_resumed(tmp_path):
+    arguments = options(
+        preset="vitae-nano", dataset=DATA, output_dir=tmp_path / "out", max_steps=4, save_steps=2, ema_decay=0.9
+    )
+    record = last_line(run("train", *arguments))
+    assert 0 <= record["top1_percent"] <= record["top5_percent"] <= 100 and record["skipped"] == 0
+    assert (tmp_path / "out" / "training_curves.png").stat().st_size > 10_000
+    assert json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_top1"] == record["top1_percent"]
+    assert ViTAEForImageClassification.from_pretrained(record["model"]).config.id2label[9] == "Ankle boot"
+    resumed = last_line(run("train", *arguments, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-2"))
+    assert {**resumed, "images_per_s": 0} == {**record, "images_per_s": 0}
+
+
+def test_fine_tuning_on_a_folder_with_bad_pictures_and_new_classes(tmp_path):
+    ViTAEForImageClassification(config_from_preset("vitae-nano")).save_pretrained(tmp_path / "model")
+    for split, count in (("train", 24), ("validation", 6)):
+        for index in range(count):
+            path = tmp_path / "images" / split / ("cat", "dog")[index % 2] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.new("RGB", (40, 60), (10 * index, 0, 0)).save(path)
+    path.write_text("no picture")
+    arguments = options(
+        model_name_or_path=tmp_path / "model", dataset=tmp_path / "images", output_dir=tmp_path / "out", max_steps=2
+    )
+    done = run("train", *arguments)
+    assert done.returncode != 0 and f"cannot read {path}" in done.stderr
+    record = last_line(run("train", *arguments, "--on_bad_sample", "skip"))
+    assert record["skipped"] >= 1 and record["top5_percent"] == 100
+    config = ViTAEForImageClassification.from_pretrained(tmp_path / "out").config
+    assert config.id2label == {0: "cat", 1: "dog"} and config.image_size == 64
