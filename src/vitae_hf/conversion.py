@@ -87,19 +87,19 @@ def detect_preset(state_dict: Mapping[str, torch.Tensor]) -> str:
         ValueError: it is none of the v1 variants; the message says what was found.
     """
     cells = {match.groups() for key in state_dict if (match := re.match(r"layers\.(\d+)\.NC\.(\d+)\.", key))}
-    widths = [tuple(state_dict[key].shape) for key in ("layers.2.NC.0.PCM.0.weight",) if key in state_dict]
+    first = state_dict.get("layers.2.NC.0.PCM.0.weight")
+    first_convolution = None if first is None else tuple(first.shape)
     for name in PRESETS:
         config = config_from_preset(name)
         hidden_size, groups = config.hidden_size, config.conv_groups[-1]
         convolution = (int(config.mlp_ratio * hidden_size), hidden_size // groups, 3, 3)
         in_last_stage = {("2", str(cell)) for cell in range(config.depths[-1])}
-        if (cells, widths) == (in_last_stage, [convolution]) and config.has_class_token == (
-            "fc_norm.weight" in state_dict
-        ):
+        has_class_token = "fc_norm.weight" in state_dict
+        if (cells, first_convolution, has_class_token) == (in_last_stage, convolution, config.has_class_token):
             return name
     raise ValueError(
         f"these are not the tensors of a ViTAE v1 variant ({len(cells)} normal cells, first convolution"
-        f" {widths or 'missing'}); known: {', '.join(PRESETS)}"
+        f" {first_convolution or 'missing'}); known: {', '.join(PRESETS)}"
     )
 
 
