@@ -152,7 +152,8 @@ def draw_curves(log_history: list[dict], path: Path) -> None:
                 axis.plot(*zip(*points), label=key, marker="." if len(points) < 30 else None)
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     figure.savefig(path, dpi=120)
 
 

@@ -392,9 +392,9 @@ class ViTAENormalCell(ViTAECell):
     def convolve(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
         feature_map = tokens_to_map(hidden_states[:, self.num_class_tokens :], height, width)
         tokens = map_to_tokens(self.conv_branch(feature_map))
-        return (
-            nn.functional.pad(tokens, (0, 0, 1, 0)) if self.num_class_tokens else tokens
-        )  # nothing for the class token
+        if self.num_class_tokens:
+            tokens = nn.functional.pad(tokens, (0, 0, 1, 0))  # nothing for the class token
+        return tokens
 
     def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> torch.Tensor:
         attention, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
