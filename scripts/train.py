@@ -41,6 +41,9 @@ class RunArguments:
     dataset: str = dataclasses.field(metadata={"help": "Hub name or local folder of labelled images."})
     dataset_name: str | None = dataclasses.field(default=None, metadata={"help": "Its configuration, if several."})
     train_split: str = "train"
+    train_share: float = dataclasses.field(
+        default=1.0, metadata={"help": "Train on this share of the split, drawn by class with `data_seed` or `seed`."}
+    )
     eval_split: str | None = dataclasses.field(default=None, metadata={"help": "Default: validation, else test."})
     preset: str | None = dataclasses.field(default=None, metadata={"help": "From scratch: a name of PRESETS."})
     model_name_or_path: str | None = dataclasses.field(
@@ -59,6 +62,8 @@ class RunArguments:
     def __post_init__(self):
         if (self.preset is None) == (self.model_name_or_path is None):
             raise ValueError("give either --preset, to train from scratch, or --model_name_or_path, to fine-tune")
+        if not 0 < self.train_share <= 1:
+            raise ValueError(f"--train_share must be above 0 and at most 1, got {self.train_share}")
 
 
 def parse(argv: list[str] | None):
@@ -94,7 +99,7 @@ def build_model(run: RunArguments, names: dict[int, str]):
     if run.preset is not None:
         return ViTAEForImageClassification(config_from_preset(run.preset, **overrides))
     config = AutoConfig.from_pretrained(run.model_name_or_path)
-    if config.has_class_token and run.image_size not in (None, config.image_size):
+    if getattr(config, "has_class_token", False) and run.image_size not in (None, config.image_size):
         raise ValueError(
             f"{run.model_name_or_path} has positions for {config.image_size} pixels; fine-tuning a class-token variant"
             f" at another size ({run.image_size}) is not supported"
@@ -110,6 +115,12 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
     for split in (run.train_split, eval_split):
         if split not in splits:
             raise ValueError(f"{run.dataset} has no split {split!r} to train on or evaluate; it has {list(splits)}")
+    train_split = splits[run.train_split]
+    if run.train_share < 1:
+        seed = training.seed if training.data_seed is None else training.data_seed
+        train_split = train_split.train_test_split(train_size=run.train_share, stratify_by_column="label", seed=seed)[
+            "train"
+        ]
     model = build_model(run, class_names(splits))
     processor = ViTAEImageProcessor(size=model.config.image_size, crop_pct=run.crop_pct)
     return ViTAETrainer(
@@ -117,8 +128,8 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
         training,
         data_collator=collate,
         train_dataset=LabelledImages(
-            splits[run.train_split],
-            training_transform(model.config.image_height_width, augmentation),
+            train_split,
+            training_transform(model.config.image_size, augmentation),
             run.on_bad_sample,
             seed=training.seed,
         ),

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_model
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -25,6 +26,9 @@ class ViTAETrainingArguments(TrainingArguments):
     min_learning_rate: float = field(default=1e-5, metadata={"help": "Floor of the cosine."})
     cooldown_epochs: float = field(
         default=0.0, metadata={"help": "The last so many of `num_train_epochs` are trained at the floor."}
+    )
+    channels_last: bool = field(
+        default=True, metadata={"help": "Lay pixels and convolutions out by channels, which convolves faster."}
     )
     ema_decay: float | None = field(
         default=None, metadata={"help": "Keep an exponential moving average of the weights with this decay."}
@@ -59,6 +63,8 @@ class ViTAETrainer(Trainer):
             args, kwargs: the library's.
         """
         super().__init__(*args, **kwargs)
+        if self.args.channels_last:
+            self.model.to(memory_format=torch.channels_last)
         self.augmentation = augmentation
         self.ema = None
         self._resumed_from = None
@@ -89,6 +95,12 @@ class ViTAETrainer(Trainer):
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        inputs = super()._prepare_inputs(inputs)
+        if self.args.channels_last:
+            inputs = {**inputs, "pixel_values": inputs["pixel_values"].contiguous(memory_format=torch.channels_last)}
+        return inputs
 
     def training_step(self, model, inputs: dict, num_items_in_batch=None):
         if self.augmentation is not None:

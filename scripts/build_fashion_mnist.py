@@ -1,7 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How was `examples/fashion_mnist_mini` made? Draws it by class from the full Fashion-MNIST files.
+"""Fashion-MNIST as parquet files that `datasets` reads, whole or a part drawn by class.
 
-    python scripts/build_fashion_mnist_mini.py FOLDER_WITH_IDX_GZ_FILES
+    python scripts/build_fashion_mnist.py IDX_FOLDER --output data/fashion_mnist          # `make data-fashion-mnist`
+    python scripts/build_fashion_mnist.py IDX_FOLDER --output examples/fashion_mnist_mini --per_class 600 100
 
 The folder holds the four `*-ubyte.gz` files as published, for example those of Debian's package dataset-fashion-mnist.
 """
@@ -30,8 +31,7 @@ CLASSES = [
     "Bag",
     "Ankle boot",
 ]
-PER_CLASS = {"train": 600, "test": 100}
-OUTPUT = Path(__file__).parents[1] / "examples" / "fashion_mnist_mini"
+PREFIXES = {"train": "train", "test": "t10k"}
 
 
 def read_idx(path: Path, header_bytes: int) -> np.ndarray:
@@ -40,18 +40,20 @@ def read_idx(path: Path, header_bytes: int) -> np.ndarray:
         return np.frombuffer(file.read(), np.uint8, offset=header_bytes)
 
 
-def draw(folder: Path, split: str, seed: int) -> Dataset:
-    prefix = {"train": "train", "test": "t10k"}[split]
-    images = read_idx(folder / f"{prefix}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
-    labels = read_idx(folder / f"{prefix}-labels-idx1-ubyte.gz", 8)
-    generator = np.random.default_rng(seed)
-    by_class = [
-        generator.choice(np.flatnonzero(labels == label), PER_CLASS[split], replace=False) for label in range(10)
-    ]
-    indices = generator.permutation(np.concatenate(by_class))
+def read_split(folder: Path, split: str, per_class: int | None, seed: int) -> Dataset:
+    images = read_idx(folder / f"{PREFIXES[split]}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
+    labels = read_idx(folder / f"{PREFIXES[split]}-labels-idx1-ubyte.gz", 8)
+    indices = np.arange(len(labels)) if per_class is None else draw(labels, per_class, seed)
     features = Features({"image": Image(), "label": ClassLabel(names=CLASSES)})
     rows = {"image": [encode_png(images[index]) for index in indices], "label": labels[indices].tolist()}
     return Dataset.from_dict(rows, features=features)
+
+
+def draw(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """Shuffled indices of `per_class` images of every class."""
+    generator = np.random.default_rng(seed)
+    by_class = [generator.choice(np.flatnonzero(labels == label), per_class, replace=False) for label in range(10)]
+    return generator.permutation(np.concatenate(by_class))
 
 
 def encode_png(image: np.ndarray) -> dict:
@@ -63,14 +65,17 @@ def encode_png(image: np.ndarray) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the four .gz files are")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--per_class", type=int, nargs=2, metavar=("TRAIN", "TEST"), default=(None, None))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    OUTPUT.mkdir(parents=True, exist_ok=True)
+    arguments.output.mkdir(parents=True, exist_ok=True)
     record = {"seed": arguments.seed}
-    for split in PER_CLASS:
-        path = OUTPUT / f"{split}-00000-of-00001.parquet"
-        draw(arguments.folder, split, arguments.seed).to_parquet(path)
-        record[split] = {"images": 10 * PER_CLASS[split], "bytes": path.stat().st_size}
+    for split, per_class in zip(PREFIXES, arguments.per_class):
+        data = read_split(arguments.folder, split, per_class, arguments.seed)
+        path = arguments.output / f"{split}-00000-of-00001.parquet"
+        data.to_parquet(path)
+        record[split] = {"images": len(data), "bytes": path.stat().st_size}
     return record
 
 
