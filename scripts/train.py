@@ -4,20 +4,24 @@
     python scripts/train.py --config recipes/vitae-t.yaml --dataset ILSVRC/imagenet-1k --output_dir outputs/vitae-t
     python scripts/train.py --model_name_or_path outputs/vitae-t --dataset FOLDER --output_dir outputs/mine
 
-`--dataset` is a Hub name or a folder: parquet files, or one folder of images for each class. A recipe is a YAML file of
-these arguments; what is written behind it on the command line counts more. Every argument of the library's
-`TrainingArguments` works, `--resume_from_checkpoint` among them. At the end the folder holds the model, `ema/` with the
-averaged weights if there are any (then these are evaluated), `eval_results.json` and `training_curves.png`.
+`--dataset` is a Hub name or a folder: parquet files, or one folder of images for each class. A recipe is a YAML file
+of these arguments; what is written behind it on the command line counts more. Every argument of the library's
+`TrainingArguments` works. `--resume_from_checkpoint last` continues from the newest whole checkpoint of the output
+folder, or begins where there is none; SIGTERM saves one and exits with status 143. At the end the folder holds the
+model, `ema/` with the averaged weights if there are any (then these are evaluated), `eval_results.json`,
+`training_curves.png` and a model card; TensorBoard's files are in `runs/` (`--report_to trackio`, `none` and others
+work too).
 """
 
 import dataclasses
 import json
+import shutil
+import signal
 import sys
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
-import matplotlib
 import yaml
 from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser, set_seed
 
@@ -27,11 +31,11 @@ from vitae_hf.data import LabelledImages, class_names, collate, load_labelled_im
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
 from vitae_hf.optimization import scaled_learning_rate
-from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
+from vitae_hf.report import draw_curves, model_card
+from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments, last_checkpoint
 
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+TEMPLATE = Path(__file__).parents[1] / "model_cards" / "trained.md"
 
 
 @dataclasses.dataclass
@@ -69,6 +73,7 @@ class RunArguments:
 def parse(argv: list[str] | None):
     """Arguments from the command line over those of `--config`, as (run, augmentation, training)."""
     parser = HfArgumentParser((RunArguments, AugmentationArguments, ViTAETrainingArguments), description=__doc__)
+    parser.set_defaults(report_to="tensorboard")
     parser.add_argument("--config", type=Path, help="recipe: a YAML file of these arguments")
     argv = list(sys.argv[1:] if argv is None else argv)
     config = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"), None)
@@ -111,8 +116,8 @@ def build_model(run: RunArguments, names: dict[int, str]):
 
 def build_trainer(run: RunArguments, augmentation: AugmentationArguments, training: ViTAETrainingArguments):
     splits = load_labelled_images(run.dataset, run.dataset_name)
-    eval_split = run.eval_split or next((name for name in ("validation", "test") if name in splits), None)
-    for split in (run.train_split, eval_split):
+    run.eval_split = run.eval_split or next((name for name in ("validation", "test") if name in splits), None)
+    for split in (run.train_split, run.eval_split):
         if split not in splits:
             raise ValueError(f"{run.dataset} has no split {split!r} to train on or evaluate; it has {list(splits)}")
     train_split = splits[run.train_split]
@@ -121,6 +126,12 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
         train_split = train_split.train_test_split(train_size=run.train_share, stratify_by_column="label", seed=seed)[
             "train"
         ]
+    batch = training.train_batch_size * training.world_size
+    if training.dataloader_drop_last and len(train_split) < batch:
+        raise ValueError(
+            f"{len(train_split)} training images do not fill one batch of {batch}, and `dataloader_drop_last` leaves"
+            " out what does not: use smaller batches"
+        )
     model = build_model(run, class_names(splits))
     processor = ViTAEImageProcessor(size=model.config.image_size, crop_pct=run.crop_pct)
     return ViTAETrainer(
@@ -134,7 +145,7 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
             seed=training.seed,
         ),
         eval_dataset=LabelledImages(
-            splits[eval_split],
+            splits[run.eval_split],
             lambda picture: processor(picture, return_tensors="pt").pixel_values[0],
             run.on_bad_sample,
             drop_bad=True,
@@ -148,24 +159,46 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
     )
 
 
-def draw_curves(log_history: list[dict], path: Path) -> None:
-    """Loss, accuracy and learning rate over epochs."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
-    curves = {
-        "loss": ("loss", "eval_loss"),
-        "accuracy (%)": ("eval_top1", "eval_top5"),
-        "learning rate": ("learning_rate",),
+def write_reports(trainer: ViTAETrainer, run: RunArguments, record: dict) -> None:
+    """`training_curves.png` and the model card, beside the model and in the folder of the averaged weights."""
+    training, config, output = trainer.args, trainer.model.config, Path(trainer.args.output_dir)
+    draw_curves(trainer.state.log_history, output / "training_curves.png")
+    batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    settings = {
+        "optimizer": f"AdamW, learning rate {training.learning_rate:g}, weight decay {training.weight_decay:g}",
+        "epochs": round(trainer.state.epoch, 2),
+        "updates": trainer.state.global_step,
+        "global batch": batch,
+        "average of the weights": training.ema_decay or "none",
+        "augmentation": ", ".join(f"{name} {value}" for name, value in vars(trainer.augmentation.arguments).items()),
+        "drop path": getattr(config, "drop_path_rate", "none"),
+        "seed": training.seed,
     }
-    for axis, (title, keys) in zip(axes, curves.items()):
-        for key in keys:
-            points = [(entry["epoch"], float(entry[key])) for entry in log_history if key in entry]
-            if points:
-                axis.plot(*zip(*points), label=key, marker="." if len(points) < 30 else None)
-        axis.set(title=title, xlabel="epoch")
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend()
-    figure.savefig(path, dpi=120)
+    card = model_card(
+        TEMPLATE,
+        model_name=output.name,
+        architecture=type(trainer.model).__name__,
+        parameters=trainer.model.num_parameters(),
+        num_labels=config.num_labels,
+        origin="trained from scratch" if run.preset else f"fine-tuned from `{run.model_name_or_path}`",
+        dataset=run.dataset,
+        train_images=f"{len(trainer.train_dataset):,}",
+        eval_split=record["eval_split"],
+        eval_images=f"{len(trainer.eval_dataset):,}",
+        size=config.image_size,
+        crop_pct=run.crop_pct,
+        image_mean=trainer.processing_class.image_mean,
+        image_std=trainer.processing_class.image_std,
+        averaged=trainer.ema is not None,
+        metrics={"top1": record["top1_percent"], "top5": record["top5_percent"], "loss": record["eval_loss"]},
+        skipped=record["skipped"],
+        settings=settings,
+        environment=", ".join(f"{name} {record[name]}" for name in ("device", "torch", "transformers", "date")),
+    )
+    card.save(output / "README.md")
+    if trainer.ema is not None:
+        card.save(output / "ema" / "README.md")
+        shutil.copy(output / "training_curves.png", output / "ema")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -173,15 +206,17 @@ def main(argv: list[str] | None = None) -> dict:
     set_seed(training.seed)
     trainer = build_trainer(run, augmentation, training)
     trained = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    if trainer.stop.received:
+        checkpoint = last_checkpoint(training.output_dir)
+        return {"stopped_at_step": trainer.state.global_step, "checkpoint": str(checkpoint), **environment()}
     trainer.save_model()
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
     trainer.save_state()
     output = Path(training.output_dir)
-    if training.should_save:
-        draw_curves(trainer.state.log_history, output / "training_curves.png")
-    return {
+    record = {
         "model": str(output / "ema" if trainer.ema is not None else output),
+        "eval_split": run.eval_split,
         "top1_percent": round(metrics["eval_top1"], 3),
         "top5_percent": round(metrics["eval_top5"], 3),
         "eval_loss": round(metrics["eval_loss"], 4),
@@ -191,7 +226,12 @@ def main(argv: list[str] | None = None) -> dict:
         "seed": training.seed,
         **environment(training.device.type),
     }
+    if training.should_save:
+        write_reports(trainer, run, record)
+    return record
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    outcome = main()
+    print(json.dumps(outcome))
+    sys.exit(128 + signal.SIGTERM if "stopped_at_step" in outcome else 0)

@@ -1,12 +1,14 @@
 """scripts/train.py: recipes are read whole, and both of its uses run from data to a folder that loads."""
 
 import json
+import re
 
 import PIL.Image
 import pytest
 import train
 import yaml
 from conftest import REPOSITORY
+from huggingface_hub import ModelCard
 from test_scripts import last_line, run
 
 from vitae_hf import PRESETS, ViTAEForImageClassification, config_from_preset
@@ -35,6 +37,9 @@ def test_a_wrong_recipe_or_missing_model_is_named(tmp_path):
     (tmp_path / "recipe.yaml").write_text("preset: vitae-t\nmixup_alfa: 0.8\n")
     with pytest.raises(ValueError, match="no argument 'mixup_alfa'; did you mean 'mixup_alpha'"):
         train.parse(["--config", str(tmp_path / "recipe.yaml"), "--dataset", "x"])
+    with pytest.raises(ValueError, match="20 training images do not fill one batch of 64"):
+        arguments = options(preset="vitae-nano", dataset=DATA, per_device_train_batch_size=64, train_share=20 / 6000)
+        train.main([*arguments, "--output_dir", str(tmp_path)])
     with pytest.raises(ValueError, match="either --preset, to train from scratch, or --model_name_or_path"):
         train.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
 
@@ -46,12 +51,23 @@ def options(**values) -> list[str]:
 
 def test_from_scratch_and_resumed(tmp_path):
     arguments = options(
-        preset="vitae-nano", dataset=DATA, output_dir=tmp_path / "out", max_steps=4, save_steps=2, ema_decay=0.9
+        preset="vitae-nano",
+        dataset=DATA,
+        output_dir=tmp_path / "out",
+        max_steps=4,
+        save_steps=2,
+        ema_decay=0.9,
+        report_to="tensorboard",
     )
-    record = last_line(run("train", *arguments))
+    done = run("train", *arguments)
+    record = last_line(done)
+    assert re.search(r"32\.0/32\.0 \[.* images/s\]", done.stderr)
     assert 0 <= record["top1_percent"] <= record["top5_percent"] <= 100 and record["skipped"] == 0
     assert (tmp_path / "out" / "training_curves.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_top1"] == record["top1_percent"]
+    assert list((tmp_path / "out" / "runs").rglob("events.out.tfevents.*"))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.eval_results[0].metric_value == record["top1_percent"] and "216,074 parameters" in card.text
     assert ViTAEForImageClassification.from_pretrained(record["model"]).config.id2label[9] == "Ankle boot"
     resumed = last_line(run("train", *arguments, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-2"))
     assert {**resumed, "images_per_s": 0} == {**record, "images_per_s": 0}

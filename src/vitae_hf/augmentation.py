@@ -81,8 +81,8 @@ class DeviceAugmentation:
         image_std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
     ):
         self.num_labels = num_labels
+        self.arguments = arguments
         self.image_mean, self.image_std = image_mean, image_std
-        self.erasing_prob, self.label_smoothing = arguments.erasing_prob, arguments.label_smoothing
         self.mixup = None
         if arguments.mixup_alpha > 0 or arguments.cutmix_alpha > 0:
             self.mixup = Mixup(
@@ -103,12 +103,13 @@ class DeviceAugmentation:
             for values in (self.image_mean, self.image_std)
         )
         pixel_values = (pixel_values.float() - mean) / std
-        erase = RandomErasing(self.erasing_prob, mode="pixel", device=pixel_values.device)
+        erase = RandomErasing(self.arguments.erasing_prob, mode="pixel", device=pixel_values.device)
         pixel_values = erase(pixel_values)
         if self.mixup is not None:
             return self.mixup(pixel_values, labels)
         targets = torch.nn.functional.one_hot(labels, self.num_labels).float()
-        return pixel_values, targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_labels
+        smoothing = self.arguments.label_smoothing
+        return pixel_values, targets * (1 - smoothing) + smoothing / self.num_labels
 
 
 def soft_target_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):

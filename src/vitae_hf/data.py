@@ -55,7 +55,7 @@ def class_names(splits: datasets.DatasetDict) -> dict[int, str]:
 
 
 class LabelledImages(Dataset):
-    """One split as `{"pixel_values", "labels"}` samples for the Trainer.
+    """One split as `{"pixel_values", "labels", "samples"}` for the Trainer; the last is the file's path or the row.
 
     A picture that cannot be read, or one without a label, is an error that names it (`on_bad_sample="error"`), or is
     counted in `skipped` with a warning (`"skip"`): then the next good picture takes its place, so that batches keep
@@ -109,7 +109,8 @@ class LabelledImages(Dataset):
                     return None
             else:
                 with seeded(self.seed, self._epoch.value, index):
-                    return {"pixel_values": self.transform(picture), "labels": row["label"]}
+                    sample = row["image"]["path"] or candidate % len(self.split)
+                    return {"pixel_values": self.transform(picture), "labels": row["label"], "samples": sample}
         raise ValueError(f"none of the {len(self.split)} pictures of this split can be read")
 
 
@@ -161,4 +162,5 @@ def collate(samples: list[dict | None]) -> dict[str, torch.Tensor]:
     return {
         "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
         "labels": torch.tensor([sample["labels"] for sample in samples]),
+        "samples": [sample["samples"] for sample in samples],
     }

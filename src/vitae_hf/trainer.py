@@ -1,15 +1,19 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The library's Trainer with the authors' optimizer settings, device augmentation and an average of the weights."""
 
+import json
+import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_model
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 
 from .augmentation import DeviceAugmentation
+from .callbacks import ImageProgress, StopOnSignal
 from .optimization import cosine_schedule, parameter_groups
 
 
@@ -18,8 +22,15 @@ class ViTAETrainingArguments(TrainingArguments):
     """`TrainingArguments`, and the parts of the authors' recipe that these lack.
 
     `learning_rate` is the full one, already scaled (`scaled_learning_rate`); `warmup_steps` is the library's: updates,
-    or a share of the run if below 1. `lr_scheduler_type` is not read: the schedule is the authors'.
+    or a share of the run if below 1. `lr_scheduler_type` is not read: the schedule is the authors'. Where the library
+    leaves speed to the user, the defaults here follow the machine: on a GPU that has them bfloat16, TF32, pinned memory
+    and copies that do not wait, and persistent workers where there are workers. Say `False` to turn one off.
     """
+
+    bf16: bool | None = field(default=None, metadata={"help": "bfloat16 autocast; default: on a GPU that has it."})
+    dataloader_pin_memory: bool | None = field(default=None, metadata={"help": "Default: where there is a GPU."})
+    dataloader_persistent_workers: bool | None = field(default=None, metadata={"help": "Default: with workers."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite is an error."})
 
     layer_decay: float = field(default=1.0, metadata={"help": "Learning rate of a layer over that of the one above."})
     warmup_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate of the first update."})
@@ -38,6 +49,18 @@ class ViTAETrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        has_gpu = torch.cuda.is_available() and not self.use_cpu
+        has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        if self.bf16 is None:
+            self.bf16 = has_bf16 and not self.fp16
+        if self.tf32 is None and has_bf16:  # the same generations of GPUs have both
+            self.tf32 = True
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = has_gpu
+        if self.dataloader_persistent_workers is None:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        if self.accelerator_config is None and self.dataloader_pin_memory:
+            self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}")
@@ -54,6 +77,10 @@ class ViTAETrainer(Trainer):
     With `ema_decay`, `evaluate` and `predict` use the averaged weights once training has begun, every checkpoint and
     the saved model hold them as a complete model in their folder `ema/`, and a resumed run continues the average.
     Parameters and BatchNorm statistics are averaged alike, after each update, on the device of the model.
+
+    A checkpoint counts once all of it is written ([`last_checkpoint`]): until then the ones before it are kept, and one
+    that cannot be written is removed. A loss that is not finite stops the run before the update, with a
+    `FloatingPointError` that names step and samples. SIGTERM saves and stops; `stop.received` then says so.
     """
 
     def __init__(self, *args, augmentation: DeviceAugmentation | None = None, **kwargs):
@@ -68,9 +95,36 @@ class ViTAETrainer(Trainer):
         self.augmentation = augmentation
         self.ema = None
         self._resumed_from = None
+        self._samples = None
+        self.stop = StopOnSignal()
+        self.add_callback(self.stop)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(ImageProgress())
         self.add_callback(_TellDatasetEpoch(self))
         if self.args.ema_decay is not None:
             self.add_callback(_AverageWeights(self))
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs):
+        """As the library's; `"last"` resumes from the newest whole checkpoint, or begins where there is none.
+
+        Raises:
+            ValueError: the checkpoint is not whole: it is being written, or the run that wrote it was killed.
+        """
+        if resume_from_checkpoint == "last":
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+        elif resume_from_checkpoint and resume_from_checkpoint is not True:
+            checkpoint = Path(resume_from_checkpoint)
+            if _updates(checkpoint) < 0:
+                raise ValueError(
+                    f"{checkpoint} is not a whole checkpoint to resume from; the last one in {checkpoint.parent} is"
+                    f" {last_checkpoint(checkpoint.parent)}"
+                )
+        if self.args.should_save:
+            for mark in Path(self.args.output_dir).glob("checkpoint-*.unfinished"):
+                shutil.rmtree(mark.with_suffix(""), ignore_errors=True)
+                mark.unlink()
+        resumed = str(resume_from_checkpoint) if isinstance(resume_from_checkpoint, Path) else resume_from_checkpoint
+        return super().train(resume_from_checkpoint=resumed, **kwargs)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -98,6 +152,9 @@ class ViTAETrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = super()._prepare_inputs(inputs)
+        if "samples" in inputs:
+            self._samples = inputs["samples"]
+            inputs = {name: value for name, value in inputs.items() if name != "samples"}
         if self.args.channels_last:
             inputs = {**inputs, "pixel_values": inputs["pixel_values"].contiguous(memory_format=torch.channels_last)}
         return inputs
@@ -107,7 +164,14 @@ class ViTAETrainer(Trainer):
             inputs = self._prepare_inputs(inputs)
             pixel_values, labels = self.augmentation(inputs["pixel_values"], inputs["labels"])
             inputs = {**inputs, "pixel_values": pixel_values, "labels": labels}
-        return super().training_step(model, inputs, num_items_in_batch)
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}, at learning rate"
+                f" {self._get_learning_rate():.3g}, for a batch of {self._samples}; the last checkpoint is"
+                f" {last_checkpoint(self.args.output_dir)}"
+            )
+        return loss
 
     def get_eval_dataloader(self, *args, **kwargs):
         with self._whole_split():
@@ -158,6 +222,30 @@ class ViTAETrainer(Trainer):
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(folder)
 
+    def _save_checkpoint(self, model, trial):
+        run = Path(self._get_output_dir(trial=trial))
+        checkpoint = run / f"checkpoint-{self.state.global_step}"
+        unfinished = _mark(checkpoint)
+        if self.args.should_save:
+            run.mkdir(parents=True, exist_ok=True)
+            unfinished.touch()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+            unfinished.unlink(missing_ok=True)
+            raise RuntimeError(
+                f"{checkpoint} could not be written ({shutil.disk_usage(run).free / 2**20:.0f} MiB are free there):"
+                f" {error}; the last checkpoint is {last_checkpoint(run)}"
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            unfinished.unlink()
+            rotate_checkpoints(str(run), limit, best_model_checkpoint=self.state.best_model_checkpoint, use_mtime=True)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._resumed_from = resume_from_checkpoint
@@ -185,3 +273,24 @@ class _AverageWeights(TrainerCallback):
 
     def on_step_end(self, *args, **kwargs):
         self.trainer.update_average()
+
+
+def _mark(checkpoint: Path) -> Path:
+    """The file that is beside a checkpoint until all of it is written."""
+    return checkpoint.with_name(checkpoint.name + ".unfinished")
+
+
+def _updates(checkpoint: Path) -> int:
+    """How many updates a whole checkpoint is the result of; -1 for anything else."""
+    if _mark(checkpoint).exists():
+        return -1
+    try:
+        return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    except (OSError, ValueError, KeyError):
+        return -1
+
+
+def last_checkpoint(folder: str | Path) -> Path | None:
+    """The checkpoint of a run with the most updates that was written to its end, or none."""
+    newest = max(Path(folder).glob("checkpoint-*"), key=_updates, default=None)
+    return None if newest is None or _updates(newest) < 0 else newest

@@ -1,0 +1,136 @@
+"""What can go wrong in a long run: it is told to stop, it is killed, the disk fills up, the loss is no number."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY, images, pyramid_config
+from test_scripts import last_line
+
+from vitae_hf import ViTAEForImageClassification
+from vitae_hf.data import collate
+from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments, last_checkpoint
+
+
+def command(output, *words) -> list[str]:
+    """Twelve steps on real pictures with everything random in it that the recipe has."""
+    values = {
+        "preset": "vitae-nano",
+        "dataset": REPOSITORY / "examples" / "fashion_mnist_mini",
+        "output_dir": output,
+        "max_steps": 12,
+        "per_device_train_batch_size": 8,
+        "logging_steps": 1,
+        "save_steps": 1,
+        "save_total_limit": 2,
+        "ema_decay": 0.9,
+        "report_to": "none",
+        "train_share": 0.02,  # 15 batches: the end of an epoch is not in the way
+    }
+    script = [sys.executable, str(REPOSITORY / "scripts" / "train.py")]
+    return [*script, *(word for name, value in values.items() for word in (f"--{name}", str(value))), *words]
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def curve(output) -> list[tuple]:
+    log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [(entry["step"], entry["loss"], entry["learning_rate"]) for entry in log if "loss" in entry]
+
+
+def test_a_run_that_is_told_to_stop_and_then_killed_ends_as_if_nothing_had_happened(tmp_path):
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    expected = last_line(subprocess.run(command(undisturbed), capture_output=True, text=True, check=False))
+
+    process = subprocess.Popen(command(disturbed), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    wait_for(lambda: last_checkpoint(disturbed), process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    stopped = json.loads(output.splitlines()[-1])
+    assert process.returncode == 143 and 0 < stopped["stopped_at_step"] < 12
+    assert str(last_checkpoint(disturbed)) == stopped["checkpoint"]
+
+    resume = command(disturbed, "--resume_from_checkpoint", "last")
+    process = subprocess.Popen(resume, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: str(last_checkpoint(disturbed)) != stopped["checkpoint"], process)
+    process.kill()
+    process.wait()
+
+    record = last_line(subprocess.run(resume, capture_output=True, text=True, check=False))
+    different = {"model", "images_per_s", "date"}
+    assert {**record, **dict.fromkeys(different)} == {**expected, **dict.fromkeys(different)}
+    assert curve(disturbed) == curve(undisturbed) and len(curve(disturbed)) == 12
+
+
+def trainer(folder, dataset=None, cls=ViTAETrainer, **options):
+    torch.manual_seed(0)
+    if dataset is None:
+        dataset = [{"pixel_values": image, "labels": i % 5, "samples": i} for i, image in enumerate(images(16))]
+    options = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4, **options}
+    arguments = ViTAETrainingArguments(
+        folder, report_to="none", use_cpu=True, remove_unused_columns=False, disable_tqdm=True, **options
+    )
+    return cls(ViTAEForImageClassification(pyramid_config()), arguments, data_collator=collate, train_dataset=dataset)
+
+
+class Killed(BaseException):
+    """What no `except Exception` sees, as a killed process sees nothing."""
+
+
+@pytest.mark.parametrize("moment", ["save_model", "_save_optimizer_and_scheduler", "_save_rng_state"])
+def test_killed_while_saving_the_checkpoint_before_is_kept_and_found(tmp_path, moment):
+    def kill(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            raise Killed
+        getattr(ViTAETrainer, moment)(self, *args, **kwargs)
+
+    with pytest.raises(Killed):
+        trainer(tmp_path, cls=type("Dying", (ViTAETrainer,), {moment: kill}), save_total_limit=1).train()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    with pytest.raises(ValueError, match="checkpoint-4 is not a whole checkpoint.* the last one in .*checkpoint-2"):
+        trainer(tmp_path).train(resume_from_checkpoint=tmp_path / "checkpoint-4")
+    resumed = trainer(tmp_path, save_total_limit=1)
+    resumed.train(resume_from_checkpoint="last")
+    assert resumed.state.global_step == 4 and last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert not (tmp_path / "checkpoint-2").exists() and not list(tmp_path.glob("*.unfinished"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(tmp_path):
+    class Full(ViTAETrainer):
+        def _save_optimizer_and_scheduler(self, output_dir):
+            if self.state.global_step == 4:
+                (tmp_path / "checkpoint-4" / "optimizer.pt").symlink_to("/dev/full")
+            super()._save_optimizer_and_scheduler(output_dir)
+
+    with pytest.raises(
+        RuntimeError, match=r"checkpoint-4 could not be written \(.* the last checkpoint is .*checkpoint-2"
+    ):
+        trainer(tmp_path, cls=Full, save_total_limit=1).train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+    assert ViTAEForImageClassification.from_pretrained(tmp_path / "checkpoint-2").config.num_labels == 5
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_batch(tmp_path):
+    dataset = [{"pixel_values": image, "labels": 0, "samples": f"{i}.png"} for i, image in enumerate(images(16))]
+    dataset[9]["pixel_values"][0, 3, 3] = torch.inf
+    run = trainer(tmp_path, dataset, max_steps=8, save_steps=1, per_device_train_batch_size=2)
+    with pytest.raises(FloatingPointError, match=r"the loss of step \d is nan, .* batch of \[.*'9.png'.*checkpoint"):
+        run.train()
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+
+
+def test_without_a_checkpoint_last_begins(tmp_path):
+    run = trainer(tmp_path, max_steps=1, save_strategy="no")
+    run.train(resume_from_checkpoint="last")
+    assert run.state.global_step == 1
