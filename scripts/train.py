@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
+from datasets import load_dataset_builder
 from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser, set_seed
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
@@ -32,6 +33,7 @@ from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
 from vitae_hf.optimization import scaled_learning_rate
 from vitae_hf.report import draw_curves, model_card
+from vitae_hf.streaming import StreamedImages, find_shards
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments, last_checkpoint
 
 
@@ -59,6 +61,15 @@ class RunArguments:
     base_learning_rate: float | None = dataclasses.field(
         default=None, metadata={"help": "Sets learning_rate to this times global batch / 512."}
     )
+    class_names: Path | None = dataclasses.field(
+        default=None, metadata={"help": "Text file with a class on each line, for data whose labels are only numbers."}
+    )
+    streaming: bool = dataclasses.field(
+        default=False, metadata={"help": "Read training images from parquet or tar shards as they come."}
+    )
+    shuffle_buffer: int = dataclasses.field(
+        default=1000, metadata={"help": "Streaming: images that each worker holds to draw the next one from."}
+    )
     on_bad_sample: Literal["error", "skip"] = dataclasses.field(
         default="error", metadata={"help": "Whether an unreadable picture is an error, or skipped and counted."}
     )
@@ -68,6 +79,8 @@ class RunArguments:
             raise ValueError("give either --preset, to train from scratch, or --model_name_or_path, to fine-tune")
         if not 0 < self.train_share <= 1:
             raise ValueError(f"--train_share must be above 0 and at most 1, got {self.train_share}")
+        if self.train_share < 1 and self.streaming:
+            raise ValueError("--train_share draws from all images; it does not go with --streaming")
 
 
 def parse(argv: list[str] | None):
@@ -114,36 +127,54 @@ def build_model(run: RunArguments, names: dict[int, str]):
     )
 
 
-def build_trainer(run: RunArguments, augmentation: AugmentationArguments, training: ViTAETrainingArguments):
-    splits = load_labelled_images(run.dataset, run.dataset_name)
-    run.eval_split = run.eval_split or next((name for name in ("validation", "test") if name in splits), None)
+def load_splits(run: RunArguments):
+    """The data set, whole, or under `--streaming` without the training images."""
+    present = list(load_dataset_builder(run.dataset, run.dataset_name).config.data_files)
+    run.eval_split = run.eval_split or next((name for name in ("validation", "test") if name in present), None)
     for split in (run.train_split, run.eval_split):
-        if split not in splits:
-            raise ValueError(f"{run.dataset} has no split {split!r} to train on or evaluate; it has {list(splits)}")
-    train_split = splits[run.train_split]
+        if split not in present:
+            raise ValueError(f"{run.dataset} has no split {split!r} to train on or evaluate; it has {present}")
+    names = run.class_names.read_text().splitlines() if run.class_names else None
+    wanted = [run.eval_split] if run.streaming else [run.train_split, run.eval_split]
+    return load_labelled_images(run.dataset, run.dataset_name, wanted, names)
+
+
+def build_training_data(run: RunArguments, training: ViTAETrainingArguments, splits, transform):
+    options = {"on_bad_sample": run.on_bad_sample, "seed": training.seed}
+    if run.streaming:
+        return StreamedImages(
+            find_shards(run.dataset, run.dataset_name, run.train_split),
+            transform,
+            training.train_batch_size,
+            shuffle_buffer=run.shuffle_buffer,
+            drop_last=training.dataloader_drop_last,
+            rank=training.process_index,
+            world_size=training.world_size,
+            **options,
+        )
+    split = splits[run.train_split]
     if run.train_share < 1:
         seed = training.seed if training.data_seed is None else training.data_seed
-        train_split = train_split.train_test_split(train_size=run.train_share, stratify_by_column="label", seed=seed)[
-            "train"
-        ]
+        split = split.train_test_split(train_size=run.train_share, stratify_by_column="label", seed=seed)["train"]
     batch = training.train_batch_size * training.world_size
-    if training.dataloader_drop_last and len(train_split) < batch:
+    if training.dataloader_drop_last and len(split) < batch:
         raise ValueError(
-            f"{len(train_split)} training images do not fill one batch of {batch}, and `dataloader_drop_last` leaves"
-            " out what does not: use smaller batches"
+            f"{len(split)} training images do not fill one batch of {batch}, and `dataloader_drop_last` leaves out what"
+            " does not: use smaller batches"
         )
+    return LabelledImages(split, transform, **options)
+
+
+def build_trainer(run: RunArguments, augmentation: AugmentationArguments, training: ViTAETrainingArguments):
+    splits = load_splits(run)
     model = build_model(run, class_names(splits))
     processor = ViTAEImageProcessor(size=model.config.image_size, crop_pct=run.crop_pct)
+    transform = training_transform(model.config.image_size, augmentation)
     return ViTAETrainer(
         model,
         training,
         data_collator=collate,
-        train_dataset=LabelledImages(
-            train_split,
-            training_transform(model.config.image_size, augmentation),
-            run.on_bad_sample,
-            seed=training.seed,
-        ),
+        train_dataset=build_training_data(run, training, splits, transform),
         eval_dataset=LabelledImages(
             splits[run.eval_split],
             lambda picture: processor(picture, return_tensors="pt").pixel_values[0],
@@ -182,7 +213,7 @@ def write_reports(trainer: ViTAETrainer, run: RunArguments, record: dict) -> Non
         num_labels=config.num_labels,
         origin="trained from scratch" if run.preset else f"fine-tuned from `{run.model_name_or_path}`",
         dataset=run.dataset,
-        train_images=f"{len(trainer.train_dataset):,}",
+        train_images=f"{trainer.num_examples(trainer.get_train_dataloader()):,}",
         eval_split=record["eval_split"],
         eval_images=f"{len(trainer.eval_dataset):,}",
         size=config.image_size,

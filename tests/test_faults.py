@@ -30,7 +30,8 @@ def command(output, *words) -> list[str]:
         "save_total_limit": 2,
         "ema_decay": 0.9,
         "report_to": "none",
-        "train_share": 0.02,  # 15 batches: the end of an epoch is not in the way
+        "train_share": 0.01,  # eight batches in an epoch
+        "dataloader_num_workers": 1,
     }
     script = [sys.executable, str(REPOSITORY / "scripts" / "train.py")]
     return [*script, *(word for name, value in values.items() for word in (f"--{name}", str(value))), *words]

@@ -21,32 +21,56 @@ from .image_processing_vitae import to_rgb
 logger = logging.get_logger(__name__)
 
 
-def load_labelled_images(source: str, name: str | None = None) -> datasets.DatasetDict:
-    """Load a data set by Hub name or local folder (parquet files, or one folder of images for each class).
+def load_labelled_images(
+    source: str, name: str | None = None, splits: list[str] | None = None, names: list[str] | None = None
+) -> datasets.DatasetDict:
+    """Load a data set by Hub name or local folder: parquet files, WebDataset tars, or one folder of images per class.
 
     Args:
         source: as `datasets.load_dataset` takes it.
         name: its configuration, where it has several.
+        splits: read the files of these alone; default: all.
+        names: of the classes, where the data set does not have them.
 
     Returns:
         Its splits, with the pictures in a column `image` that is not decoded yet and the labels in a column `label`.
 
     Raises:
-        ValueError: there is no single column of images and of class labels; the message lists the columns.
+        ValueError: there is no single column of images and of labels, or no names for the labels; the message lists the
+            columns.
     """
-    splits = datasets.load_dataset(source, name)
-    features = next(iter(splits.values())).features
-    columns = {}
-    for role, kind in (("image", datasets.Image), ("label", datasets.ClassLabel)):
-        matches = [column for column, feature in features.items() if isinstance(feature, kind)]
+    files = None
+    if splits is not None:
+        files = datasets.load_dataset_builder(source, name).config.data_files
+        files = {split: list(files[split]) for split in splits}
+    data = datasets.load_dataset(source, name, data_files=files)
+    columns = find_columns(next(iter(data.values())).features, source)
+    data = data.select_columns(list(columns))
+    data = data.rename_columns({column: role for column, role in columns.items() if column != role})
+    label = next(iter(data.values())).features["label"]
+    if not isinstance(label, datasets.ClassLabel):
+        if names is None:
+            raise ValueError(f"the labels of {source} are numbers without names: give the names of the classes")
+        data = data.cast_column("label", datasets.ClassLabel(names=names))
+    return data.cast_column("image", datasets.Image(decode=False))
+
+
+def find_columns(features: datasets.Features, source: str) -> dict[str, str]:
+    """Which columns are the `image` and the `label`: the only pictures, and the only class labels, else whole numbers
+    that are called label, labels or, as in WebDataset, cls.
+
+    Raises:
+        ValueError: there is not one of each.
+    """
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    if not labels:
+        numbers = (column for column in ("label", "labels", "cls") if column in features)
+        labels = [column for column in numbers if "int" in getattr(features[column], "dtype", "")]
+    for role, matches in (("image", images), ("label", labels)):
         if len(matches) != 1:
-            raise ValueError(
-                f"{source} must have one {kind.__name__} column for the {role}s, got {matches} of {features}"
-            )
-        columns[matches[0]] = role
-    splits = splits.select_columns(list(columns))
-    splits = splits.rename_columns({column: role for column, role in columns.items() if column != role})
-    return splits.cast_column("image", datasets.Image(decode=False))
+            raise ValueError(f"{source} must have one column for the {role}s, got {matches} of {features}")
+    return {images[0]: "image", labels[0]: "label"}
 
 
 def class_names(splits: datasets.DatasetDict) -> dict[int, str]:
@@ -54,8 +78,65 @@ def class_names(splits: datasets.DatasetDict) -> dict[int, str]:
     return dict(enumerate(next(iter(splits.values())).features["label"].names))
 
 
-class LabelledImages(Dataset):
-    """One split as `{"pixel_values", "labels", "samples"}` for the Trainer; the last is the file's path or the row.
+class Samples:
+    """What data sets in memory and streamed ones share: reading, counting bad pictures, seeding the transform.
+
+    Args:
+        transform: upright RGB picture -> tensor.
+        on_bad_sample: what to do about a picture that cannot be read or has no label.
+        seed: of a random transform. What it draws depends on seed, epoch ([`set_epoch`]) and sample alone, so that a
+            resumed run, or one with other workers, sees the same pictures; other random states are left as they are.
+    """
+
+    def __init__(
+        self,
+        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        on_bad_sample: Literal["error", "skip"] = "error",
+        seed: int | None = None,
+    ):
+        if on_bad_sample not in ("error", "skip"):
+            raise ValueError(f'`on_bad_sample` must be "error" or "skip", got {on_bad_sample!r}')
+        self.transform, self.on_bad_sample, self.seed = transform, on_bad_sample, seed
+        # shared with the workers of a data loader
+        self._epoch, self._batches_done, self._skipped = (multiprocessing.Value("q", 0) for _ in range(3))
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch.value
+
+    @property
+    def batches_done(self) -> int:
+        """How many batches of this epoch were trained before the run was resumed."""
+        return self._batches_done.value
+
+    @property
+    def skipped(self) -> int:
+        """How often a bad sample has been met so far."""
+        return self._skipped.value
+
+    def set_epoch(self, epoch: int, batches_done: int = 0) -> None:
+        self._epoch.value, self._batches_done.value = epoch, batches_done
+
+    def read_picture(self, row: dict) -> PIL.Image.Image | None:
+        """The picture of a row, or none if it is bad and to be skipped, which is then counted."""
+        try:
+            return decode(row)
+        except ValueError as error:
+            if self.on_bad_sample == "error":
+                raise
+            logger.warning("skipped: %s", error)
+            with self._skipped.get_lock():
+                self._skipped.value += 1
+            return None
+
+    def make_sample(self, picture: PIL.Image.Image, row: dict, name: str | int, *position: int) -> dict:
+        """`{"pixel_values", "labels", "samples"}`, the last for messages: a path, or a row's number."""
+        with seeded(self.seed, *position):
+            return {"pixel_values": self.transform(picture), "labels": row["label"], "samples": name}
+
+
+class LabelledImages(Samples, Dataset):
+    """One split as `{"pixel_values", "labels", "samples"}` for the Trainer.
 
     A picture that cannot be read, or one without a label, is an error that names it (`on_bad_sample="error"`), or is
     counted in `skipped` with a warning (`"skip"`): then the next good picture takes its place, so that batches keep
@@ -64,8 +145,7 @@ class LabelledImages(Dataset):
     Args:
         split: with undecoded `image` and `label`, as [`load_labelled_images`] gives it.
         transform: upright RGB picture -> tensor.
-        seed: of a random transform. What it draws depends on seed, epoch ([`set_epoch`]) and sample alone, so that a
-            resumed run, or one with other workers, sees the same pictures; other random states are left as they are.
+        seed: see [`Samples`].
     """
 
     def __init__(
@@ -76,41 +156,23 @@ class LabelledImages(Dataset):
         drop_bad: bool = False,
         seed: int | None = None,
     ):
-        if on_bad_sample not in ("error", "skip"):
-            raise ValueError(f'`on_bad_sample` must be "error" or "skip", got {on_bad_sample!r}')
-        self.split, self.transform, self.on_bad_sample, self.drop_bad = split, transform, on_bad_sample, drop_bad
-        self.seed = seed
-        self._epoch = multiprocessing.Value("q", 0)
-        self._skipped = multiprocessing.Value("q", 0)  # shared with the workers of a data loader
-
-    @property
-    def skipped(self) -> int:
-        """How often a bad sample has been met so far."""
-        return self._skipped.value
-
-    def set_epoch(self, epoch: int) -> None:
-        self._epoch.value = epoch
+        super().__init__(transform, on_bad_sample, seed)
+        self.split, self.drop_bad = split, drop_bad
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, index: int) -> dict | None:
+        if index >= len(self.split):
+            raise IndexError(f"there is no sample {index} among {len(self.split)}")
         for candidate in range(index, index + len(self.split)):
             row = self.split[candidate % len(self.split)]
-            try:
-                picture = decode(row)
-            except ValueError as error:
-                if self.on_bad_sample == "error":
-                    raise
-                logger.warning("skipped: %s", error)
-                with self._skipped.get_lock():
-                    self._skipped.value += 1
-                if self.drop_bad:
-                    return None
-            else:
-                with seeded(self.seed, self._epoch.value, index):
-                    sample = row["image"]["path"] or candidate % len(self.split)
-                    return {"pixel_values": self.transform(picture), "labels": row["label"], "samples": sample}
+            picture = self.read_picture(row)
+            if picture is not None:
+                name = row["image"]["path"] or candidate % len(self.split)
+                return self.make_sample(picture, row, name, self.epoch, index)
+            if self.drop_bad:
+                return None
         raise ValueError(f"none of the {len(self.split)} pictures of this split can be read")
 
 

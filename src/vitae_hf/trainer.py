@@ -8,13 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_model
+from torch.utils.data import DataLoader
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from .augmentation import DeviceAugmentation
 from .callbacks import ImageProgress, StopOnSignal
+from .data import Samples
 from .optimization import cosine_schedule, parameter_groups
+from .streaming import StreamedImages
 
 
 @dataclass
@@ -173,6 +177,38 @@ class ViTAETrainer(Trainer):
             )
         return loss
 
+    def get_train_dataloader(self):
+        streamed = isinstance(self.train_dataset, StreamedImages)
+        loader = self._get_streaming_dataloader() if streamed else super().get_train_dataloader()
+        # A loader takes its workers' seed from here and not from the random state of training, which it would move on
+        # once more in a resumed run, where its workers are started again.
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator()
+        return loader
+
+    def _get_streaming_dataloader(self) -> DataLoader:
+        loader = DataLoader(
+            self.train_dataset,
+            self._train_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        return prepare_data_loader(  # the stream deals rows to processes itself
+            loader,
+            self.args.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            dispatch_batches=False,
+            non_blocking=self.args.dataloader_pin_memory,
+        )
+
+    def num_examples(self, dataloader) -> int:
+        dataset = dataloader.dataset
+        return dataset.total if isinstance(dataset, StreamedImages) else super().num_examples(dataloader)
+
     def get_eval_dataloader(self, *args, **kwargs):
         with self._whole_split():
             return super().get_eval_dataloader(*args, **kwargs)
@@ -252,14 +288,16 @@ class ViTAETrainer(Trainer):
 
 
 class _TellDatasetEpoch(TrainerCallback):
-    """Gives the training data the number of the epoch, where they take it."""
+    """Tells our data sets which epoch begins, and how much of it a resumed run has done."""
 
     def __init__(self, trainer: ViTAETrainer):
         self.trainer = trainer
 
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        if hasattr(self.trainer.train_dataset, "set_epoch"):
-            self.trainer.train_dataset.set_epoch(int(state.epoch))
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if isinstance(self.trainer.train_dataset, Samples):
+            accumulated = args.gradient_accumulation_steps
+            updates_done = state.global_step % -(-len(train_dataloader) // accumulated)
+            self.trainer.train_dataset.set_epoch(int(state.epoch), updates_done * accumulated)
 
 
 class _AverageWeights(TrainerCallback):

@@ -1,0 +1,236 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Labelled pictures read from parquet or tar shards as they come, dealt to processes and workers row by row.
+
+An epoch is the shards in a new order, one after the other. Each process takes an equal stretch of these rows and deals
+it to its workers in whole batches, so that every row is seen once, every process takes as many steps as the others, and
+where a run stopped is a number of rows. That needs the number of rows of every shard before the first epoch.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, groupby, islice
+from typing import Literal
+
+import datasets
+import fsspec
+import numpy as np
+import PIL.Image
+import pyarrow.parquet
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from tqdm.auto import tqdm
+
+from .data import Samples, find_columns
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The files of one split, in order, with how many rows each holds.
+
+    Attributes:
+        paths: local paths or URLs that `fsspec` opens, all `.parquet` or all `.tar`.
+        rows: of each.
+        image: name of the column, or ending in the tar, that holds the picture.
+        label: the same for the label.
+    """
+
+    paths: tuple[str, ...]
+    rows: tuple[int, ...]
+    image: str
+    label: str
+
+    def read(self, shard: int, start: int, stop: int) -> Iterator[dict]:
+        """Rows `start` to `stop` of a shard, `{"image": {"bytes", "path"}, "label"}` with an undecoded picture."""
+        reader = _read_tar if self.paths[shard].endswith(".tar") else _read_parquet
+        return reader(self.paths[shard], start, stop, self.image, self.label)
+
+
+def find_shards(source: str, name: str | None = None, split: str = "train") -> Shards:
+    """The shards of a split of a Hub data set or local folder.
+
+    Rows are counted in the footers of parquet files, and in tars by `sizes.json` beside them (`{"file.tar": rows}`),
+    else by reading their headers, which takes long over a network.
+
+    Args:
+        source: as `datasets.load_dataset` takes it.
+        name: its configuration, where it has several.
+        split: which files.
+
+    Raises:
+        ValueError: there is no such split, its files are neither all parquet nor all tar, or its columns are not those
+            of labelled pictures; the message names what was found.
+    """
+    files = datasets.load_dataset_builder(source, name).config.data_files or {}
+    if split not in files:
+        raise ValueError(f"{source} has no files for a split {split!r}; it has {list(files)}")
+    paths = tuple(map(str, files[split]))
+    endings = {os.path.splitext(path)[1] for path in paths}
+    if endings not in ({".parquet"}, {".tar"}):
+        raise ValueError(f"streaming needs parquet or tar shards, got {sorted(endings)} in {source}")
+    features = datasets.load_dataset(source, name, split=split, streaming=True).features
+    columns = {role: column for column, role in find_columns(features, source).items()}
+    counted = tqdm(paths, desc="counting rows", unit=" shards", disable=len(paths) < 9)
+    return Shards(paths, tuple(map(_count_rows, counted)), columns["image"], columns["label"])
+
+
+def _count_rows(path: str) -> int:
+    files, inner = fsspec.core.url_to_fs(path)
+    if path.endswith(".parquet"):
+        with files.open(inner) as file:
+            return pyarrow.parquet.read_metadata(file).num_rows
+    folder, file_name = os.path.split(inner)
+    sizes = f"{folder}/sizes.json"
+    if files.exists(sizes):
+        return json.loads(files.read_text(sizes))[file_name]
+    return sum(1 for _ in _tar_samples(path))
+
+
+def _tar_samples(path: str) -> Iterator[Iterator[tuple]]:
+    """Members of a tar, `(name, file)`, grouped by what precedes the first dot of their names."""
+    members = datasets.StreamingDownloadManager().iter_archive(path)
+    return (group for _, group in groupby(members, key=lambda member: _split_name(member[0])[0]))
+
+
+def _split_name(member: str) -> tuple[str, str]:
+    folder, file_name = os.path.split(member)
+    stem, _, ending = file_name.partition(".")
+    return f"{folder}/{stem}", ending.lower()
+
+
+def _read_tar(path: str, start: int, stop: int, image: str, label: str) -> Iterator[dict]:
+    for index, group in enumerate(_tar_samples(path)):
+        if index >= stop:
+            return
+        if index >= start:
+            row = {"image": {"bytes": b"", "path": f"{path}, sample {index}"}, "label": None}
+            for member, file in group:
+                ending = _split_name(member)[1]
+                if ending == image:
+                    row["image"] = {"bytes": file.read(), "path": f"{path}/{member}"}
+                elif ending == label:
+                    digits = file.read().strip()
+                    row["label"] = int(digits) if digits.isdigit() else None
+            yield row
+
+
+def _read_parquet(path: str, start: int, stop: int, image: str, label: str) -> Iterator[dict]:
+    with fsspec.open(path) as opened:
+        file = pyarrow.parquet.ParquetFile(opened)
+        first = 0
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if first < stop and first + rows > start:
+                batches = file.iter_batches(64, row_groups=[group], columns=[image, label])
+                found = chain.from_iterable(batch.to_pylist() for batch in batches)
+                for row in islice(found, max(start - first, 0), stop - first):
+                    yield {"image": row[image], "label": row[label]}
+            first += rows
+
+
+class StreamedImages(Samples, IterableDataset):
+    """One split as `{"pixel_values", "labels", "samples"}`, streamed: what [`LabelledImages`] is for data in memory.
+
+    A data loader with this `batch_size` gives `batches` batches in an epoch, with any number of workers. If the rows do
+    not divide by the processes, the last process begins again until all have as many, as torch's `DistributedSampler`
+    does; with `drop_last` what does not fill a batch everywhere is left out, another part in each epoch.
+
+    A bad picture is treated as in `LabelledImages`; with `"skip"` the last good one is seen again in its place.
+
+    Args:
+        shards: see [`find_shards`].
+        transform: upright RGB picture -> tensor.
+        batch_size: rows per batch and process.
+        seed: of the order of shards and rows, and of the transform; all follow from seed, epoch and place alone.
+        shuffle_buffer: rows that a worker holds, undecoded, to draw the next one from; 0 keeps the order of the files.
+        rank: this process among `world_size`.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        batch_size: int,
+        on_bad_sample: Literal["error", "skip"] = "error",
+        seed: int = 0,
+        shuffle_buffer: int = 1000,
+        drop_last: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        super().__init__(transform, on_bad_sample, seed)
+        self.shards, self.batch_size, self.shuffle_buffer = shards, batch_size, shuffle_buffer
+        self.rank, self.world_size, self.total = rank, world_size, sum(shards.rows)
+        per_batch = batch_size * world_size
+        self.rows = self.total // per_batch * batch_size if drop_last else -(-self.total // world_size)
+        if not self.rows:
+            raise ValueError(
+                f"{self.total} rows do not fill one batch of {per_batch}, and `drop_last` leaves out the rest"
+            )
+
+    def __len__(self) -> int:
+        """Rows that this process sees in an epoch."""
+        return self.rows
+
+    @property
+    def batches(self) -> int:
+        return -(-self.rows // self.batch_size)
+
+    def lane(self, worker: int, workers: int) -> tuple[int, int]:
+        """Where in an epoch's rows a worker of this process begins, and how many it reads: its batches' worth."""
+        sizes = [min(self.batch_size, self.rows - batch * self.batch_size) for batch in range(self.batches)]
+        counts = [sum(sizes[other::workers]) for other in range(worker + 1)]
+        return self.rank * self.rows + sum(counts[:worker]), counts[worker]
+
+    def read_rows(self, epoch: int, start: int, count: int) -> Iterator[dict]:
+        """Rows of an epoch from a place on, around its end if need be."""
+        order = np.arange(len(self.shards.rows))
+        if self.shuffle_buffer:
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        ends = np.cumsum([self.shards.rows[shard] for shard in order])
+        while count > 0:
+            start %= self.total
+            index = int(np.searchsorted(ends, start, side="right"))
+            shard = order[index]
+            first = start - (int(ends[index]) - self.shards.rows[shard])
+            stop = min(self.shards.rows[shard], first + count)
+            yield from self.shards.read(shard, first, stop)
+            start, count = start + stop - first, count - (stop - first)
+
+    def __iter__(self) -> Iterator[dict]:
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        epoch = self.epoch
+        start, count = self.lane(worker, workers)
+        rows = self.read_rows(epoch, start, count)
+        if self.shuffle_buffer:
+            rows = shuffled(rows, self.shuffle_buffer, np.random.default_rng([self.seed, epoch, self.rank, worker]))
+        done = min(count, len(range(worker, self.batches_done, workers)) * self.batch_size)
+        for _ in islice(rows, done):  # what a resumed run has seen: its loader drops these
+            yield {"pixel_values": torch.empty(0), "labels": 0, "samples": None}
+        for place, (picture, row) in enumerate(self._good(rows), start + done):
+            yield self.make_sample(picture, row, row["image"]["path"] or place, epoch, place)
+
+    def _good(self, rows: Iterator[dict]) -> Iterator[tuple[PIL.Image.Image, dict]]:
+        """As many readable pictures as there are rows."""
+        last, owed = None, 0
+        for row in rows:
+            picture = self.read_picture(row)
+            owed += 1
+            last = last if picture is None else (picture, row)
+            if last is not None:
+                yield from [last] * owed
+                owed = 0
+        if owed:
+            raise ValueError(f"none of {owed} pictures that one worker was to read can be read")
+
+
+def shuffled(rows: Iterator[dict], size: int, generator: np.random.Generator) -> Iterator[dict]:
+    """Rows in the order in which they leave a buffer of `size` at random."""
+    buffer = list(islice(rows, size))
+    for row in rows:
+        index = generator.integers(size)
+        yield buffer[index]
+        buffer[index] = row
+    yield from (buffer[index] for index in generator.permutation(len(buffer)))
