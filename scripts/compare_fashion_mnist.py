@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument(
         "--share_epochs",
         nargs="+",
-        default=["0.01:50", "0.1:12", "1:2"],
+        default=["0.01:50", "0.1:8", "1:1"],
         metavar="SHARE:EPOCHS",
         help="how much of the training images, how many times",
     )

@@ -9,7 +9,7 @@ import torch
 from conftest import REPOSITORY
 from torch.utils.data import DataLoader
 
-from vitae_hf.data import LabelledImages, class_names, collate, decode, load_labelled_images
+from vitae_hf.data import LabelledImages, RepeatedAugmentation, class_names, collate, decode, load_labelled_images
 
 
 def pixels(picture: PIL.Image.Image) -> torch.Tensor:
@@ -112,5 +112,18 @@ def test_a_batch_or_split_without_any_picture_is_named(image_folder):
 
 def test_a_data_set_without_labels_lists_its_columns(tmp_path):
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="one ClassLabel column for the labels, got \\[\\]"):
+    with pytest.raises(ValueError, match="one column for the labels, got \\[\\]"):
         load_labelled_images(str(tmp_path))
+
+
+def test_repeated_augmentation_puts_a_picture_into_its_batch_as_other_pictures(image_folder):
+    split = load_labelled_images(str(image_folder))["train"].select([0, 1, 2, 3, 4, 6])
+    dataset = LabelledImages(split, lambda picture: torch.rand(1), seed=3)
+    epochs = []
+    for epoch in range(2):
+        dataset.set_epoch(epoch)
+        batches = list(DataLoader(dataset, 3, sampler=RepeatedAugmentation(dataset, 3), collate_fn=collate))
+        assert [len(set(batch["samples"])) for batch in batches] == [1, 1]  # one picture a batch
+        assert all(len(set(batch["pixel_values"].flatten().tolist())) == 3 for batch in batches)
+        epochs.append([batch["samples"][0] for batch in batches])
+    assert epochs[0] != epochs[1] and len(set(epochs[0])) == 2

@@ -1,6 +1,7 @@
 """Streamed shards: each row once, whatever the processes and workers; the same rows as in memory; resumed exactly."""
 
 import io
+import multiprocessing
 import tarfile
 from collections import Counter
 
@@ -123,7 +124,7 @@ def test_rows_that_a_resumed_run_has_done_are_neither_decoded_nor_seen(tmp_path,
     whole = loader(find_shards(str(tmp_path)), workers)
     whole.dataset.set_epoch(5)
     expected = [batch["pixel_values"] for batch in whole]
-    whole.dataset.set_epoch(5, batches_done=4)
+    whole.dataset.batches_done = 4
     resumed = list(whole)
     assert all(batch["pixel_values"].numel() == 0 for batch in resumed[:4]) and len(resumed) == 10
     assert all(torch.equal(batch["pixel_values"], pixels) for batch, pixels in zip(resumed[4:], expected[4:]))
@@ -165,7 +166,12 @@ def test_what_cannot_be_streamed_is_said(tmp_path):
 
 def test_the_trainer_resumes_a_stream_in_the_middle_of_an_epoch(tmp_path):
     write_parquet(tmp_path)
-    seen = []
+    seen, decoded = [], multiprocessing.Value("q")
+
+    def counted(picture):
+        with decoded.get_lock():
+            decoded.value += 1
+        return grey(picture)
 
     class Recording(ViTAETrainer):
         def training_step(self, model, inputs, num_items_in_batch=None):
@@ -188,7 +194,7 @@ def test_the_trainer_resumes_a_stream_in_the_middle_of_an_epoch(tmp_path):
             remove_unused_columns=False,
             disable_tqdm=True,
         )
-        stream = StreamedImages(find_shards(str(tmp_path)), grey, 4, shuffle_buffer=6)
+        stream = StreamedImages(find_shards(str(tmp_path)), counted, 4, shuffle_buffer=6)
         model = ViTAEForImageClassification(pyramid_config())
         trainer = Recording(model, arguments, data_collator=collate, train_dataset=stream)
         trainer.train(**resume)
@@ -202,6 +208,7 @@ def test_the_trainer_resumes_a_stream_in_the_middle_of_an_epoch(tmp_path):
         )
     expected = seen[14:]
     seen.clear()
+    decoded.value = 0
     resumed = run(resume_from_checkpoint=tmp_path / "out" / "checkpoint-7")
-    assert seen == expected
+    assert seen == expected and decoded.value == 16 * 4  # what had been seen was not decoded again
     assert torch.equal(resumed.model.classifier.weight, whole.model.classifier.weight)

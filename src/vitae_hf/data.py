@@ -3,7 +3,7 @@
 
 import multiprocessing
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Literal
@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers.utils import logging
 
 from .image_processing_vitae import to_rgb
@@ -109,13 +109,17 @@ class Samples:
         """How many batches of this epoch were trained before the run was resumed."""
         return self._batches_done.value
 
+    @batches_done.setter
+    def batches_done(self, count: int) -> None:
+        self._batches_done.value = count
+
     @property
     def skipped(self) -> int:
         """How often a bad sample has been met so far."""
         return self._skipped.value
 
-    def set_epoch(self, epoch: int, batches_done: int = 0) -> None:
-        self._epoch.value, self._batches_done.value = epoch, batches_done
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.value = epoch
 
     def read_picture(self, row: dict) -> PIL.Image.Image | None:
         """The picture of a row, or none if it is bad and to be skipped, which is then counted."""
@@ -137,6 +141,9 @@ class Samples:
 
 class LabelledImages(Samples, Dataset):
     """One split as `{"pixel_values", "labels", "samples"}` for the Trainer.
+
+    Indices from `len` up are the same pictures again, which a random transform makes other ones
+    ([`RepeatedAugmentation`]); an iteration over the split ends at `len`.
 
     A picture that cannot be read, or one without a label, is an error that names it (`on_bad_sample="error"`), or is
     counted in `skipped` with a warning (`"skip"`): then the next good picture takes its place, so that batches keep
@@ -162,9 +169,10 @@ class LabelledImages(Samples, Dataset):
     def __len__(self) -> int:
         return len(self.split)
 
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> dict | None:
-        if index >= len(self.split):
-            raise IndexError(f"there is no sample {index} among {len(self.split)}")
         for candidate in range(index, index + len(self.split)):
             row = self.split[candidate % len(self.split)]
             picture = self.read_picture(row)
@@ -174,6 +182,28 @@ class LabelledImages(Samples, Dataset):
             if self.drop_bad:
                 return None
         raise ValueError(f"none of the {len(self.split)} pictures of this split can be read")
+
+
+class RepeatedAugmentation(Sampler):
+    """Every picture of a batch several times, each time transformed otherwise; an epoch has as many samples as before.
+
+    Args:
+        dataset: whose epoch and seed the order follows.
+        repeats: how often a picture is in its batch.
+
+    Source: Hoffer et al. 2020, "Augment your batch"; Touvron et al. 2021, DeiT (three times).
+    """
+
+    def __init__(self, dataset: LabelledImages, repeats: int):
+        self.dataset, self.repeats = dataset, repeats
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        rows = len(self.dataset)
+        order = np.random.default_rng([self.dataset.seed or 0, self.dataset.epoch]).permutation(rows)
+        return (int(order[place // self.repeats]) + place % self.repeats * rows for place in range(rows))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from .augmentation import DeviceAugmentation
 from .callbacks import ImageProgress, StopOnSignal
-from .data import Samples
+from .data import RepeatedAugmentation, Samples
 from .optimization import cosine_schedule, parameter_groups
 from .streaming import StreamedImages
 
@@ -45,6 +45,9 @@ class ViTAETrainingArguments(TrainingArguments):
     channels_last: bool = field(
         default=True, metadata={"help": "Lay pixels and convolutions out by channels, which convolves faster."}
     )
+    repeated_augmentation: int = field(
+        default=1, metadata={"help": "Each picture is so often in its batch, each time augmented otherwise."}
+    )
     ema_decay: float | None = field(
         default=None, metadata={"help": "Keep an exponential moving average of the weights with this decay."}
     )
@@ -66,6 +69,8 @@ class ViTAETrainingArguments(TrainingArguments):
         if self.accelerator_config is None and self.dataloader_pin_memory:
             self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
+        if self.repeated_augmentation < 1:
+            raise ValueError(f"`repeated_augmentation` must be at least 1, got {self.repeated_augmentation}")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}")
         if not 0 <= self.cooldown_epochs < self.num_train_epochs:
@@ -185,6 +190,10 @@ class ViTAETrainer(Trainer):
         getattr(loader, "base_dataloader", loader).generator = torch.Generator()
         return loader
 
+    def _get_train_sampler(self, train_dataset=None):
+        repeats = self.args.repeated_augmentation
+        return RepeatedAugmentation(self.train_dataset, repeats) if repeats > 1 else super()._get_train_sampler()
+
     def _get_streaming_dataloader(self) -> DataLoader:
         loader = DataLoader(
             self.train_dataset,
@@ -297,7 +306,8 @@ class _TellDatasetEpoch(TrainerCallback):
         if isinstance(self.trainer.train_dataset, Samples):
             accumulated = args.gradient_accumulation_steps
             updates_done = state.global_step % -(-len(train_dataloader) // accumulated)
-            self.trainer.train_dataset.set_epoch(int(state.epoch), updates_done * accumulated)
+            self.trainer.train_dataset.set_epoch(int(state.epoch))
+            self.trainer.train_dataset.batches_done = updates_done * accumulated
 
 
 class _AverageWeights(TrainerCallback):
