@@ -10,9 +10,14 @@ these arguments; what is written behind it on the command line counts more. Ever
 averaged weights if there are any (then these are evaluated), `eval_results.json` and `training_curves.png`.
 """
 
+import sys
+
+
+if __name__ == "__main__":  # look beside this script last, lest evaluate.py there hide the package `evaluate`
+    sys.path.append(sys.path.pop(0))
+
 import dataclasses
 import json
-import sys
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -23,7 +28,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, HfArgument
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
-from vitae_hf.data import LabelledImages, class_names, collate, load_labelled_images
+from vitae_hf.data import LabelledImages, class_names, collate, load_labelled_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
 from vitae_hf.optimization import scaled_learning_rate
@@ -111,11 +116,8 @@ def build_model(run: RunArguments, names: dict[int, str]):
 
 def build_trainer(run: RunArguments, augmentation: AugmentationArguments, training: ViTAETrainingArguments):
     splits = load_labelled_images(run.dataset, run.dataset_name)
-    eval_split = run.eval_split or next((name for name in ("validation", "test") if name in splits), None)
-    for split in (run.train_split, eval_split):
-        if split not in splits:
-            raise ValueError(f"{run.dataset} has no split {split!r} to train on or evaluate; it has {list(splits)}")
-    train_split = splits[run.train_split]
+    train_split = pick_split(splits, run.train_split)
+    eval_split = pick_split(splits, *([run.eval_split] if run.eval_split else ("validation", "test")))
     if run.train_share < 1:
         seed = training.seed if training.data_seed is None else training.data_seed
         train_split = train_split.train_test_split(train_size=run.train_share, stratify_by_column="label", seed=seed)[
@@ -134,7 +136,7 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
             seed=training.seed,
         ),
         eval_dataset=LabelledImages(
-            splits[eval_split],
+            eval_split,
             lambda picture: processor(picture, return_tensors="pt").pixel_values[0],
             run.on_bad_sample,
             drop_bad=True,

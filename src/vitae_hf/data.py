@@ -49,6 +49,18 @@ def load_labelled_images(source: str, name: str | None = None) -> datasets.Datas
     return splits.cast_column("image", datasets.Image(decode=False))
 
 
+def pick_split(splits: datasets.DatasetDict, *names: str) -> datasets.Dataset:
+    """The first of these splits that there is.
+
+    Raises:
+        ValueError: none is; the message lists those there are.
+    """
+    for name in names:
+        if name in splits:
+            return splits[name]
+    raise ValueError(f"there is no split {' or '.join(map(repr, names))}; there are {', '.join(map(repr, splits))}")
+
+
 def class_names(splits: datasets.DatasetDict) -> dict[int, str]:
     """Class names by label, for `id2label`."""
     return dict(enumerate(next(iter(splits.values())).features["label"].names))
