@@ -133,8 +133,8 @@ def main(argv: list[str] | None = None) -> dict:
     arguments.output.mkdir(parents=True, exist_ok=True)
     figures, circumstances = evaluate(arguments)
     (arguments.output / "eval_metrics.json").write_text(as_json({**circumstances, **figures}))
-    draw_confusion(figures, arguments.output / "confusion_matrix.png")
-    draw_per_class(figures, arguments.output / "per_class_accuracy.png")
+    draw_confusion(figures).savefig(arguments.output / "confusion_matrix.png", dpi=150)
+    draw_per_class(figures).savefig(arguments.output / "per_class_accuracy.png", dpi=150)
     shown = {name: value for name, value in figures.items() if not isinstance(value, (dict, list))}
     shown = {name: round(value, 4) if isinstance(value, float) else value for name, value in shown.items()}
     return {"output": str(arguments.output), **shown, **circumstances}

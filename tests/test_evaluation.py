@@ -96,14 +96,35 @@ def test_few_classes_have_no_top_5():
     assert "top5_percent" not in report(np.eye(5, dtype=np.float32), np.arange(5), list("abcde"))
 
 
-@pytest.mark.parametrize("num_classes", [2, 20, 21, 300])
-def test_pictures_are_drawn_for_few_and_many_classes(tmp_path, num_classes):
-    generator = np.random.default_rng(0)
-    scores = generator.normal(size=(2 * num_classes, num_classes)).astype(np.float32)
-    figures = report(scores, generator.integers(0, num_classes, 2 * num_classes), [f"n{i}" for i in range(num_classes)])
-    for draw in (draw_confusion, draw_per_class):
-        draw(figures, tmp_path / "drawn.png")
-        assert PIL.Image.open(tmp_path / "drawn.png").convert("L").getextrema()[0] < 50
+def ticks(axis, side: str) -> list[str]:
+    return [label.get_text() for label in getattr(axis, f"get_{side}ticklabels")()]
+
+
+def test_few_classes_are_drawn_with_names_and_counts():
+    scores = np.eye(3, dtype=np.float32)[[0, 1, 1, 2, 2, 0, 2]]
+    figures = report(scores, np.array([0, 0, 1, 2, 2, 2, 2]), names := ["cat", "dog", "e" * 40])
+    axis = draw_confusion(figures).axes[0]
+    assert ticks(axis, "x") == ticks(axis, "y") == [*names[:2], "e" * 27 + "…"]
+    cells = {(*text.get_position(), text.get_text()) for text in axis.texts}  # column, row
+    assert cells == {(0, 0, "1"), (1, 0, "1"), (1, 1, "1"), (2, 2, "3"), (0, 2, "1")}
+    axis = draw_per_class(figures).axes[0]
+    assert [bar.get_width() for bar in axis.patches] == [50, 75, 100] and ticks(axis, "y")[0] == "cat"
+    assert [text.get_text() for text in axis.texts] == ["1 / 2", "3 / 4", "1 / 1"]
+
+
+def test_many_classes_are_drawn_as_a_heat_map_with_the_worst_of_them():
+    labels = np.arange(301).repeat(2)
+    predictions = labels.copy()
+    predictions[[0, 1]] = 300  # class 0 is taken for the last one
+    figures = report(np.eye(301, dtype=np.float32)[predictions], labels, [f"n{index}" for index in range(301)])
+    axis, beside, *_ = draw_confusion(figures).axes
+    heat = axis.images[0].get_array()
+    assert heat.shape == (151, 151) and heat[0, 150] == 100 and heat.sum() == 152 * 100
+    assert axis.images[0].get_extent()[:2] == [-0.5, 301.5]
+    assert beside.texts[0].get_text().split() == ["2", "n0", "→", "n300"]
+    worst, best = draw_per_class(figures).axes
+    assert [bar.get_width() for bar in worst.patches] == [0] + 19 * [100] and ticks(worst, "y")[0] == "n0"
+    assert len(best.patches) == 20 and ticks(best, "y")[-1] == "n300"
 
 
 def test_labels_are_aligned_by_name_or_refused():

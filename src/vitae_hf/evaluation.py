@@ -192,7 +192,7 @@ def as_json(figures: dict) -> str:
     return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
-def draw_confusion(figures: dict, path: str | os.PathLike) -> None:
+def draw_confusion(figures: dict) -> Figure:
     """The confusion matrix of a [`report`]: names and counts, or many classes as a heat map and the worst pairs."""
     names, matrix = [_short(name) for name in figures["per_class"]], np.array(figures["confusion_matrix"])
     shares, what = 100 * matrix / matrix.sum(1, keepdims=True).clip(1), "images of the true class (%)"
@@ -213,7 +213,7 @@ def draw_confusion(figures: dict, path: str | os.PathLike) -> None:
         _write_pairs(beside, figures["most_confused"])
     axis.set(xlabel="predicted class", ylabel="true class", title=_title(figures))
     figure.colorbar(heat, ax=axis, label=what, shrink=0.8)
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _largest(shares: np.ndarray, block: int) -> np.ndarray:
@@ -238,7 +238,7 @@ def _write_pairs(axis, pairs: list[dict]) -> None:
     axis.text(0, 0.98, "\n".join(lines), transform=axis.transAxes, va="top", family="monospace", linespacing=2.1)
 
 
-def draw_per_class(figures: dict, path: str | os.PathLike) -> None:
+def draw_per_class(figures: dict) -> Figure:
     """Accuracy of each class of a [`report`] as a bar, the best on top; of many classes the 20 best and 20 worst."""
     rows = [(row["accuracy_percent"], name, row) for name, row in figures["per_class"].items() if row["images"]]
     rows.sort(key=lambda row: row[0])
@@ -256,7 +256,7 @@ def draw_per_class(figures: dict, path: str | os.PathLike) -> None:
         axis.set(title=title, xlabel="accuracy (%), right / images; dotted: all images", xlim=(0, 100))
         axis.margins(y=0.01)
     figure.suptitle(_title(figures))
-    figure.savefig(path, dpi=150)
+    return figure
 
 
 def _title(figures: dict) -> str:
