@@ -11,11 +11,16 @@ test images only give the final figures. Hours on a CPU; a stopped run goes on w
 OUTPUT.png and OUTPUT.md. `--share_epochs` and `--learning_rates` make it shorter.
 """
 
+import sys
+
+
+if __name__ == "__main__":  # look beside this script last, lest evaluate.py there hide the package `evaluate`
+    sys.path.append(sys.path.pop(0))
+
 import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 

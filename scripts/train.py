@@ -13,11 +13,16 @@ model, `ema/` with the averaged weights if there are any (then these are evaluat
 work too).
 """
 
+import sys
+
+
+if __name__ == "__main__":  # look beside this script last, lest evaluate.py there hide the package `evaluate`
+    sys.path.append(sys.path.pop(0))
+
 import dataclasses
 import json
 import shutil
 import signal
-import sys
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -28,7 +33,7 @@ from transformers import AutoConfig, AutoModelForImageClassification, HfArgument
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
-from vitae_hf.data import LabelledImages, class_names, collate, load_labelled_images
+from vitae_hf.data import LabelledImages, class_names, collate, load_labelled_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
 from vitae_hf.optimization import scaled_learning_rate
@@ -129,11 +134,9 @@ def build_model(run: RunArguments, names: dict[int, str]):
 
 def load_splits(run: RunArguments):
     """The data set, whole, or under `--streaming` without the training images."""
-    present = list(load_dataset_builder(run.dataset, run.dataset_name).config.data_files)
-    run.eval_split = run.eval_split or next((name for name in ("validation", "test") if name in present), None)
-    for split in (run.train_split, run.eval_split):
-        if split not in present:
-            raise ValueError(f"{run.dataset} has no split {split!r} to train on or evaluate; it has {present}")
+    present = load_dataset_builder(run.dataset, run.dataset_name).config.data_files
+    run.train_split = pick_split(present, run.train_split)
+    run.eval_split = pick_split(present, *([run.eval_split] if run.eval_split else ("validation", "test")))
     names = run.class_names.read_text().splitlines() if run.class_names else None
     wanted = [run.eval_split] if run.streaming else [run.train_split, run.eval_split]
     return load_labelled_images(run.dataset, run.dataset_name, wanted, names)

@@ -41,3 +41,8 @@ def test_a_label_beyond_the_classes_is_named():
 def test_real_counts_images_that_have_labels():
     result = ReaLAccuracy().compute(predictions=[3, 1, 2, 5], references=[[3, 4], [0], [], [5]])
     assert result == {"real": pytest.approx(200 / 3), "images": 3}
+
+
+def test_scores_that_are_no_numbers_have_no_accuracy():
+    with pytest.raises(ValueError, match="the scores of 1 of 2 images are not finite"):
+        TopKAccuracy().compute(predictions=[[0.1, float("nan")], [0.2, 0.8]], references=[0, 1], ks=(1,))

@@ -3,7 +3,7 @@
 
 import multiprocessing
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from typing import Literal
@@ -71,6 +71,18 @@ def find_columns(features: datasets.Features, source: str) -> dict[str, str]:
         if len(matches) != 1:
             raise ValueError(f"{source} must have one column for the {role}s, got {matches} of {features}")
     return {images[0]: "image", labels[0]: "label"}
+
+
+def pick_split(available: Iterable[str], *names: str) -> str:
+    """The first of these splits that there is.
+
+    Raises:
+        ValueError: none is; the message lists those there are.
+    """
+    for name in names:
+        if name in available:
+            return name
+    raise ValueError(f"there is no split {' or '.join(map(repr, names))}; there are {', '.join(map(repr, available))}")
 
 
 def class_names(splits: datasets.DatasetDict) -> dict[int, str]:

@@ -25,7 +25,7 @@ class TopKAccuracy(evaluate.Metric):
     or by `add_batch`, and returns `{"top1": …, "top5": …}`.
 
     Raises:
-        ValueError: a label is not the index of a class.
+        ValueError: a label is not the index of a class, or a score is not finite, which has no rank.
 
     Example:
 
@@ -51,6 +51,8 @@ class TopKAccuracy(evaluate.Metric):
                 f"labels must be from 0 to {scores.shape[1] - 1}, as there are {scores.shape[1]} classes; "
                 f"got {labels.min()} to {labels.max()}"
             )
+        if bad := int((~np.isfinite(scores)).any(1).sum()):
+            raise ValueError(f"the scores of {bad} of {len(scores)} images are not finite")
         ranks = label_ranks(scores, labels)
         return {f"top{k}": float(100 * (ranks < k).mean()) for k in ks}
 

@@ -1,0 +1,144 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""How good is a trained classifier on labelled images, overall and class by class?
+
+    python scripts/evaluate.py --model_name_or_path outputs/vitae-nano-fashion --dataset examples/fashion_mnist_mini
+
+`--dataset` is as for `scripts/train.py`. Size and crop are the saved image processor's unless given. The whole split
+counts; with `--on_bad_sample skip`, unreadable pictures are left out and counted. Writes `eval_metrics.json` (all
+figures, accuracy by class, confusion matrix), `confusion_matrix.png` and `per_class_accuracy.png`.
+"""
+
+import sys
+
+
+if __name__ == "__main__":  # look beside this script last, lest evaluate.py there hide the package `evaluate`
+    sys.path.append(sys.path.pop(0))
+
+import argparse
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from vitae_hf.data import LabelledImages, load_labelled_images, pick_split
+from vitae_hf.environment import environment
+from vitae_hf.evaluation import (
+    align_labels,
+    as_json,
+    draw_confusion,
+    draw_per_class,
+    predict,
+    read_real_labels,
+    report,
+)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", required=True, help="folder or Hub name of a classifier")
+    parser.add_argument("--dataset", required=True, help="Hub name or local folder of labelled images")
+    parser.add_argument("--dataset_name", help="its configuration, if several")
+    parser.add_argument("--split", help="default: validation, else test")
+    parser.add_argument("--image_size", type=int, nargs="+", help="side, or height and width, in pixels")
+    parser.add_argument("--crop_pct", type=float, help="share of the resized side that the centre crop keeps")
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that read pictures")
+    parser.add_argument(
+        "--real_labels", type=Path, help="real.json of ImageNet's validation set, for the ReaL accuracy"
+    )
+    parser.add_argument("--on_bad_sample", choices=["error", "skip"], default="error")
+    parser.add_argument("--output", type=Path, help="folder to write; default: outputs/evaluation-MODEL")
+    arguments = parser.parse_args(argv)
+    if arguments.image_size and len(arguments.image_size) > 2:
+        parser.error("--image_size takes a side, or height and width")
+    if arguments.output is None:
+        arguments.output = Path("outputs") / f"evaluation-{Path(arguments.model_name_or_path).resolve().name}"
+    return arguments
+
+
+def load_classifier(name: str, dtype: str):
+    """A model with all its trained weights.
+
+    Raises:
+        ValueError: it is no image classifier; a backbone would get a random head.
+    """
+    model, loading = AutoModelForImageClassification.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(f"{name} is not a trained image classifier: it lacks {', '.join(missing)}")
+    return model
+
+
+def load_processor(name: str, image_size: list[int] | None, crop_pct: float | None):
+    """The saved image processor, with another size or crop where one is given.
+
+    Raises:
+        ValueError: it takes no `crop_pct`, as those of other families.
+    """
+    overrides = {}
+    if image_size is not None:
+        overrides["size"] = {"height": image_size[0], "width": image_size[-1]}
+    if crop_pct is not None:
+        overrides["crop_pct"] = crop_pct
+    processor = AutoImageProcessor.from_pretrained(name, **overrides)
+    if crop_pct is not None and not hasattr(type(processor), "crop_pct"):
+        raise ValueError(f"--crop_pct does not go with the image processor of {name}, a {type(processor).__name__}")
+    return processor
+
+
+def to_pixels(processor, picture) -> torch.Tensor:
+    return processor(picture, return_tensors="pt").pixel_values[0]
+
+
+def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:
+    """All figures, and how they were measured."""
+    splits = load_labelled_images(arguments.dataset, arguments.dataset_name)
+    split = splits[pick_split(splits, *([arguments.split] if arguments.split else ("validation", "test")))]
+    model = load_classifier(arguments.model_name_or_path, arguments.dtype).to(arguments.device)
+    classes = align_labels(split.features["label"].names, model.config.id2label)
+    real = None if arguments.real_labels is None else read_real_labels(arguments.real_labels, split)
+    processor = load_processor(arguments.model_name_or_path, arguments.image_size, arguments.crop_pct)
+    data = LabelledImages(split, partial(to_pixels, processor), arguments.on_bad_sample, drop_bad=True)
+    started = time.perf_counter()
+    scores, rows = predict(model, data, arguments.batch_size, arguments.num_workers)
+    seconds = time.perf_counter() - started
+    names = dict(zip(classes.tolist(), split.features["label"].names))
+    figures = report(
+        scores,
+        classes[split.select(rows)["label"][:]],
+        [names[index] for index in range(len(names))],
+        None if real is None else [classes[real[row]].tolist() for row in rows],
+    )
+    circumstances = {
+        "model": arguments.model_name_or_path,
+        "dataset": arguments.dataset,
+        "split": str(split.split),
+        "skipped": data.skipped,
+        "image_size": [processor.size.height, processor.size.width],
+        "crop_pct": getattr(processor, "crop_pct", None),
+        "dtype": arguments.dtype,
+        "batch_size": arguments.batch_size,
+        "images_per_s": round(len(data) / seconds, 1),
+        **environment(arguments.device),
+    }
+    return figures, circumstances
+
+
+def main(argv: list[str] | None = None) -> dict:
+    arguments = parse(argv)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    figures, circumstances = evaluate(arguments)
+    (arguments.output / "eval_metrics.json").write_text(as_json({**circumstances, **figures}))
+    draw_confusion(figures).savefig(arguments.output / "confusion_matrix.png", dpi=150)
+    draw_per_class(figures).savefig(arguments.output / "per_class_accuracy.png", dpi=150)
+    shown = {name: value for name, value in figures.items() if not isinstance(value, (dict, list))}
+    shown = {name: round(value, 4) if isinstance(value, float) else value for name, value in shown.items()}
+    return {"output": str(arguments.output), **shown, **circumstances}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))

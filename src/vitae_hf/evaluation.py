@@ -1,0 +1,269 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What a classifier does on a whole split: its scores, the figures they give, overall and by class, and two pictures.
+
+Everything counts in the classes of the model: [`align_labels`] translates the labels of a data set.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .data import LabelledImages, collate
+from .metrics import ReaLAccuracy, TopKAccuracy
+
+
+MOST_NAMES = 20  # classes that a picture has room for
+OFFICIAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
+
+
+def align_labels(names: list[str], id2label: dict[int, str]) -> np.ndarray:
+    """The class of a model for each label of a data set, by name; by index if the model has only generic `LABEL_i`.
+
+    Args:
+        names: the data set's, by label.
+        id2label: the model's.
+
+    Raises:
+        ValueError: the two have not the same classes; the message has both.
+    """
+    model_names = [id2label[index] for index in range(len(id2label))]
+    is_generic = all(name == f"LABEL_{index}" for index, name in enumerate(model_names))
+    if is_generic and len(names) == len(model_names):
+        return np.arange(len(names))
+    if sorted(names) != sorted(model_names):
+        raise ValueError(
+            f"the data set and the model must have the same classes; the data set has {_listed(names, model_names)},"
+            f" the model {_listed(model_names, names)}"
+        )
+    return np.array([model_names.index(name) for name in names])
+
+
+def _listed(names: list[str], others: list[str], most: int = 10) -> str:
+    """How many classes, and those that the other side lacks."""
+    alone = [name for name in names if name not in set(others)]
+    which = ", ".join(map(repr, alone[:most])) + (", …" if len(alone) > most else "")
+    return f"{len(names)} classes" + (f", {len(alone)} of them alone: {which}" if alone else "")
+
+
+def read_real_labels(path: str | os.PathLike, split: datasets.Dataset) -> list[list[int]]:
+    """The labels that people confirmed for each picture of a split: the published `real.json`.
+
+    The file has a list of labels for each picture of ImageNet's validation set, in the order of the official names. A
+    split whose files bear such names (`ILSVRC2012_val_00000001…`) may be in any order or a part; others go row by row.
+
+    Args:
+        path: of the file.
+        split: with an undecoded `image`, as `load_labelled_images` gives it.
+
+    Raises:
+        ValueError: file and split do not fit each other.
+
+    Source: Beyer et al. 2020, "Are we done with ImageNet?".
+    """
+    real = json.loads(Path(path).read_text())
+    num_classes = split.features["label"].num_classes
+    if any(not 0 <= label < num_classes for labels in real for label in labels):
+        raise ValueError(f"{path} has labels that are none of the {num_classes} classes of the split")
+    found = [OFFICIAL_NAME.search(file or "") for file in split.flatten()["image.path"]]
+    if not any(found):
+        if len(real) != len(split):
+            raise ValueError(f"{path} has labels for {len(real)} pictures, but the split has {len(split)}")
+        return real
+    if not all(found):
+        raise ValueError(f"cannot tell which labels of {path} to use: only some files are named ILSVRC2012_val_…")
+    numbers = [int(match[1]) for match in found]
+    if not 1 <= min(numbers) <= max(numbers) <= len(real):
+        raise ValueError(
+            f"{path} has labels for {len(real)} pictures, but the split has numbers {min(numbers)} to {max(numbers)}"
+        )
+    return [real[number - 1] for number in numbers]
+
+
+@torch.no_grad()
+def predict(model, data: LabelledImages, batch_size: int = 64, num_workers: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of every picture that can be read, with a progress bar.
+
+    Args:
+        model: a classifier, on the device to use. One with learned positions takes any size: they are interpolated.
+        data: with `drop_bad`.
+        batch_size, num_workers: of the data loader.
+
+    Returns:
+        Scores `(N, classes)` in float32, and the rows `(N,)` of the split that they belong to.
+
+    Raises:
+        ValueError: no picture can be read, or a score is not finite.
+    """
+    model.eval()
+    options = {"interpolate_pos_encoding": True} if getattr(model.config, "has_class_token", False) else {}
+    loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=_collate_with_presence)
+    scores, present = [], []
+    with tqdm(total=len(data), desc="evaluation", unit=" images") as progress:
+        for batch, is_present in loader:
+            present += is_present
+            if batch is not None:
+                pixel_values = batch["pixel_values"].to(model.device, model.dtype)
+                scores.append(model(pixel_values, **options).logits.float().cpu())
+            progress.update(len(is_present))
+    if not scores:
+        raise ValueError(f"none of the {len(data)} pictures of this split can be read")
+    scores = torch.cat(scores).numpy()
+    if bad := int((~np.isfinite(scores)).any(1).sum()):
+        raise ValueError(f"the scores of {bad} of {len(scores)} pictures are not finite")
+    return scores, np.flatnonzero(present)
+
+
+def _collate_with_presence(samples: list[dict | None]) -> tuple[dict | None, list[bool]]:
+    is_present = [sample is not None for sample in samples]
+    return collate(samples) if any(is_present) else None, is_present
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """How many images of class i (row) were taken for class j (column): `(num_classes, num_classes)`."""
+    pairs = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
+    return pairs.reshape(num_classes, num_classes)
+
+
+def report(scores: np.ndarray, labels: np.ndarray, names: list[str], real: list[list[int]] | None = None) -> dict:
+    """All figures, ready for JSON: accuracies in percent, loss, accuracy by class name, confusion matrix.
+
+    Args:
+        scores: `(N, classes)`.
+        labels: `(N,)`.
+        names: of the classes.
+        real: confirmed labels of each image, for the ReaL accuracy.
+
+    Returns:
+        `top5_percent` only for more than five classes. A class without images has `None` for its accuracy. The rows
+        of `confusion_matrix` are true classes, its columns predicted ones, both in the order of `names`.
+    """
+    ks = [k for k in (1, 5) if k == 1 or k < len(names)]
+    top = TopKAccuracy().compute(predictions=scores, references=labels, ks=ks)
+    predictions = scores.argmax(1)
+    matrix = confusion_matrix(labels, predictions, len(names))
+    figures = {"images": len(labels), **{f"{name}_percent": value for name, value in top.items()}}
+    figures["loss"] = torch.nn.functional.cross_entropy(torch.tensor(scores), torch.tensor(labels)).item()
+    if real is not None:
+        result = ReaLAccuracy().compute(predictions=predictions, references=real)
+        figures["real_percent"] = result["real"] if result["images"] else None
+        figures["real_images"] = result["images"]
+    by_class = zip(names, matrix.diagonal().tolist(), matrix.sum(1).tolist())
+    figures["per_class"] = {
+        name: {"accuracy_percent": 100 * right / images if images else None, "correct": right, "images": images}
+        for name, right, images in by_class
+    }
+    figures["most_confused"] = most_confused(matrix, names)
+    figures["confusion_matrix"] = matrix.tolist()
+    return figures
+
+
+def most_confused(matrix: np.ndarray, names: list[str], most: int = 20) -> list[dict]:
+    """The pairs of true and predicted class that were mistaken most often."""
+    mistakes = matrix - np.diag(matrix.diagonal())
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
+    pairs = zip(*(index.tolist() for index in np.unravel_index(order, matrix.shape)))
+    return [
+        {"true": names[row], "predicted": names[column], "images": int(mistakes[row, column])}
+        for row, column in pairs
+        if mistakes[row, column]
+    ]
+
+
+def as_json(figures: dict) -> str:
+    """A [`report`] as JSON with one line for each figure, each class and each row of the matrix."""
+    entries = []
+    for name, value in figures.items():
+        text = json.dumps(value)
+        if isinstance(value, dict):
+            lines = [f"{json.dumps(key)}: {json.dumps(item)}" for key, item in value.items()]
+            text = "{\n  " + ",\n  ".join(lines) + "\n }"
+        elif isinstance(value, list):
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        entries.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(entries) + "\n}\n"
+
+
+def draw_confusion(figures: dict) -> Figure:
+    """The confusion matrix of a [`report`]: names and counts, or many classes as a heat map and the worst pairs."""
+    names, matrix = [_short(name) for name in figures["per_class"]], np.array(figures["confusion_matrix"])
+    shares, what = 100 * matrix / matrix.sum(1, keepdims=True).clip(1), "images of the true class (%)"
+    if len(names) <= MOST_NAMES:
+        side = 2 + 0.5 * len(names) + 0.06 * max(map(len, names))
+        figure = Figure(figsize=(side + 1, side), layout="constrained")
+        axis = figure.subplots()
+        heat = axis.imshow(shares, cmap="Blues", norm=PowerNorm(1, 0, 100))
+        _write_cells(axis, matrix, shares, names)
+    else:
+        figure = Figure(figsize=(15, 7), layout="constrained")
+        axis, beside = figure.subplots(1, 2, width_ratios=(6, 5))
+        block = -(-len(names) // 250)
+        what += f", largest of {block}×{block} cells" if block > 1 else ""
+        cells = _largest(shares, block)
+        end = block * len(cells) - 0.5
+        heat = axis.imshow(cells, cmap="Blues", norm=PowerNorm(0.4, 0, 100), extent=(-0.5, end, end, -0.5))
+        _write_pairs(beside, figures["most_confused"])
+    axis.set(xlabel="predicted class", ylabel="true class", title=_title(figures))
+    figure.colorbar(heat, ax=axis, label=what, shrink=0.8)
+    return figure
+
+
+def _largest(shares: np.ndarray, block: int) -> np.ndarray:
+    """The largest of each `block` × `block` cells: alone, a cell of a large matrix is smaller than a pixel."""
+    rows = -(-len(shares) // block)
+    padded = np.pad(shares, (0, rows * block - len(shares)))
+    return padded.reshape(rows, block, rows, block).max((1, 3))
+
+
+def _write_cells(axis, matrix: np.ndarray, shares: np.ndarray, names: list[str]) -> None:
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_yticks(range(len(names)), names)
+    for row, column in np.argwhere(matrix):
+        color = "white" if shares[row, column] > 50 else "black"
+        axis.text(column, row, matrix[row, column], ha="center", va="center", color=color, fontsize=9)
+
+
+def _write_pairs(axis, pairs: list[dict]) -> None:
+    axis.set_axis_off()
+    axis.set_title("most often mistaken (images, true class → predicted)", loc="left")
+    lines = [f"{pair['images']:4}  {_short(pair['true'])} → {_short(pair['predicted'])}" for pair in pairs]
+    axis.text(0, 0.98, "\n".join(lines), transform=axis.transAxes, va="top", family="monospace", linespacing=2.1)
+
+
+def draw_per_class(figures: dict) -> Figure:
+    """Accuracy of each class of a [`report`] as a bar, the best on top; of many classes the 20 best and 20 worst."""
+    rows = [(row["accuracy_percent"], name, row) for name, row in figures["per_class"].items() if row["images"]]
+    rows.sort(key=lambda row: row[0])
+    parts = {"": rows}
+    if len(rows) > 2 * MOST_NAMES:
+        parts = {f"the {MOST_NAMES} worst": rows[:MOST_NAMES], f"the {MOST_NAMES} best": rows[-MOST_NAMES:]}
+    height = 1.6 + 0.28 * max(map(len, parts.values()))
+    figure = Figure(figsize=(7.5 * len(parts), height), layout="constrained")
+    for axis, (title, part) in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts.items()):
+        axis.barh(range(len(part)), [accuracy for accuracy, _, _ in part])
+        axis.set_yticks(range(len(part)), [_short(name) for _, name, _ in part])
+        for line, (_, _, row) in enumerate(part):
+            axis.text(101, line, f"{row['correct']} / {row['images']}", va="center", fontsize=9)
+        axis.axvline(figures["top1_percent"], color="black", linestyle=":")
+        axis.set(title=title, xlabel="accuracy (%), right / images; dotted: all images", xlim=(0, 100))
+        axis.margins(y=0.01)
+    figure.suptitle(_title(figures))
+    return figure
+
+
+def _title(figures: dict) -> str:
+    return (
+        f"top-1 {figures['top1_percent']:.2f} % of {figures['images']:,} images, {len(figures['per_class']):,} classes"
+    )
+
+
+def _short(name: str, most: int = 28) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
