@@ -29,7 +29,7 @@ from typing import Literal
 
 import yaml
 from datasets import load_dataset_builder
-from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser, set_seed
+from transformers import AutoModelForImageClassification, HfArgumentParser, set_seed
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
@@ -65,6 +65,9 @@ class RunArguments:
     drop_path_rate: float | None = dataclasses.field(default=None, metadata={"help": "Default: the model's."})
     base_learning_rate: float | None = dataclasses.field(
         default=None, metadata={"help": "Sets learning_rate to this times global batch / 512."}
+    )
+    base_ema_decay: float | None = dataclasses.field(
+        default=None, metadata={"help": "Sets ema_decay to this to the power of global batch / 512."}
     )
     class_names: Path | None = dataclasses.field(
         default=None, metadata={"help": "Text file with a class on each line, for data whose labels are only numbers."}
@@ -106,9 +109,11 @@ def parse(argv: list[str] | None):
         for action in parser._actions:
             action.required = action.required and action.dest not in recipe
     run, augmentation, training, _ = parser.parse_args_into_dataclasses(argv)
+    batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     if run.base_learning_rate is not None:
-        batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
         training.learning_rate = scaled_learning_rate(run.base_learning_rate, batch)
+    if run.base_ema_decay is not None:
+        training.ema_decay = run.base_ema_decay ** (batch / 512)
     training.remove_unused_columns = False
     return run, augmentation, training
 
@@ -116,20 +121,17 @@ def parse(argv: list[str] | None):
 def build_model(run: RunArguments, names: dict[int, str]):
     """A new model of a preset, or a trained one with a head for these classes."""
     overrides = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
-    overrides |= {
-        name: getattr(run, name) for name in ("image_size", "drop_path_rate") if getattr(run, name) is not None
-    }
+    if run.drop_path_rate is not None:
+        overrides["drop_path_rate"] = run.drop_path_rate
     if run.preset is not None:
-        return ViTAEForImageClassification(config_from_preset(run.preset, **overrides))
-    config = AutoConfig.from_pretrained(run.model_name_or_path)
-    if getattr(config, "has_class_token", False) and run.image_size not in (None, config.image_size):
-        raise ValueError(
-            f"{run.model_name_or_path} has positions for {config.image_size} pixels; fine-tuning a class-token variant"
-            f" at another size ({run.image_size}) is not supported"
-        )
-    return AutoModelForImageClassification.from_pretrained(
+        size = {} if run.image_size is None else {"image_size": run.image_size}
+        return ViTAEForImageClassification(config_from_preset(run.preset, **size, **overrides))
+    model = AutoModelForImageClassification.from_pretrained(
         run.model_name_or_path, ignore_mismatched_sizes=True, **overrides
     )
+    if run.image_size not in (None, model.config.image_size):
+        model.resize_position_embeddings(run.image_size)
+    return model
 
 
 def load_splits(run: RunArguments):

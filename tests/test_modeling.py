@@ -8,6 +8,7 @@ import torch
 import transformers
 from accelerate import infer_auto_device_map
 from conftest import class_token_config, images, pyramid_config
+from huggingface_hub.errors import StrictDataclassError
 from packaging import version
 from transformers import AutoModel, AutoModelForImageClassification
 from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
@@ -374,3 +375,23 @@ def test_lora_trains_the_projections_alone(tiny_config, tmp_path):
         restored(pixel_values=images()).logits, adapted.eval()(pixel_values=images()).logits, atol=1e-5
     )
     assert not torch.allclose(adapted(pixel_values=images()).logits, model(images()).logits, atol=1e-3)
+
+
+def test_another_image_size_becomes_the_models_own(tiny_config, tmp_path):
+    model = ViTAEForImageClassification(tiny_config()).eval()
+    if model.vitae.embeddings is not None:
+        torch.nn.init.normal_(model.vitae.embeddings.position_embeddings)
+    pixels = images(2, 96, 32)
+    with torch.no_grad():
+        expected = model(pixels, interpolate_pos_encoding=True).logits
+        model.resize_position_embeddings((96, 32))
+        assert torch.equal(model(pixels).logits, expected)
+    model.save_pretrained(tmp_path)
+    reloaded = ViTAEForImageClassification.from_pretrained(tmp_path).eval()
+    assert reloaded.config.image_height_width == (96, 32)
+    reloaded(pixels).logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in reloaded.parameters())
+    assert torch.equal(reloaded(pixels).logits, expected)
+    with pytest.raises(StrictDataclassError, match="image_size"):
+        model.resize_position_embeddings(90)
+    assert model.config.image_height_width == (96, 32)

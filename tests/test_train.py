@@ -21,16 +21,25 @@ DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_made_of_arguments_and_the_command_line_counts_more(path, tmp_path):
     recipe = yaml.safe_load(path.read_text())
-    assert {"model", "global_batch", "expected", "source"} == set(recipe["about"]) and recipe["preset"] == path.stem
-    assert path.stem in PRESETS
+    assert {"model", "hardware", "global_batch", "expected", "source"} == set(recipe["about"])
+    assert recipe.get("preset", path.stem) == path.stem
     common = ["--config", str(path), "--dataset", "imagenet", "--output_dir", str(tmp_path), "--report_to", "none"]
+    if "preset" not in recipe:
+        common += ["--model_name_or_path", "pretrained"]
     run_arguments, augmentation, training = train.parse(common)
     values = {**vars(run_arguments), **vars(augmentation), **vars(training)}
     different = {name for name, value in recipe.items() if name != "about" and values[name] != value}
     assert different <= {"eval_strategy", "save_strategy"}  # those become enumerations
-    assert training.learning_rate == pytest.approx(float(recipe["base_learning_rate"]) * 64 / 512)
+    share = recipe["per_device_train_batch_size"] / 512
+    assert training.learning_rate == pytest.approx(float(recipe["base_learning_rate"]) * share)
+    if "base_ema_decay" in recipe:
+        assert training.ema_decay == pytest.approx(0.99996**share)
     _, _, changed = train.parse([*common, "--per_device_train_batch_size", "128", "--gradient_accumulation_steps", "4"])
     assert changed.learning_rate == pytest.approx(float(recipe["base_learning_rate"]))
+
+
+def test_every_published_variant_has_a_recipe():
+    assert {path.stem for path in RECIPES} >= PRESETS.keys() - {"vitae-nano", "vitae-13m-paper"}
 
 
 def test_a_wrong_recipe_or_missing_model_is_named(tmp_path):

@@ -429,6 +429,14 @@ class ViTAEEmbeddings(nn.Module):
         grid = nn.functional.interpolate(grid, size=grid_size, mode="bicubic", align_corners=False)
         return torch.cat([class_position, map_to_tokens(grid).to(class_position.dtype)], dim=1)
 
+    @torch.no_grad()
+    def resize(self, image_size: tuple[int, int]) -> None:
+        """Make another image size the one that positions are learned for."""
+        stride = self.projection.stride[0]
+        grid_size = (image_size[0] // stride, image_size[1] // stride)
+        self.position_embeddings = nn.Parameter(self.interpolate_pos_encoding(grid_size).clone())
+        self.image_size, self.grid_size = image_size, grid_size
+
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         height, width = pixel_values.shape[-2:]
         patches = self.projection(pixel_values)  # (B, C, H, W)
@@ -520,6 +528,26 @@ class ViTAEPreTrainedModel(PreTrainedModel):
             init.zeros_(module.position_embeddings)
         else:
             super()._init_weights(module)
+
+    def resize_position_embeddings(self, new_image_size: int | tuple[int, int]) -> None:
+        """Make another image size the model's own, to fine-tune at it, say: same output as with interpolation.
+
+        Args:
+            new_image_size: side, or height and width, in pixels. Learned positions are resampled for it; variants
+                without any take every size, and only the configuration changes.
+
+        Raises:
+            StrictDataclassError: the size is not a multiple of the stride; the model stays as it was.
+        """
+        old_image_size, self.config.image_size = self.config.image_size, new_image_size
+        try:
+            self.config.validate()
+        except Exception:
+            self.config.image_size = old_image_size
+            raise
+        for module in self.modules():
+            if isinstance(module, ViTAEEmbeddings):
+                module.resize(self.config.image_height_width)
 
 
 class ViTAEModel(ViTAEPreTrainedModel):
