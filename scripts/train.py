@@ -12,18 +12,20 @@ averaged weights if there are any (then these are evaluated), `eval_results.json
 
 import dataclasses
 import json
+import os
 import sys
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 import matplotlib
+import torch
 import yaml
-from transformers import AutoConfig, AutoModelForImageClassification, HfArgumentParser, set_seed
+from transformers import AutoConfig, AutoModelForImageClassification, EvalPrediction, HfArgumentParser, set_seed
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
-from vitae_hf.data import LabelledImages, class_names, collate, load_labelled_images
+from vitae_hf.data import IGNORED_LABEL, LabelledImages, class_names, collate, load_labelled_images
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
 from vitae_hf.optimization import scaled_learning_rate
@@ -110,7 +112,8 @@ def build_model(run: RunArguments, names: dict[int, str]):
 
 
 def build_trainer(run: RunArguments, augmentation: AugmentationArguments, training: ViTAETrainingArguments):
-    splits = load_labelled_images(run.dataset, run.dataset_name)
+    with training.main_process_first(desc="data"):
+        splits = load_labelled_images(run.dataset, run.dataset_name)
     eval_split = run.eval_split or next((name for name in ("validation", "test") if name in splits), None)
     for split in (run.train_split, eval_split):
         if split not in splits:
@@ -141,11 +144,15 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
         ),
         processing_class=processor,
         compute_loss_func=soft_target_loss,
-        compute_metrics=lambda result: TopKAccuracy().compute(
-            predictions=result.predictions, references=result.label_ids
-        ),
+        compute_metrics=accuracy,
         augmentation=DeviceAugmentation(model.config.num_labels, augmentation),
     )
+
+
+def accuracy(result: EvalPrediction) -> dict[str, float]:
+    """Top-1 and top-5 of the pictures that could be read."""
+    rated = result.label_ids != IGNORED_LABEL
+    return TopKAccuracy().compute(predictions=result.predictions[rated], references=result.label_ids[rated])
 
 
 def draw_curves(log_history: list[dict], path: Path) -> None:
@@ -178,6 +185,7 @@ def main(argv: list[str] | None = None) -> dict:
     trainer.save_metrics("eval", metrics)
     trainer.save_state()
     output = Path(training.output_dir)
+    skipped = torch.tensor(trainer.train_dataset.skipped + trainer.eval_dataset.skipped, device=training.device)
     if training.should_save:
         draw_curves(trainer.state.log_history, output / "training_curves.png")
     return {
@@ -187,11 +195,13 @@ def main(argv: list[str] | None = None) -> dict:
         "eval_loss": round(metrics["eval_loss"], 4),
         "images_per_s": round(trained.metrics["train_samples_per_second"], 1),
         "learning_rate": training.learning_rate,
-        "skipped": trainer.train_dataset.skipped + trainer.eval_dataset.skipped,
+        "skipped": int(trainer.accelerator.reduce(skipped)),
         "seed": training.seed,
         **environment(training.device.type),
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    record = main()
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(record))

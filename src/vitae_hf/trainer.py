@@ -7,7 +7,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_model
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from .augmentation import DeviceAugmentation
 from .optimization import cosine_schedule, parameter_groups
@@ -36,9 +38,19 @@ class ViTAETrainingArguments(TrainingArguments):
     ema_warmup: bool = field(
         default=False, metadata={"help": "Let the decay rise to `ema_decay`, for runs too short for it."}
     )
+    sync_batch_norm: bool = field(
+        default=False, metadata={"help": "BatchNorm statistics of the batches of all GPUs together, not of each."}
+    )
+    frozen_batch_norm: bool = field(
+        default=False, metadata={"help": "Train with the BatchNorm statistics that the model came with."}
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.data_seed is None:
+            self.data_seed = self.seed  # the order of the data must not hang on a process's own random state
+        if self.sync_batch_norm and self.frozen_batch_norm:
+            raise ValueError("`sync_batch_norm` and `frozen_batch_norm` exclude each other: frozen ones use no batch")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}")
         if not 0 <= self.cooldown_epochs < self.num_train_epochs:
@@ -54,6 +66,12 @@ class ViTAETrainer(Trainer):
     With `ema_decay`, `evaluate` and `predict` use the averaged weights once training has begun, every checkpoint and
     the saved model hold them as a complete model in their folder `ema/`, and a resumed run continues the average.
     Parameters and BatchNorm statistics are averaged alike, after each update, on the device of the model.
+
+    With several processes each draws its own randomness (drop path, mixup, erasing), as one process would for each
+    part of the batch; the weights begin equal. All evaluate with the BatchNorm statistics of the first, which saves.
+
+    Raises:
+        ValueError: `ema_decay` with FSDP, or `sync_batch_norm` with several processes on CPUs.
     """
 
     def __init__(self, *args, augmentation: DeviceAugmentation | None = None, **kwargs):
@@ -63,14 +81,36 @@ class ViTAETrainer(Trainer):
             args, kwargs: the library's.
         """
         super().__init__(*args, **kwargs)
-        if self.args.channels_last:
+        if self.args.sync_batch_norm and self.args.world_size > 1:
+            if self.args.device.type == "cpu":
+                raise ValueError(
+                    "`sync_batch_norm` needs GPUs, by torch; on CPUs use `frozen_batch_norm` or larger batches"
+                )
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        if self.args.channels_last and not self.is_fsdp_enabled:  # FSDP2 takes no weights laid out so
             self.model.to(memory_format=torch.channels_last)
         self.augmentation = augmentation
         self.ema = None
         self._resumed_from = None
         self.add_callback(_TellDatasetEpoch(self))
+        self.add_callback(_SeedEachProcess())
         if self.args.ema_decay is not None:
             self.add_callback(_AverageWeights(self))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if not self.is_fsdp_enabled:
+            return
+        if self.args.ema_decay is not None:
+            raise ValueError(
+                "`ema_decay` does not work with FSDP: sharded weights are not averaged; use DDP or no average"
+            )
+        # Accelerate would cast weights to bfloat16 and leave BatchNorm's statistics in float32, which torch refuses:
+        # weights stay in float32, and `autocast_smart_context_manager` lowers the precision as under DDP.
+        self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
+        return self.accelerator.autocast() if self.is_fsdp_enabled else super().autocast_smart_context_manager()
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -109,6 +149,13 @@ class ViTAETrainer(Trainer):
             inputs = {**inputs, "pixel_values": pixel_values, "labels": labels}
         return super().training_step(model, inputs, num_items_in_batch)
 
+    def compute_loss(self, model, *args, **kwargs):
+        if self.args.frozen_batch_norm:
+            for module in model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return super().compute_loss(model, *args, **kwargs)
+
     def get_eval_dataloader(self, *args, **kwargs):
         with self._whole_split():
             return super().get_eval_dataloader(*args, **kwargs)
@@ -141,14 +188,28 @@ class ViTAETrainer(Trainer):
     def update_average(self) -> None:
         self.ema.update(self.accelerator.unwrap_model(self.model), step=self.state.global_step)
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         trained = self.model
         if self.ema is not None:
             self.model = self.ema.module
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            self._share_statistics(self.model)
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         finally:
             self.model = trained
+        if self.compute_loss_func is not None and output.label_ids is not None:
+            # The library's is a mean of batch means, and with several processes images that fill the last count twice.
+            logits, labels = torch.from_numpy(output.predictions), torch.from_numpy(output.label_ids)
+            output.metrics[f"{metric_key_prefix}_loss"] = self.compute_loss_func(
+                ImageClassifierOutput(logits=logits), labels
+            ).item()
+        return output
+
+    def _share_statistics(self, model: torch.nn.Module) -> None:
+        """BatchNorm statistics of process 0 for all: each has counted its own batches, DDP's last one, FSDP's all."""
+        if self.args.world_size > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         super().save_model(output_dir, _internal_call)
@@ -172,6 +233,14 @@ class _TellDatasetEpoch(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         if hasattr(self.trainer.train_dataset, "set_epoch"):
             self.trainer.train_dataset.set_epoch(int(state.epoch))
+
+
+class _SeedEachProcess(TrainerCallback):
+    """Gives each of several processes its own random stream; a resumed one then gets its own state back."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            set_seed(args.seed + args.process_index)
 
 
 class _AverageWeights(TrainerCallback):
