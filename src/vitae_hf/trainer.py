@@ -99,18 +99,19 @@ class ViTAETrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        if not self.is_fsdp_enabled:
-            return
-        if self.args.ema_decay is not None:
+        if self.is_fsdp_enabled and self.args.ema_decay is not None:
             raise ValueError(
                 "`ema_decay` does not work with FSDP: sharded weights are not averaged; use DDP or no average"
             )
-        # Accelerate would cast weights to bfloat16 and leave BatchNorm's statistics in float32, which torch refuses:
-        # weights stay in float32, and `autocast_smart_context_manager` lowers the precision as under DDP.
-        self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+        if self.accelerator.is_fsdp2:
+            # Accelerate would cast weights to bfloat16 but not the statistics of BatchNorm, which torch refuses:
+            # weights stay in float32, and `autocast_smart_context_manager` lowers the precision as under DDP.
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
-    def autocast_smart_context_manager(self, cache_enabled: bool | None = True):
-        return self.accelerator.autocast() if self.is_fsdp_enabled else super().autocast_smart_context_manager()
+    def autocast_smart_context_manager(self, *args, **kwargs):
+        if self.accelerator.is_fsdp2:
+            return self.accelerator.autocast()
+        return super().autocast_smart_context_manager(*args, **kwargs)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
