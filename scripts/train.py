@@ -21,25 +21,28 @@ if __name__ == "__main__":  # look beside this script last, lest evaluate.py the
 
 import dataclasses
 import json
+import os
 import shutil
 import signal
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
+import torch
 import yaml
 from datasets import load_dataset_builder
-from transformers import AutoModelForImageClassification, HfArgumentParser, set_seed
+from transformers import AutoModelForImageClassification, EvalPrediction, HfArgumentParser, set_seed
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
-from vitae_hf.data import LabelledImages, class_names, collate, load_labelled_images, pick_split
+from vitae_hf.checkpoints import last_checkpoint
+from vitae_hf.data import IGNORED_LABEL, LabelledImages, class_names, collate, load_labelled_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
 from vitae_hf.optimization import scaled_learning_rate
 from vitae_hf.report import draw_curves, model_card
 from vitae_hf.streaming import StreamedImages, find_shards
-from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments, last_checkpoint
+from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "trained.md"
@@ -171,7 +174,8 @@ def build_training_data(run: RunArguments, training: ViTAETrainingArguments, spl
 
 
 def build_trainer(run: RunArguments, augmentation: AugmentationArguments, training: ViTAETrainingArguments):
-    splits = load_splits(run)
+    with training.main_process_first(desc="data"):
+        splits = load_splits(run)
     model = build_model(run, class_names(splits))
     processor = ViTAEImageProcessor(size=model.config.image_size, crop_pct=run.crop_pct)
     transform = training_transform(model.config.image_size, augmentation)
@@ -188,11 +192,15 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
         ),
         processing_class=processor,
         compute_loss_func=soft_target_loss,
-        compute_metrics=lambda result: TopKAccuracy().compute(
-            predictions=result.predictions, references=result.label_ids
-        ),
+        compute_metrics=accuracy,
         augmentation=DeviceAugmentation(model.config.num_labels, augmentation),
     )
+
+
+def accuracy(result: EvalPrediction) -> dict[str, float]:
+    """Top-1 and top-5 of the pictures that could be read."""
+    rated = result.label_ids != IGNORED_LABEL
+    return TopKAccuracy().compute(predictions=result.predictions[rated], references=result.label_ids[rated])
 
 
 def write_reports(trainer: ViTAETrainer, run: RunArguments, record: dict) -> None:
@@ -250,6 +258,7 @@ def main(argv: list[str] | None = None) -> dict:
     trainer.save_metrics("eval", metrics)
     trainer.save_state()
     output = Path(training.output_dir)
+    skipped = torch.tensor(trainer.train_dataset.skipped + trainer.eval_dataset.skipped, device=training.device)
     record = {
         "model": str(output / "ema" if trainer.ema is not None else output),
         "eval_split": run.eval_split,
@@ -258,7 +267,7 @@ def main(argv: list[str] | None = None) -> dict:
         "eval_loss": round(metrics["eval_loss"], 4),
         "images_per_s": round(trained.metrics["train_samples_per_second"], 1),
         "learning_rate": training.learning_rate,
-        "skipped": trainer.train_dataset.skipped + trainer.eval_dataset.skipped,
+        "skipped": int(trainer.accelerator.reduce(skipped)),
         "seed": training.seed,
         **environment(training.device.type),
     }
@@ -269,5 +278,6 @@ def main(argv: list[str] | None = None) -> dict:
 
 if __name__ == "__main__":
     outcome = main()
-    print(json.dumps(outcome))
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(outcome))
     sys.exit(128 + signal.SIGTERM if "stopped_at_step" in outcome else 0)

@@ -9,7 +9,15 @@ import torch
 from conftest import REPOSITORY
 from torch.utils.data import DataLoader
 
-from vitae_hf.data import LabelledImages, RepeatedAugmentation, class_names, collate, decode, load_labelled_images
+from vitae_hf.data import (
+    IGNORED_LABEL,
+    LabelledImages,
+    RepeatedAugmentation,
+    class_names,
+    collate,
+    decode,
+    load_labelled_images,
+)
 
 
 def pixels(picture: PIL.Image.Image) -> torch.Tensor:
@@ -56,13 +64,15 @@ def test_bad_pictures_are_counted_and_replaced_in_training(image_folder, workers
     assert [len(batch["labels"]) for batch in batches] == [4, 4, 4] and dataset.skipped == 2
 
 
-def test_bad_pictures_are_left_out_of_evaluation(image_folder):
+def test_bad_pictures_are_blank_and_unlabelled_in_evaluation(image_folder):
     split = load_labelled_images(str(image_folder))["train"]
     dataset = LabelledImages(split, pixels, on_bad_sample="skip", drop_bad=True)
     batches = list(DataLoader(dataset, batch_size=12, collate_fn=collate))
-    assert len(batches[0]["labels"]) == 10 and dataset.skipped == 2
-    reds = sorted(batches[0]["pixel_values"][:, 0, 0, 0].tolist())
+    assert len(batches[0]["labels"]) == 12 and dataset.skipped == 2
+    good = batches[0]["labels"] != IGNORED_LABEL
+    reds = sorted(batches[0]["pixel_values"][good][:, 0, 0, 0].tolist())
     assert reds == [20 * index for index in range(12) if index not in (5, 7)]  # each once, and no other
+    assert not batches[0]["pixel_values"][~good].any()
 
 
 def test_an_error_of_the_transform_is_never_taken_for_a_bad_picture(image_folder):

@@ -13,8 +13,9 @@ from conftest import REPOSITORY, images, pyramid_config
 from test_scripts import last_line
 
 from vitae_hf import ViTAEForImageClassification
+from vitae_hf.checkpoints import last_checkpoint
 from vitae_hf.data import collate
-from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments, last_checkpoint
+from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
 def command(output, *words) -> list[str]:

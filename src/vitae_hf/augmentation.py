@@ -115,10 +115,13 @@ class DeviceAugmentation:
 def soft_target_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
     """Cross entropy for soft targets `(B, classes)` or labels `(B,)`, as the Trainer's `compute_loss_func`.
 
+    Labels of -100 do not count.
+
     Args:
         outputs: a classifier's, with `logits` `(B, classes)`.
         labels: as above.
         num_items_in_batch: images in the whole accumulated batch, so that its parts add up to its mean.
     """
-    loss = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="sum")
-    return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+    if num_items_in_batch is None:
+        return torch.nn.functional.cross_entropy(outputs.logits.float(), labels)
+    return torch.nn.functional.cross_entropy(outputs.logits.float(), labels, reduction="sum") / num_items_in_batch

@@ -1,13 +1,15 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What a training run tells the people who watch it, and how it ends when it is told to."""
+"""What happens around the steps of a run: progress for people, an end when told, what data and average must know."""
 
 import signal
 from types import FrameType
 
 import torch
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, TrainerCallback
+from transformers import ProgressCallback, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
+
+from .data import Samples
 
 
 logger = logging.get_logger(__name__)
@@ -67,3 +69,38 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(self, *args, **kwargs):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+class TellDatasetEpoch(TrainerCallback):
+    """Tells our data sets which epoch begins, and how much of it a resumed run has done."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        if isinstance(self.trainer.train_dataset, Samples):
+            accumulated = args.gradient_accumulation_steps
+            updates_done = state.global_step % -(-len(train_dataloader) // accumulated)
+            self.trainer.train_dataset.set_epoch(int(state.epoch))
+            self.trainer.train_dataset.batches_done = updates_done * accumulated
+
+
+class SeedEachProcess(TrainerCallback):
+    """Gives each of several processes its own random stream; a resumed one then gets its own state back."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if args.world_size > 1:
+            set_seed(args.seed + args.process_index)
+
+
+class AverageWeights(TrainerCallback):
+    """Tells the trainer when an update is done, whatever gradient accumulation there is."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, *args, **kwargs):
+        self.trainer.start_average()
+
+    def on_step_end(self, *args, **kwargs):
+        self.trainer.update_average()

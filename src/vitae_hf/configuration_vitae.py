@@ -137,10 +137,6 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
 
     model_type = "vitae"
     attribute_map = {"num_hidden_layers": "num_stages"}
-    base_model_fsdp_plan = {
-        "stages.*.reduction_cell": "free_full_weight",
-        "stages.*.normal_cells.*": "free_full_weight",
-    }
 
     image_size: int | list[int] | tuple[int, int] = 224
     num_channels: int = 3
@@ -205,6 +201,12 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def image_height_width(self) -> tuple[int, int]:
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
+
+    @property
+    def base_model_fsdp_plan(self) -> dict[str, str]:
+        """What FSDP2 shards one by one, of the base model, if the library shards it while loading."""
+        first = "embeddings" if self.has_class_token else "stages.*.reduction_cell"
+        return {first: "free_full_weight", "stages.*.normal_cells.*": "free_full_weight"}
 
     def validate_architecture(self):
         """Part of `@strict` validation: the rules that tie fields to each other."""

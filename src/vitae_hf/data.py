@@ -20,6 +20,9 @@ from .image_processing_vitae import to_rgb
 
 logger = logging.get_logger(__name__)
 
+IGNORED_LABEL = -100
+"""Label of no image: losses leave it out (torch's `ignore_index`), and metrics must."""
+
 
 def load_labelled_images(
     source: str, name: str | None = None, splits: list[str] | None = None, names: list[str] | None = None
@@ -159,7 +162,7 @@ class LabelledImages(Samples, Dataset):
 
     A picture that cannot be read, or one without a label, is an error that names it (`on_bad_sample="error"`), or is
     counted in `skipped` with a warning (`"skip"`): then the next good picture takes its place, so that batches keep
-    their size, unless `drop_bad`, as for evaluation, where the sample becomes `None` for [`collate`] to leave out.
+    their size, unless `drop_bad`, as for evaluation, where the sample becomes `None` for [`collate`] to blank out.
 
     Args:
         split: with undecoded `image` and `label`, as [`load_labelled_images`] gives it.
@@ -255,14 +258,18 @@ def decode(row: dict) -> PIL.Image.Image:
 
 
 def collate(samples: list[dict | None]) -> dict[str, torch.Tensor]:
-    """A batch of the samples that are there.
+    """A batch of samples, with zeros and `IGNORED_LABEL` in place of each that was dropped.
+
+    So batches keep their size, and what several processes evaluate can be put together again.
 
     Raises:
-        ValueError: none is.
+        ValueError: every sample was dropped.
     """
-    samples = [sample for sample in samples if sample is not None]
-    if not samples:
+    if all(sample is None for sample in samples):
         raise ValueError("every picture of this batch was skipped: use larger batches, or mend the data")
+    good = next(sample for sample in samples if sample is not None)
+    blank = {"pixel_values": torch.zeros_like(good["pixel_values"]), "labels": IGNORED_LABEL, "samples": None}
+    samples = [blank if sample is None else sample for sample in samples]
     return {
         "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
         "labels": torch.tensor([sample["labels"] for sample in samples]),

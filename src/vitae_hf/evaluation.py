@@ -123,8 +123,8 @@ def predict(model, data: LabelledImages, batch_size: int = 64, num_workers: int 
 
 
 def _collate_with_presence(samples: list[dict | None]) -> tuple[dict | None, list[bool]]:
-    is_present = [sample is not None for sample in samples]
-    return collate(samples) if any(is_present) else None, is_present
+    present = [sample for sample in samples if sample is not None]
+    return collate(present) if present else None, [sample is not None for sample in samples]
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:

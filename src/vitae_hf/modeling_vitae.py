@@ -52,8 +52,9 @@ def frozen_statistics(module: nn.Module):
     """BatchNorms normalise with their batch's statistics as in training, but do not record them."""
     batch_norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     recorded = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms]
-    for norm in batch_norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+    for norm, _, num_batches_tracked in recorded:
+        # Counts into a copy, since SyncBatchNorm must count.
+        norm.momentum, norm.num_batches_tracked = 0.0, num_batches_tracked.clone()
     try:
         yield
     finally:
@@ -510,6 +511,21 @@ class ViTAEPreTrainedModel(PreTrainedModel):
     def __init__(self, config: ViTAEConfig, *args, **kwargs):
         config.validate()  # again, since fields can be set after the configuration was made
         super().__init__(config, *args, **kwargs)
+
+    def post_init(self):
+        super().post_init()
+        classes = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = classes.intersection(self._no_split_modules)  # FSDP wants no others
+
+    def save_pretrained(self, *args, **kwargs):
+        """The library's. A model that FSDP2 has sharded is saved as what it was, not with a copy of torch's code."""
+        current_class = type(self)
+        if current_class.__name__.startswith("FSDP"):  # torch's subclass: (FSDPModule, the model's own class)
+            self.__class__ = current_class.__bases__[-1]
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            self.__class__ = current_class
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):

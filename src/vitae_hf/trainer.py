@@ -1,7 +1,6 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The library's Trainer with the authors' optimizer settings, device augmentation and an average of the weights."""
 
-import json
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,13 +9,16 @@ from pathlib import Path
 import torch
 from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_model
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import rotate_checkpoints
 
 from .augmentation import DeviceAugmentation
-from .callbacks import ImageProgress, StopOnSignal
-from .data import RepeatedAugmentation, Samples
+from .callbacks import AverageWeights, ImageProgress, SeedEachProcess, StopOnSignal, TellDatasetEpoch
+from .checkpoints import last_checkpoint, unfinished_mark, updates
+from .data import RepeatedAugmentation
 from .optimization import cosine_schedule, parameter_groups
 from .streaming import StreamedImages
 
@@ -54,6 +56,12 @@ class ViTAETrainingArguments(TrainingArguments):
     ema_warmup: bool = field(
         default=False, metadata={"help": "Let the decay rise to `ema_decay`, for runs too short for it."}
     )
+    sync_batch_norm: bool = field(
+        default=False, metadata={"help": "BatchNorm statistics of the batches of all GPUs together, not of each."}
+    )
+    frozen_batch_norm: bool = field(
+        default=False, metadata={"help": "Train with the BatchNorm statistics that the model came with."}
+    )
 
     def __post_init__(self):
         has_gpu = torch.cuda.is_available() and not self.use_cpu
@@ -71,6 +79,10 @@ class ViTAETrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.repeated_augmentation < 1:
             raise ValueError(f"`repeated_augmentation` must be at least 1, got {self.repeated_augmentation}")
+        if self.data_seed is None:
+            self.data_seed = self.seed  # the order of the data must not hang on a process's own random state
+        if self.sync_batch_norm and self.frozen_batch_norm:
+            raise ValueError("`sync_batch_norm` and `frozen_batch_norm` exclude each other: frozen ones use no batch")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}")
         if not 0 <= self.cooldown_epochs < self.num_train_epochs:
@@ -90,6 +102,12 @@ class ViTAETrainer(Trainer):
     A checkpoint counts once all of it is written ([`last_checkpoint`]): until then the ones before it are kept, and one
     that cannot be written is removed. A loss that is not finite stops the run before the update, with a
     `FloatingPointError` that names step and samples. SIGTERM saves and stops; `stop.received` then says so.
+
+    With several processes each draws its own randomness (drop path, mixup, erasing), as one process would for each
+    part of the batch; the weights begin equal. All evaluate with the BatchNorm statistics of the first, which saves.
+
+    Raises:
+        ValueError: `ema_decay` with FSDP, or `sync_batch_norm` with several processes on CPUs.
     """
 
     def __init__(self, *args, augmentation: DeviceAugmentation | None = None, **kwargs):
@@ -99,7 +117,13 @@ class ViTAETrainer(Trainer):
             args, kwargs: the library's.
         """
         super().__init__(*args, **kwargs)
-        if self.args.channels_last:
+        if self.args.sync_batch_norm and self.args.world_size > 1:
+            if self.args.device.type == "cpu":
+                raise ValueError(
+                    "`sync_batch_norm` needs GPUs, by torch; on CPUs use `frozen_batch_norm` or larger batches"
+                )
+            torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        if self.args.channels_last and not self.is_fsdp_enabled:  # FSDP2 takes no weights laid out so
             self.model.to(memory_format=torch.channels_last)
         self.augmentation = augmentation
         self.ema = None
@@ -109,9 +133,10 @@ class ViTAETrainer(Trainer):
         self.add_callback(self.stop)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ImageProgress())
-        self.add_callback(_TellDatasetEpoch(self))
+        self.add_callback(TellDatasetEpoch(self))
+        self.add_callback(SeedEachProcess())
         if self.args.ema_decay is not None:
-            self.add_callback(_AverageWeights(self))
+            self.add_callback(AverageWeights(self))
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs):
         """As the library's; `"last"` resumes from the newest whole checkpoint, or begins where there is none.
@@ -123,7 +148,7 @@ class ViTAETrainer(Trainer):
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
         elif resume_from_checkpoint and resume_from_checkpoint is not True:
             checkpoint = Path(resume_from_checkpoint)
-            if _updates(checkpoint) < 0:
+            if updates(checkpoint) < 0:
                 raise ValueError(
                     f"{checkpoint} is not a whole checkpoint to resume from; the last one in {checkpoint.parent} is"
                     f" {last_checkpoint(checkpoint.parent)}"
@@ -134,6 +159,22 @@ class ViTAETrainer(Trainer):
                 mark.unlink()
         resumed = str(resume_from_checkpoint) if isinstance(resume_from_checkpoint, Path) else resume_from_checkpoint
         return super().train(resume_from_checkpoint=resumed, **kwargs)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if self.is_fsdp_enabled and self.args.ema_decay is not None:
+            raise ValueError(
+                "`ema_decay` does not work with FSDP: sharded weights are not averaged; use DDP or no average"
+            )
+        if self.accelerator.is_fsdp2:
+            # Accelerate would cast weights to bfloat16 but not the statistics of BatchNorm, which torch refuses:
+            # weights stay in float32, and `autocast_smart_context_manager` lowers the precision as under DDP.
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+
+    def autocast_smart_context_manager(self, *args, **kwargs):
+        if self.accelerator.is_fsdp2:
+            return self.accelerator.autocast()
+        return super().autocast_smart_context_manager(*args, **kwargs)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -218,6 +259,13 @@ class ViTAETrainer(Trainer):
         dataset = dataloader.dataset
         return dataset.total if isinstance(dataset, StreamedImages) else super().num_examples(dataloader)
 
+    def compute_loss(self, model, *args, **kwargs):
+        if self.args.frozen_batch_norm:
+            for module in model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return super().compute_loss(model, *args, **kwargs)
+
     def get_eval_dataloader(self, *args, **kwargs):
         with self._whole_split():
             return super().get_eval_dataloader(*args, **kwargs)
@@ -250,14 +298,28 @@ class ViTAETrainer(Trainer):
     def update_average(self) -> None:
         self.ema.update(self.accelerator.unwrap_model(self.model), step=self.state.global_step)
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
         trained = self.model
         if self.ema is not None:
             self.model = self.ema.module
         try:
-            return super().evaluation_loop(*args, **kwargs)
+            self._share_statistics(self.model)
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         finally:
             self.model = trained
+        if self.compute_loss_func is not None and output.label_ids is not None:
+            # The library's is a mean of batch means, and with several processes images that fill the last count twice.
+            logits, labels = torch.from_numpy(output.predictions), torch.from_numpy(output.label_ids)
+            output.metrics[f"{metric_key_prefix}_loss"] = self.compute_loss_func(
+                ImageClassifierOutput(logits=logits), labels
+            ).item()
+        return output
+
+    def _share_statistics(self, model: torch.nn.Module) -> None:
+        """BatchNorm statistics of process 0 for all: each has counted its own batches, DDP's last one, FSDP's all."""
+        if self.args.world_size > 1:
+            for buffer in model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
         super().save_model(output_dir, _internal_call)
@@ -270,7 +332,7 @@ class ViTAETrainer(Trainer):
     def _save_checkpoint(self, model, trial):
         run = Path(self._get_output_dir(trial=trial))
         checkpoint = run / f"checkpoint-{self.state.global_step}"
-        unfinished = _mark(checkpoint)
+        unfinished = unfinished_mark(checkpoint)
         if self.args.should_save:
             run.mkdir(parents=True, exist_ok=True)
             unfinished.touch()
@@ -294,51 +356,3 @@ class ViTAETrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._resumed_from = resume_from_checkpoint
-
-
-class _TellDatasetEpoch(TrainerCallback):
-    """Tells our data sets which epoch begins, and how much of it a resumed run has done."""
-
-    def __init__(self, trainer: ViTAETrainer):
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        if isinstance(self.trainer.train_dataset, Samples):
-            accumulated = args.gradient_accumulation_steps
-            updates_done = state.global_step % -(-len(train_dataloader) // accumulated)
-            self.trainer.train_dataset.set_epoch(int(state.epoch))
-            self.trainer.train_dataset.batches_done = updates_done * accumulated
-
-
-class _AverageWeights(TrainerCallback):
-    """Tells the trainer when an update is done, whatever gradient accumulation there is."""
-
-    def __init__(self, trainer: ViTAETrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, *args, **kwargs):
-        self.trainer.start_average()
-
-    def on_step_end(self, *args, **kwargs):
-        self.trainer.update_average()
-
-
-def _mark(checkpoint: Path) -> Path:
-    """The file that is beside a checkpoint until all of it is written."""
-    return checkpoint.with_name(checkpoint.name + ".unfinished")
-
-
-def _updates(checkpoint: Path) -> int:
-    """How many updates a whole checkpoint is the result of; -1 for anything else."""
-    if _mark(checkpoint).exists():
-        return -1
-    try:
-        return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
-    except (OSError, ValueError, KeyError):
-        return -1
-
-
-def last_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of a run with the most updates that was written to its end, or none."""
-    newest = max(Path(folder).glob("checkpoint-*"), key=_updates, default=None)
-    return None if newest is None or _updates(newest) < 0 else newest
