@@ -25,7 +25,7 @@ GLOBAL_BATCH = 8
 
 
 def samples(count: int) -> list[dict | None]:
-    return [{"pixel_values": image, "labels": index % 5} for index, image in enumerate(images(count))]
+    return [{"pixel_values": image, "labels": index % 5, "samples": index} for index, image in enumerate(images(count))]
 
 
 def evaluation_samples() -> list[dict | None]:
@@ -108,7 +108,8 @@ class RecordedAugmentation(DeviceAugmentation):
 def with_random_augmentation(folder: Path, resume: bool = False) -> dict:
     """Every random thing on and live BatchNorms; a checkpoint after two of four updates."""
     augmentation = RecordedAugmentation()
-    alike = [{"pixel_values": torch.full((3, 64, 64), 128, dtype=torch.uint8), "labels": i % 2} for i in range(32)]
+    grey = torch.full((3, 64, 64), 128, dtype=torch.uint8)
+    alike = [{"pixel_values": grey, "labels": index % 2, "samples": index} for index in range(32)]
     trainer = build_trainer(
         folder,
         alike,

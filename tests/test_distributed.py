@@ -3,6 +3,7 @@
 SyncBatchNorm's own collective runs on GPUs only: here only what surrounds it is tested.
 """
 
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from torch import nn
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
 from vitae_hf.augmentation import soft_target_loss
+from vitae_hf.checkpoints import last_checkpoint
 from vitae_hf.optimization import parameter_groups
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
@@ -313,22 +315,28 @@ def test_the_script_trains_in_two_processes_as_slurm_starts_it(tmp_path):
     assert "requeue" not in (tmp_path / "scontrol.txt").read_text()
 
 
-def test_a_preempted_slurm_job_stops_resumes_and_queues_again(tmp_path):
-    for step in (2, 10, 9):
-        (tmp_path / "out" / f"checkpoint-{step}").mkdir(parents=True)
-    torchrun = f"""
-        echo $@ > {tmp_path}/torchrun.txt
-        trap 'sleep 1; echo saved > {tmp_path}/saved.txt; exit 1' TERM
-        touch {tmp_path}/started; while true; do sleep 0.1; done"""
-    job = subprocess.Popen(**slurm(tmp_path, "--output_dir", tmp_path / "out", torchrun=torchrun))
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+def test_a_preempted_slurm_job_saves_at_one_step_and_queues_again(tmp_path):
+    """SIGTERM on its way through the script, srun and torchrun to two processes in the middle of training."""
+    out = tmp_path / "out"
+    arguments = options(
+        preset="vitae-nano",
+        dataset=REPOSITORY / "examples" / "fashion_mnist_mini",
+        output_dir=out,
+        max_steps=500,
+        save_steps=1,
+        save_total_limit=2,
+        use_cpu=True,
+    )
+    torchrun = f'echo $@ > {tmp_path}/torchrun.txt; exec {sys.executable} -m torch.distributed.run "$@"'
+    job = subprocess.Popen(**slurm(tmp_path, *arguments, torchrun=torchrun), stdout=subprocess.PIPE)
+    deadline = time.monotonic() + TIMEOUT
+    while not (out.exists() and last_checkpoint(out)) and time.monotonic() < deadline:
         time.sleep(0.1)
     job.send_signal(signal.SIGTERM)
-    job.wait(timeout=60)
-    assert (tmp_path / "saved.txt").read_text() == "saved\n"
-    assert f"requeue {os.getpid()}" in (tmp_path / "scontrol.txt").read_text()
-    command = (tmp_path / "torchrun.txt").read_text()
-    assert command.endswith(
-        f"scripts/train.py --output_dir {tmp_path}/out --resume_from_checkpoint {tmp_path}/out/checkpoint-10\n"
-    )
+    output, _ = job.communicate(timeout=TIMEOUT)
+    (stopped,) = [json.loads(line) for line in output.splitlines() if line.startswith('{"stopped')]
+    checkpoint = last_checkpoint(out)
+    assert stopped["checkpoint"] == str(checkpoint) and 0 < stopped["stopped_at_step"] < 500
+    assert {path.name for path in checkpoint.glob("rng_state_*")} == {"rng_state_0.pth", "rng_state_1.pth"}
+    assert job.returncode != 0 and f"requeue {os.getpid()}" in (tmp_path / "scontrol.txt").read_text()
+    assert (tmp_path / "torchrun.txt").read_text().endswith(" --resume_from_checkpoint last\n")
