@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from vitae_hf.data import LabelledImages, load_labelled_images, pick_split
+from vitae_hf.data import load_labelled_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.evaluation import (
     align_labels,
@@ -34,6 +34,7 @@ from vitae_hf.evaluation import (
     read_real_labels,
     report,
 )
+from vitae_hf.samples import LabelledImages
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -36,11 +36,12 @@ from transformers import AutoModelForImageClassification, EvalPrediction, HfArgu
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
 from vitae_hf.checkpoints import last_checkpoint
-from vitae_hf.data import IGNORED_LABEL, LabelledImages, class_names, collate, load_labelled_images, pick_split
+from vitae_hf.data import class_names, load_labelled_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
 from vitae_hf.optimization import scaled_learning_rate
 from vitae_hf.report import draw_curves, model_card
+from vitae_hf.samples import IGNORED_LABEL, LabelledImages, collate
 from vitae_hf.streaming import StreamedImages, find_shards
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 

@@ -16,7 +16,7 @@ from transformers import EvalPrediction, set_seed
 
 from vitae_hf import ViTAEForImageClassification
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
-from vitae_hf.data import IGNORED_LABEL, collate
+from vitae_hf.samples import IGNORED_LABEL, collate
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
 

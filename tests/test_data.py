@@ -9,15 +9,8 @@ import torch
 from conftest import REPOSITORY
 from torch.utils.data import DataLoader
 
-from vitae_hf.data import (
-    IGNORED_LABEL,
-    LabelledImages,
-    RepeatedAugmentation,
-    class_names,
-    collate,
-    decode,
-    load_labelled_images,
-)
+from vitae_hf.data import class_names, load_labelled_images
+from vitae_hf.samples import IGNORED_LABEL, LabelledImages, RepeatedAugmentation, collate, decode
 
 
 def pixels(picture: PIL.Image.Image) -> torch.Tensor:

@@ -14,7 +14,7 @@ from test_scripts import last_line
 
 from vitae_hf import ViTAEForImageClassification
 from vitae_hf.checkpoints import last_checkpoint
-from vitae_hf.data import collate
+from vitae_hf.samples import collate
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
 

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from .data import Samples
+from .samples import Samples
 
 
 logger = logging.get_logger(__name__)

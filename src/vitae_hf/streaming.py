@@ -22,7 +22,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
-from .data import Samples, find_columns
+from .data import find_columns
+from .samples import Samples
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,8 @@ class StreamedImages(Samples, IterableDataset):
         shuffle_buffer: rows that a worker holds, undecoded, to draw the next one from; 0 keeps the order of the files.
         rank: this process among `world_size`.
     """
+
+    deals_rows = True
 
     def __init__(
         self,

@@ -18,9 +18,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from .augmentation import DeviceAugmentation
 from .callbacks import AverageWeights, ImageProgress, SeedEachProcess, StopOnSignal, TellDatasetEpoch
 from .checkpoints import last_checkpoint, unfinished_mark, updates
-from .data import RepeatedAugmentation
 from .optimization import cosine_schedule, parameter_groups
-from .streaming import StreamedImages
+from .samples import RepeatedAugmentation, Samples
 
 
 @dataclass
@@ -224,8 +223,8 @@ class ViTAETrainer(Trainer):
         return loss
 
     def get_train_dataloader(self):
-        streamed = isinstance(self.train_dataset, StreamedImages)
-        loader = self._get_streaming_dataloader() if streamed else super().get_train_dataloader()
+        deals_rows = isinstance(self.train_dataset, Samples) and self.train_dataset.deals_rows
+        loader = self._get_streaming_dataloader() if deals_rows else super().get_train_dataloader()
         # A loader takes its workers' seed from here and not from the random state of training, which it would move on
         # once more in a resumed run, where its workers are started again.
         getattr(loader, "base_dataloader", loader).generator = torch.Generator()
@@ -256,8 +255,7 @@ class ViTAETrainer(Trainer):
         )
 
     def num_examples(self, dataloader) -> int:
-        dataset = dataloader.dataset
-        return dataset.total if isinstance(dataset, StreamedImages) else super().num_examples(dataloader)
+        return getattr(dataloader.dataset, "total", None) or super().num_examples(dataloader)
 
     def compute_loss(self, model, *args, **kwargs):
         if self.args.frozen_batch_norm:

@@ -1,0 +1,212 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""From rows with undecoded pictures to batches: what cannot be read is named or counted, and draws can be repeated."""
+
+import multiprocessing
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers.utils import logging
+
+from .image_processing_vitae import to_rgb
+
+
+logger = logging.get_logger(__name__)
+
+IGNORED_LABEL = -100
+"""Label of no image: losses leave it out (torch's `ignore_index`), and metrics must."""
+
+
+class Samples:
+    """What data sets in memory and streamed ones share: reading, counting bad pictures, seeding the transform.
+
+    Attributes:
+        deals_rows (`bool`): whether it gives each process its own rows itself, and a data loader must not.
+
+    Args:
+        transform: upright RGB picture -> tensor.
+        on_bad_sample: what to do about a picture that cannot be read or has no label.
+        seed: of a random transform. What it draws depends on seed, epoch ([`set_epoch`]) and sample alone, so that a
+            resumed run, or one with other workers, sees the same pictures; other random states are left as they are.
+    """
+
+    deals_rows = False
+
+    def __init__(
+        self,
+        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        on_bad_sample: Literal["error", "skip"] = "error",
+        seed: int | None = None,
+    ):
+        if on_bad_sample not in ("error", "skip"):
+            raise ValueError(f'`on_bad_sample` must be "error" or "skip", got {on_bad_sample!r}')
+        self.transform, self.on_bad_sample, self.seed = transform, on_bad_sample, seed
+        # shared with the workers of a data loader
+        self._epoch, self._batches_done, self._skipped = (multiprocessing.Value("q", 0) for _ in range(3))
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch.value
+
+    @property
+    def batches_done(self) -> int:
+        """How many batches of this epoch were trained before the run was resumed."""
+        return self._batches_done.value
+
+    @batches_done.setter
+    def batches_done(self, count: int) -> None:
+        self._batches_done.value = count
+
+    @property
+    def skipped(self) -> int:
+        """How often a bad sample has been met so far."""
+        return self._skipped.value
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch.value = epoch
+
+    def read_picture(self, row: dict) -> PIL.Image.Image | None:
+        """The picture of a row, or none if it is bad and to be skipped, which is then counted."""
+        try:
+            return decode(row)
+        except ValueError as error:
+            if self.on_bad_sample == "error":
+                raise
+            logger.warning("skipped: %s", error)
+            with self._skipped.get_lock():
+                self._skipped.value += 1
+            return None
+
+    def make_sample(self, picture: PIL.Image.Image, row: dict, name: str | int, *position: int) -> dict:
+        """`{"pixel_values", "labels", "samples"}`, the last for messages: a path, or a row's number."""
+        with seeded(self.seed, *position):
+            return {"pixel_values": self.transform(picture), "labels": row["label"], "samples": name}
+
+
+class LabelledImages(Samples, Dataset):
+    """One split as `{"pixel_values", "labels", "samples"}` for the Trainer.
+
+    Indices from `len` up are the same pictures again, which a random transform makes other ones
+    ([`RepeatedAugmentation`]); an iteration over the split ends at `len`.
+
+    A picture that cannot be read, or one without a label, is an error that names it (`on_bad_sample="error"`), or is
+    counted in `skipped` with a warning (`"skip"`): then the next good picture takes its place, so that batches keep
+    their size, unless `drop_bad`, as for evaluation, where the sample becomes `None` for [`collate`] to blank out.
+
+    Args:
+        split: with undecoded `image` and `label`, as [`load_labelled_images`] gives it.
+        transform: upright RGB picture -> tensor.
+        seed: see [`Samples`].
+    """
+
+    def __init__(
+        self,
+        split: Sequence[dict],
+        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        on_bad_sample: Literal["error", "skip"] = "error",
+        drop_bad: bool = False,
+        seed: int | None = None,
+    ):
+        super().__init__(transform, on_bad_sample, seed)
+        self.split, self.drop_bad = split, drop_bad
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __iter__(self):
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> dict | None:
+        for candidate in range(index, index + len(self.split)):
+            row = self.split[candidate % len(self.split)]
+            picture = self.read_picture(row)
+            if picture is not None:
+                name = row["image"]["path"] or candidate % len(self.split)
+                return self.make_sample(picture, row, name, self.epoch, index)
+            if self.drop_bad:
+                return None
+        raise ValueError(f"none of the {len(self.split)} pictures of this split can be read")
+
+
+class RepeatedAugmentation(Sampler):
+    """Every picture of a batch several times, each time transformed otherwise; an epoch has as many samples as before.
+
+    Args:
+        dataset: whose epoch and seed the order follows.
+        repeats: how often a picture is in its batch.
+
+    Source: Hoffer et al. 2020, "Augment your batch"; Touvron et al. 2021, DeiT (three times).
+    """
+
+    def __init__(self, dataset: LabelledImages, repeats: int):
+        self.dataset, self.repeats = dataset, repeats
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        rows = len(self.dataset)
+        order = np.random.default_rng([self.dataset.seed or 0, self.dataset.epoch]).permutation(rows)
+        return (int(order[place // self.repeats]) + place % self.repeats * rows for place in range(rows))
+
+
+@contextmanager
+def seeded(seed: int | None, *position: int):
+    """Draws of `random`, NumPy and torch that depend on a seed and a position only, undone at the end; none without."""
+    if seed is None:
+        yield
+        return
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    mixed = int(np.random.SeedSequence([seed, *position]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.default_generator.manual_seed(mixed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def decode(row: dict) -> PIL.Image.Image:
+    """The upright RGB picture of a row with an undecoded `image`.
+
+    Raises:
+        ValueError: the picture is damaged, or its label is missing; the message names the file where there is one.
+    """
+    image = row["image"]
+    where = image["path"] or f"a picture of {len(image['bytes'])} bytes"
+    if row["label"] is None or row["label"] < 0:
+        raise ValueError(f"{where} has no label")
+    try:
+        with PIL.Image.open(BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
+            return to_rgb(picture)
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {where}: {error}") from error
+
+
+def collate(samples: list[dict | None]) -> dict[str, torch.Tensor]:
+    """A batch of samples, with zeros and `IGNORED_LABEL` in place of each that was dropped.
+
+    So batches keep their size, and what several processes evaluate can be put together again.
+
+    Raises:
+        ValueError: every sample was dropped.
+    """
+    if all(sample is None for sample in samples):
+        raise ValueError("every picture of this batch was skipped: use larger batches, or mend the data")
+    good = next(sample for sample in samples if sample is not None)
+    blank = {"pixel_values": torch.zeros_like(good["pixel_values"]), "labels": IGNORED_LABEL, "samples": None}
+    samples = [blank if sample is None else sample for sample in samples]
+    return {
+        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+        "labels": torch.tensor([sample["labels"] for sample in samples]),
+        "samples": [sample["samples"] for sample in samples],
+    }
