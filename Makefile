@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-slow check data-fashion-mnist
+.PHONY: demo test test-slow check train-smoke data-fashion-mnist
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed  ## train vitae-nano on real images and use it
@@ -18,6 +18,17 @@ test-slow: $(VENV)/installed  ## checks that take minutes
 check: $(VENV)/installed  ## style
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+SMOKE := outputs/smoke
+train-smoke: $(VENV)/installed  ## the whole path in a minute: pretrain by recipe and from a stream, fine-tune, evaluate
+	$(RUN) scripts/train.py --config recipes/vitae-t.yaml --preset vitae-nano --dataset examples/fashion_mnist_mini --streaming \
+	    --image_size 64 --max_steps 20 --warmup_steps 5 --dataloader_num_workers 1 --per_device_train_batch_size 32 \
+	    --save_strategy steps --eval_strategy no --save_steps 10 --ema_warmup --output_dir $(SMOKE)/pretrained
+	$(RUN) scripts/train.py --model_name_or_path $(SMOKE)/pretrained/ema --dataset examples/fashion_mnist_mini \
+	    --train_share 0.1 --image_size 96 --layer_decay 0.8 --repeated_augmentation 2 --gradient_accumulation_steps 2 \
+	    --max_steps 5 --learning_rate 1e-3 --save_strategy no --output_dir $(SMOKE)/fine-tuned
+	$(RUN) scripts/evaluate.py --model_name_or_path $(SMOKE)/fine-tuned --dataset examples/fashion_mnist_mini \
+	    --output $(SMOKE)/evaluation
 
 data-fashion-mnist: $(VENV)/installed  ## all 70,000 images as parquet, from Debian's package; elsewhere give scripts the Hub name
 	rm -rf data/debian && mkdir -p data/debian

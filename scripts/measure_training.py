@@ -5,10 +5,10 @@
     python scripts/measure_training.py --device cpu --networks vitae-t vitae-s --batch_size 16 --steps 3 \\
         --checkpointing both --output results/training_cpu.json
 
-One step is forward, backward and AdamW on random images in memory, as `ViTAETrainer` runs it: bfloat16 autocast, TF32 and
-channels_last on a GPU, float32 and channels_last on a CPU. Each configuration has a process of its own, and they take
-turns for `--rounds`; figures are medians over the steps of all rounds. Peak memory is what torch allocated on a GPU, the
-resident memory of the process on a CPU.
+One step is forward, backward and AdamW on random images in memory, as `ViTAETrainer` runs it: bfloat16 autocast, TF32
+and channels_last on a GPU, float32 and channels_last on a CPU. Each configuration has a process of its own, and they
+take turns for `--rounds`; figures are medians over the steps of all rounds. Peak memory is what torch allocated on a
+GPU, the resident memory of the process on a CPU.
 """
 
 import argparse

@@ -71,7 +71,7 @@ class RunArguments:
         default=None, metadata={"help": "Sets learning_rate to this times global batch / 512."}
     )
     base_ema_decay: float | None = dataclasses.field(
-        default=None, metadata={"help": "Sets ema_decay to this to the power of global batch / 512."}
+        default=None, metadata={"help": "Sets ema_decay to this to the power of global batch / 512; 0: no average."}
     )
     class_names: Path | None = dataclasses.field(
         default=None, metadata={"help": "Text file with a class on each line, for data whose labels are only numbers."}
@@ -116,7 +116,7 @@ def parse(argv: list[str] | None):
     batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     if run.base_learning_rate is not None:
         training.learning_rate = scaled_learning_rate(run.base_learning_rate, batch)
-    if run.base_ema_decay is not None:
+    if run.base_ema_decay:
         training.ema_decay = run.base_ema_decay ** (batch / 512)
     training.remove_unused_columns = False
     return run, augmentation, training

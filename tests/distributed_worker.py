@@ -12,11 +12,13 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from conftest import images, pyramid_config
+from test_streaming import write_parquet
 from transformers import EvalPrediction, set_seed
 
 from vitae_hf import ViTAEForImageClassification
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
 from vitae_hf.samples import IGNORED_LABEL, collate
+from vitae_hf.streaming import StreamedImages, find_shards
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
@@ -38,7 +40,9 @@ def score(result: EvalPrediction) -> dict[str, float]:
     return {"images": int(rated.sum()), "logit_sum": float(result.predictions[rated].sum())}
 
 
-def build_trainer(folder: Path, train_dataset=None, augmentation=None, config=None, **options) -> ViTAETrainer:
+def build_trainer(
+    folder: Path, train_dataset=None, augmentation=None, config=None, cls=ViTAETrainer, **options
+) -> ViTAETrainer:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     defaults = {
         "max_steps": 4,
@@ -56,7 +60,7 @@ def build_trainer(folder: Path, train_dataset=None, augmentation=None, config=No
     }
     set_seed(0)
     config = config or pyramid_config(drop_path_rate=0.0, reduction_dropout_prob=0.0)
-    return ViTAETrainer(
+    return cls(
         ViTAEForImageClassification(config),
         ViTAETrainingArguments(folder, **{**defaults, **options}),
         train_dataset=train_dataset or samples(24),
@@ -135,6 +139,31 @@ def resumed(folder: Path) -> dict:
     return with_random_augmentation(folder.with_name("with_random_augmentation"), resume=True)
 
 
+def streamed(folder: Path) -> dict:
+    """Two epochs of 40 rows in shards of unequal sizes; what each process was given to train on."""
+    if dist.get_rank() == 0:
+        (folder / "shards").mkdir(parents=True)
+        write_parquet(folder / "shards")
+    dist.barrier()
+
+    class Recording(ViTAETrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            seen.append(inputs["samples"])
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    seen = []
+    stream = StreamedImages(
+        find_shards(str(folder / "shards")),
+        lambda picture: torch.zeros(3, 64, 64),
+        GLOBAL_BATCH // 2,
+        rank=dist.get_rank(),
+        world_size=2,
+    )
+    trainer = build_trainer(folder, stream, cls=Recording, max_steps=-1, num_train_epochs=2, dataloader_num_workers=1)
+    trainer.train()
+    return {"samples": seen, "steps": trainer.state.global_step}
+
+
 def refusals(folder: Path) -> dict:
     messages = {}
     for name, options in (("cpu", {"sync_batch_norm": True}), ("fsdp", {"ema_decay": 0.9, "fsdp": True})):
@@ -191,7 +220,7 @@ def loaded_in_shards(folder: Path) -> dict:
 
 
 def main(output: Path) -> None:
-    jobs = [with_data_parallelism, with_random_augmentation, resumed]
+    jobs = [with_data_parallelism, with_random_augmentation, resumed, streamed]
     sharding_jobs = [
         refusals,
         with_sharded_weights,

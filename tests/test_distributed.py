@@ -89,6 +89,14 @@ def test_each_image_is_evaluated_once(folder, alone):
     assert alone["metrics"]["eval_loss"] == pytest.approx(expected, abs=1e-5)
 
 
+def test_two_processes_stream_each_row_once_in_an_epoch(folder):
+    first, second = found(folder, "streamed")
+    assert first["steps"] == second["steps"] == 10 and all(len(result["samples"]) == 10 for result in (first, second))
+    for epoch in (slice(0, 5), slice(5, 10)):
+        seen = [name for result in (first, second) for batch in result["samples"][epoch] for name in batch]
+        assert sorted(seen) == sorted(f"{index}.png" for index in range(40))
+
+
 def test_only_the_first_process_writes(folder):
     for job in ("with_data_parallelism", "with_sharded_weights"):
         assert (folder / job / "saved_by_0" / "model.safetensors").exists()

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import PIL.Image
 import pytest
@@ -99,3 +101,14 @@ def test_fine_tuning_on_a_folder_with_bad_pictures_and_new_classes(tmp_path):
     assert record["skipped"] >= 1 and record["top5_percent"] == 100
     config = ViTAEForImageClassification.from_pretrained(tmp_path / "out").config
     assert config.id2label == {0: "cat", 1: "dog"} and config.image_size == 64
+
+
+def test_make_train_smoke_goes_the_whole_path(tmp_path):
+    command = ["make", "-o", ".venv/installed", "train-smoke", f"RUN={sys.executable}", f"SMOKE={tmp_path}"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    pretrained, tuned, evaluated = (json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"'))
+    assert pretrained["learning_rate"] == pytest.approx(1e-3 * 32 / 512)
+    assert evaluated["image_size"] == [96, 96] and evaluated["images"] == 1000
+    for figure in ("top1_percent", "top5_percent"):
+        assert evaluated[figure] == tuned[figure]  # the Trainer's evaluation and the script's

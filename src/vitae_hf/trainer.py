@@ -73,6 +73,8 @@ class ViTAETrainingArguments(TrainingArguments):
             self.dataloader_pin_memory = has_gpu
         if self.dataloader_persistent_workers is None:
             self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every parameter of ViTAE is used
         if self.accelerator_config is None and self.dataloader_pin_memory:
             self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
