@@ -140,7 +140,7 @@ def build_model(run: RunArguments, names: dict[int, str]):
 
 def load_splits(run: RunArguments):
     """The data set, whole, or under `--streaming` without the training images."""
-    present = load_dataset_builder(run.dataset, run.dataset_name).config.data_files
+    present = load_dataset_builder(run.dataset, run.dataset_name).config.data_files or {}
     run.train_split = pick_split(present, run.train_split)
     run.eval_split = pick_split(present, *([run.eval_split] if run.eval_split else ("validation", "test")))
     names = run.class_names.read_text().splitlines() if run.class_names else None
@@ -157,6 +157,7 @@ def build_training_data(run: RunArguments, training: ViTAETrainingArguments, spl
             training.train_batch_size,
             shuffle_buffer=run.shuffle_buffer,
             drop_last=training.dataloader_drop_last,
+            num_labels=len(class_names(splits)),
             rank=training.process_index,
             world_size=training.world_size,
             **options,

@@ -1,9 +1,13 @@
 """Data sets of every form give the same samples, and bad ones are named or counted."""
 
 import random
+from io import BytesIO
 
+import datasets
 import numpy as np
 import PIL.Image
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from conftest import REPOSITORY
@@ -130,3 +134,18 @@ def test_repeated_augmentation_puts_a_picture_into_its_batch_as_other_pictures(i
         assert all(len(set(batch["pixel_values"].flatten().tolist())) == 3 for batch in batches)
         epochs.append([batch["samples"][0] for batch in batches])
     assert epochs[0] != epochs[1] and len(set(epochs[0])) == 2
+
+
+def test_a_part_of_the_splits_keeps_the_class_names_of_the_whole(tmp_path, monkeypatch):
+    """Parquet of other tools has numbers for labels; their names are in the metadata of the data set's card."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    buffer = BytesIO()
+    PIL.Image.new("RGB", (8, 8)).save(buffer, "png")
+    rows = {"image": [{"bytes": buffer.getvalue(), "path": None}] * 2, "label": [1, 0]}
+    for split in ("train", "test"):
+        pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / f"{split}.parquet")
+    names = "dtype: {class_label: {names: {'0': cat, '1': dog}}}"
+    features = f"dataset_info: {{features: [{{name: image, dtype: image}}, {{name: label, {names}}}]}}"
+    (tmp_path / "README.md").write_text(f"---\n{features}\n---\n")
+    splits = load_labelled_images(str(tmp_path), splits=["test"])
+    assert list(splits) == ["test"] and class_names(splits) == {0: "cat", 1: "dog"}

@@ -140,6 +140,8 @@ def test_bad_pictures_are_named_or_counted_and_the_batches_stay_whole(tmp_path):
     skipping = loader(shards, on_bad_sample="skip")
     seen = rows(skipping)
     assert len(seen) == 40 and set(seen) == set(range(40)) - {7, 8} and skipping.dataset.skipped == 2
+    with pytest.raises(ValueError, match="has label 4, but there are 4 classes"):
+        list(loader(shards, num_labels=4))
 
 
 def test_numbers_of_rows_may_be_written_beside_tars(tmp_path):

@@ -24,11 +24,12 @@ def load_labelled_images(
         ValueError: there is no single column of images and of labels, or no names for the labels; the message lists the
             columns.
     """
-    files = None
+    only = {}
     if splits is not None:
-        files = datasets.load_dataset_builder(source, name).config.data_files
-        files = {split: list(files[split]) for split in splits}
-    data = datasets.load_dataset(source, name, data_files=files)
+        builder = datasets.load_dataset_builder(source, name)
+        only["data_files"] = {split: list(builder.config.data_files[split]) for split in splits}
+        only["features"] = builder.info.features
+    data = datasets.load_dataset(source, name, **only)
     columns = find_columns(next(iter(data.values())).features, source)
     data = data.select_columns(list(columns))
     data = data.rename_columns({column: role for column, role in columns.items() if column != role})

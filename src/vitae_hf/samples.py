@@ -34,6 +34,7 @@ class Samples:
         on_bad_sample: what to do about a picture that cannot be read or has no label.
         seed: of a random transform. What it draws depends on seed, epoch ([`set_epoch`]) and sample alone, so that a
             resumed run, or one with other workers, sees the same pictures; other random states are left as they are.
+        num_labels: labels from this number on are bad; none: not checked.
     """
 
     deals_rows = False
@@ -43,10 +44,12 @@ class Samples:
         transform: Callable[[PIL.Image.Image], torch.Tensor],
         on_bad_sample: Literal["error", "skip"] = "error",
         seed: int | None = None,
+        num_labels: int | None = None,
     ):
         if on_bad_sample not in ("error", "skip"):
             raise ValueError(f'`on_bad_sample` must be "error" or "skip", got {on_bad_sample!r}')
         self.transform, self.on_bad_sample, self.seed = transform, on_bad_sample, seed
+        self.num_labels = num_labels
         # shared with the workers of a data loader
         self._epoch, self._batches_done, self._skipped = (multiprocessing.Value("q", 0) for _ in range(3))
 
@@ -74,7 +77,7 @@ class Samples:
     def read_picture(self, row: dict) -> PIL.Image.Image | None:
         """The picture of a row, or none if it is bad and to be skipped, which is then counted."""
         try:
-            return decode(row)
+            return decode(row, self.num_labels)
         except ValueError as error:
             if self.on_bad_sample == "error":
                 raise
@@ -175,16 +178,19 @@ def seeded(seed: int | None, *position: int):
         torch.set_rng_state(states[2])
 
 
-def decode(row: dict) -> PIL.Image.Image:
+def decode(row: dict, num_labels: int | None = None) -> PIL.Image.Image:
     """The upright RGB picture of a row with an undecoded `image`.
 
     Raises:
-        ValueError: the picture is damaged, or its label is missing; the message names the file where there is one.
+        ValueError: the picture is damaged, or its label is missing, or `num_labels` or more; the message names the file
+            where there is one.
     """
     image = row["image"]
     where = image["path"] or f"a picture of {len(image['bytes'])} bytes"
     if row["label"] is None or row["label"] < 0:
         raise ValueError(f"{where} has no label")
+    if num_labels is not None and row["label"] >= num_labels:
+        raise ValueError(f"{where} has label {row['label']}, but there are {num_labels} classes, counted from 0")
     try:
         with PIL.Image.open(BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
             return to_rgb(picture)

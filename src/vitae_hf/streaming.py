@@ -146,6 +146,7 @@ class StreamedImages(Samples, IterableDataset):
         seed: of the order of shards and rows, and of the transform; all follow from seed, epoch and place alone.
         shuffle_buffer: rows that a worker holds, undecoded, to draw the next one from; 0 keeps the order of the files.
         rank: this process among `world_size`.
+        num_labels: labels from this number on are bad.
     """
 
     deals_rows = True
@@ -161,8 +162,9 @@ class StreamedImages(Samples, IterableDataset):
         drop_last: bool = False,
         rank: int = 0,
         world_size: int = 1,
+        num_labels: int | None = None,
     ):
-        super().__init__(transform, on_bad_sample, seed)
+        super().__init__(transform, on_bad_sample, seed, num_labels)
         self.shards, self.batch_size, self.shuffle_buffer = shards, batch_size, shuffle_buffer
         self.rank, self.world_size, self.total = rank, world_size, sum(shards.rows)
         per_batch = batch_size * world_size
