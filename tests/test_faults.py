@@ -13,7 +13,7 @@ from conftest import REPOSITORY, images, pyramid_config
 from test_scripts import last_line
 
 from vitae_hf import ViTAEForImageClassification
-from vitae_hf.checkpoints import last_checkpoint
+from vitae_hf.checkpoints import last_checkpoint, unfinished_mark
 from vitae_hf.samples import collate
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
@@ -136,3 +136,18 @@ def test_without_a_checkpoint_last_begins(tmp_path):
     run = trainer(tmp_path, max_steps=1, save_strategy="no")
     run.train(resume_from_checkpoint="last")
     assert run.state.global_step == 1
+
+
+def test_a_checkpoint_that_other_processes_still_write_does_not_count(tmp_path):
+    trainer(tmp_path).train()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    unfinished_mark(tmp_path / "checkpoint-4").touch()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_a_checkpoint_is_removed_only_when_a_newer_one_is_whole_in_all_processes(tmp_path):
+    run, seen = trainer(tmp_path, save_total_limit=1), []
+    run.accelerator.wait_for_everyone = lambda: seen.append({path.name for path in tmp_path.glob("checkpoint-?")})
+    run.train()
+    assert seen[-1] == {"checkpoint-2", "checkpoint-4"} and last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
+    assert not (tmp_path / "checkpoint-2").exists()
