@@ -101,10 +101,12 @@ def test_killed_while_saving_the_checkpoint_before_is_kept_and_found(tmp_path, m
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     with pytest.raises(ValueError, match="checkpoint-4 is not a whole checkpoint.* the last one in .*checkpoint-2"):
         trainer(tmp_path).train(resume_from_checkpoint=tmp_path / "checkpoint-4")
+    (tmp_path / "checkpoint-9").mkdir()  # of an earlier run that was killed: newer by its number
+    unfinished_mark(tmp_path / "checkpoint-9").touch()
     resumed = trainer(tmp_path, save_total_limit=1)
     resumed.train(resume_from_checkpoint="last")
     assert resumed.state.global_step == 4 and last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
-    assert not (tmp_path / "checkpoint-2").exists() and not list(tmp_path.glob("*.unfinished"))
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
