@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
-import pytest
 import torch
 from conftest import REPOSITORY, pyramid_config
 from timm.data import Mixup
@@ -87,9 +86,16 @@ def test_a_quarter_of_the_images_is_erased_with_noise():
     assert changed.max() <= 0.36 and erased[plain != erased].std() > 0.8
 
 
-def test_an_odd_batch_is_named():
-    with pytest.raises(ValueError, match="even number of images in a batch, got 3.*dataloader_drop_last"):
-        DeviceAugmentation(5, AugmentationArguments())(*batch(3))
+def test_the_last_image_of_an_odd_batch_is_not_mixed():
+    pixels, labels = batch(5)
+    plain, targets = DeviceAugmentation(5, AugmentationArguments(erasing_prob=0, mixup_alpha=0, cutmix_alpha=0))(
+        pixels, labels
+    )
+    for count in (5, 1):
+        mixed, soft = DeviceAugmentation(5, AugmentationArguments(erasing_prob=0))(pixels[:count], labels[:count])
+        assert torch.equal(mixed[-1], plain[count - 1]) and torch.equal(soft[-1], targets[count - 1])
+    mixed, soft = DeviceAugmentation(5, AugmentationArguments(erasing_prob=0))(pixels, labels)
+    assert all(not torch.equal(mixed[index], plain[index]) for index in (0, 1, 3))
 
 
 def test_the_loss_equals_torchs_for_both_kinds_of_labels():

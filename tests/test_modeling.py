@@ -386,6 +386,7 @@ def test_another_image_size_becomes_the_models_own(tiny_config, tmp_path):
         expected = model(pixels, interpolate_pos_encoding=True).logits
         model.resize_position_embeddings((96, 32))
         assert torch.equal(model(pixels).logits, expected)
+        assert torch.equal(model(pixels, interpolate_pos_encoding=True).logits, expected)
     model.save_pretrained(tmp_path)
     reloaded = ViTAEForImageClassification.from_pretrained(tmp_path).eval()
     assert reloaded.config.image_height_width == (96, 32)

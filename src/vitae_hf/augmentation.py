@@ -67,8 +67,7 @@ class DeviceAugmentation:
     Calling it with `pixel_values` uint8 `(B, 3, height, width)` and `labels` `(B,)` gives normalised float32 pixels and
     soft targets `(B, num_labels)` whose rows sum to one.
 
-    Raises:
-        ValueError: with mixup or CutMix on, the batch is odd (each image is mixed with its mirror position).
+    Each image is mixed with its mirror position; of an odd batch, the last is left as it is.
 
     Source: Zhong et al. 2017, "Random Erasing"; Zhang et al. 2018, "mixup"; Yun et al. 2019, "CutMix".
     """
@@ -93,11 +92,6 @@ class DeviceAugmentation:
             )
 
     def __call__(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if self.mixup is not None and len(pixel_values) % 2:
-            raise ValueError(
-                f"mixup and CutMix need an even number of images in a batch, got {len(pixel_values)}: choose an even"
-                " batch size and `dataloader_drop_last=True`"
-            )
         mean, std = (
             torch.tensor(values, device=pixel_values.device).view(1, -1, 1, 1) * 255
             for values in (self.image_mean, self.image_std)
@@ -105,11 +99,13 @@ class DeviceAugmentation:
         pixel_values = (pixel_values.float() - mean) / std
         erase = RandomErasing(self.arguments.erasing_prob, mode="pixel", device=pixel_values.device)
         pixel_values = erase(pixel_values)
-        if self.mixup is not None:
-            return self.mixup(pixel_values, labels)
         targets = torch.nn.functional.one_hot(labels, self.num_labels).float()
         smoothing = self.arguments.label_smoothing
-        return pixel_values, targets * (1 - smoothing) + smoothing / self.num_labels
+        targets = targets * (1 - smoothing) + smoothing / self.num_labels
+        even = len(pixel_values) // 2 * 2
+        if self.mixup is not None and even:
+            pixel_values[:even], targets[:even] = self.mixup(pixel_values[:even], labels[:even])
+        return pixel_values, targets
 
 
 def soft_target_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
