@@ -21,6 +21,7 @@ check: $(VENV)/installed  ## style
 
 SMOKE := outputs/smoke
 train-smoke: $(VENV)/installed  ## the whole path in a minute: pretrain by recipe and from a stream, fine-tune, evaluate
+	rm -rf $(SMOKE)
 	$(RUN) scripts/train.py --config recipes/vitae-t.yaml --preset vitae-nano --dataset examples/fashion_mnist_mini --streaming \
 	    --image_size 64 --max_steps 20 --warmup_steps 5 --dataloader_num_workers 1 --per_device_train_batch_size 32 \
 	    --save_strategy steps --eval_strategy no --save_steps 10 --ema_warmup --output_dir $(SMOKE)/pretrained

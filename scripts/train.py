@@ -19,17 +19,20 @@ import sys
 if __name__ == "__main__":  # look beside this script last, lest evaluate.py there hide the package `evaluate`
     sys.path.append(sys.path.pop(0))
 
+import argparse
 import dataclasses
 import json
 import os
 import shutil
 import signal
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 import yaml
+from accelerate.utils import broadcast_object_list
 from datasets import load_dataset_builder
 from transformers import AutoModelForImageClassification, EvalPrediction, HfArgumentParser, set_seed
 
@@ -46,6 +49,7 @@ from vitae_hf.streaming import StreamedImages, find_shards
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
+HELD_OUT = "held_out"
 TEMPLATE = Path(__file__).parents[1] / "model_cards" / "trained.md"
 
 
@@ -59,7 +63,12 @@ class RunArguments:
     train_share: float = dataclasses.field(
         default=1.0, metadata={"help": "Train on this share of the split, drawn by class with `data_seed` or `seed`."}
     )
-    eval_split: str | None = dataclasses.field(default=None, metadata={"help": "Default: validation, else test."})
+    eval_split: str | None = dataclasses.field(
+        default=None, metadata={"help": "Default: validation, else test, else a part held out of the training images."}
+    )
+    eval_share: float = dataclasses.field(
+        default=0.1, metadata={"help": "How much is held out, by class, where there is no split to evaluate."}
+    )
     preset: str | None = dataclasses.field(default=None, metadata={"help": "From scratch: a name of PRESETS."})
     model_name_or_path: str | None = dataclasses.field(
         default=None, metadata={"help": "Fine-tuning: what to begin with."}
@@ -97,29 +106,44 @@ class RunArguments:
 
 def parse(argv: list[str] | None):
     """Arguments from the command line over those of `--config`, as (run, augmentation, training)."""
-    parser = HfArgumentParser((RunArguments, AugmentationArguments, ViTAETrainingArguments), description=__doc__)
-    parser.set_defaults(report_to="tensorboard")
-    parser.add_argument("--config", type=Path, help="recipe: a YAML file of these arguments")
     argv = list(sys.argv[1:] if argv is None else argv)
-    config = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"), None)
-    if config is not None:
-        recipe = yaml.safe_load(Path(config).read_text())
-        recipe.pop("about", None)
-        known = {action.dest for action in parser._actions}
-        for name in recipe.keys() - known:
-            closest = get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise ValueError(f"{config}: there is no argument {name!r}; did you mean {closest!r}?")
-        parser.set_defaults(**recipe)
-        for action in parser._actions:
-            action.required = action.required and action.dest not in recipe
+    classes = (RunArguments, AugmentationArguments, ViTAETrainingArguments)
+    parser = HfArgumentParser(classes, description=__doc__, allow_abbrev=False)
+    parser.set_defaults(report_to="tensorboard", logging_steps=50, logging_first_step=True)
+    parser.add_argument("--config", type=Path, help="recipe: a YAML file of these arguments")
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    config = first.parse_known_args(argv)[0].config
+    recipe = {} if config is None else read_recipe(config, parser)
+    given = {word[2:].split("=")[0] for word in argv if word.startswith("--")}
+    for name in ("learning_rate", "ema_decay"):  # the one that follows the batch, and the one that does not
+        if {name, f"base_{name}"} <= given:
+            raise ValueError(f"--{name} and --base_{name} exclude each other")
+        if name in given:
+            recipe.pop(f"base_{name}", None)
+    parser.set_defaults(**recipe)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in recipe
     run, augmentation, training, _ = parser.parse_args_into_dataclasses(argv)
-    batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
     if run.base_learning_rate is not None:
-        training.learning_rate = scaled_learning_rate(run.base_learning_rate, batch)
+        training.learning_rate = scaled_learning_rate(run.base_learning_rate, training.global_batch_size)
     if run.base_ema_decay:
-        training.ema_decay = run.base_ema_decay ** (batch / 512)
+        training.ema_decay = run.base_ema_decay ** (training.global_batch_size / 512)
+    if training.label_smoothing_factor:
+        raise ValueError("smooth labels by --label_smoothing, not --label_smoothing_factor")
     training.remove_unused_columns = False
     return run, augmentation, training
+
+
+def read_recipe(path: Path, parser: HfArgumentParser) -> dict:
+    """The arguments in a YAML file."""
+    recipe = yaml.safe_load(path.read_text()) or {}
+    recipe.pop("about", None)
+    known = {action.dest for action in parser._actions}
+    for name in recipe.keys() - known:
+        closest = get_close_matches(name, known, n=1, cutoff=0)[0]
+        raise ValueError(f"{path}: there is no argument {name!r}; did you mean {closest!r}?")
+    return recipe
 
 
 def build_model(run: RunArguments, names: dict[int, str]):
@@ -138,21 +162,35 @@ def build_model(run: RunArguments, names: dict[int, str]):
     return model
 
 
-def load_splits(run: RunArguments):
+def load_splits(run: RunArguments, training: ViTAETrainingArguments):
     """The data set, whole, or under `--streaming` without the training images."""
     present = load_dataset_builder(run.dataset, run.dataset_name).config.data_files or {}
     run.train_split = pick_split(present, run.train_split)
-    run.eval_split = pick_split(present, *([run.eval_split] if run.eval_split else ("validation", "test")))
+    if run.eval_split is None and not {"validation", "test"} & present.keys() and not run.streaming:
+        run.eval_split = HELD_OUT
+    else:
+        run.eval_split = pick_split(present, *([run.eval_split] if run.eval_split else ("validation", "test")))
     names = run.class_names.read_text().splitlines() if run.class_names else None
-    wanted = [run.eval_split] if run.streaming else [run.train_split, run.eval_split]
-    return load_labelled_images(run.dataset, run.dataset_name, wanted, names)
+    wanted = {run.train_split, run.eval_split} - ({run.train_split} if run.streaming else {HELD_OUT})
+    splits = load_labelled_images(run.dataset, run.dataset_name, sorted(wanted), names)
+    if run.eval_split == HELD_OUT:
+        parts = draw_by_class(splits[run.train_split], training.data_seed, test_size=run.eval_share)
+        splits[run.train_split], splits[HELD_OUT] = parts["train"], parts["test"]
+    return splits
+
+
+def draw_by_class(split, seed: int, **size: float):
+    """Two parts of a split, `train` and `test`, in which the classes have the shares that they have in the whole."""
+    return split.train_test_split(**size, stratify_by_column="label", seed=seed)
 
 
 def build_training_data(run: RunArguments, training: ViTAETrainingArguments, splits, transform):
     options = {"on_bad_sample": run.on_bad_sample, "seed": training.seed}
     if run.streaming:
+        # one process counts rows for all
+        shards = [find_shards(run.dataset, run.dataset_name, run.train_split) if training.process_index == 0 else None]
         return StreamedImages(
-            find_shards(run.dataset, run.dataset_name, run.train_split),
+            broadcast_object_list(shards)[0],
             transform,
             training.train_batch_size,
             shuffle_buffer=run.shuffle_buffer,
@@ -164,8 +202,7 @@ def build_training_data(run: RunArguments, training: ViTAETrainingArguments, spl
         )
     split = splits[run.train_split]
     if run.train_share < 1:
-        seed = training.seed if training.data_seed is None else training.data_seed
-        split = split.train_test_split(train_size=run.train_share, stratify_by_column="label", seed=seed)["train"]
+        split = draw_by_class(split, training.data_seed, train_size=run.train_share)["train"]
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(split) < batch:
         raise ValueError(
@@ -177,7 +214,7 @@ def build_training_data(run: RunArguments, training: ViTAETrainingArguments, spl
 
 def build_trainer(run: RunArguments, augmentation: AugmentationArguments, training: ViTAETrainingArguments):
     with training.main_process_first(desc="data"):
-        splits = load_splits(run)
+        splits = load_splits(run, training)
     model = build_model(run, class_names(splits))
     processor = ViTAEImageProcessor(size=model.config.image_size, crop_pct=run.crop_pct)
     transform = training_transform(model.config.image_size, augmentation)
@@ -188,7 +225,7 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
         train_dataset=build_training_data(run, training, splits, transform),
         eval_dataset=LabelledImages(
             splits[run.eval_split],
-            lambda picture: processor(picture, return_tensors="pt").pixel_values[0],
+            partial(evaluation_pixels, processor),
             run.on_bad_sample,
             drop_bad=True,
         ),
@@ -197,6 +234,10 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
         compute_metrics=accuracy,
         augmentation=DeviceAugmentation(model.config.num_labels, augmentation),
     )
+
+
+def evaluation_pixels(processor, picture) -> torch.Tensor:
+    return processor(picture, return_tensors="pt").pixel_values[0]
 
 
 def accuracy(result: EvalPrediction) -> dict[str, float]:
@@ -209,12 +250,14 @@ def write_reports(trainer: ViTAETrainer, run: RunArguments, record: dict) -> Non
     """`training_curves.png` and the model card, beside the model and in the folder of the averaged weights."""
     training, config, output = trainer.args, trainer.model.config, Path(trainer.args.output_dir)
     draw_curves(trainer.state.log_history, output / "training_curves.png")
-    batch = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    seen = getattr(trainer.train_dataset, "total", len(trainer.train_dataset))
     settings = {
-        "optimizer": f"AdamW, learning rate {training.learning_rate:g}, weight decay {training.weight_decay:g}",
+        "optimizer": training.optim.value,
+        "learning rate": f"{training.learning_rate:g}",
+        "weight decay": f"{training.weight_decay:g}",
         "epochs": round(trainer.state.epoch, 2),
         "updates": trainer.state.global_step,
-        "global batch": batch,
+        "global batch": training.global_batch_size,
         "average of the weights": training.ema_decay or "none",
         "augmentation": ", ".join(f"{name} {value}" for name, value in vars(trainer.augmentation.arguments).items()),
         "drop path": getattr(config, "drop_path_rate", "none"),
@@ -228,7 +271,7 @@ def write_reports(trainer: ViTAETrainer, run: RunArguments, record: dict) -> Non
         num_labels=config.num_labels,
         origin="trained from scratch" if run.preset else f"fine-tuned from `{run.model_name_or_path}`",
         dataset=run.dataset,
-        train_images=f"{trainer.num_examples(trainer.get_train_dataloader()):,}",
+        train_images=f"{seen:,}",
         eval_split=record["eval_split"],
         eval_images=f"{len(trainer.eval_dataset):,}",
         size=config.image_size,
@@ -249,10 +292,15 @@ def write_reports(trainer: ViTAETrainer, run: RunArguments, record: dict) -> Non
 
 def main(argv: list[str] | None = None) -> dict:
     run, augmentation, training = parse(argv)
+    if training.resume_from_checkpoint is None and (earlier := last_checkpoint(training.output_dir)):
+        raise ValueError(
+            f"{earlier} is of an earlier run: continue it by --resume_from_checkpoint last, or choose another"
+            " --output_dir"
+        )
     set_seed(training.seed)
     trainer = build_trainer(run, augmentation, training)
-    trained = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    if trainer.stop.received:
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    if trainer.stop.received and trainer.state.global_step < trainer.state.max_steps:
         checkpoint = last_checkpoint(training.output_dir)
         return {"stopped_at_step": trainer.state.global_step, "checkpoint": str(checkpoint), **environment()}
     trainer.save_model()
@@ -267,7 +315,7 @@ def main(argv: list[str] | None = None) -> dict:
         "top1_percent": round(metrics["eval_top1"], 3),
         "top5_percent": round(metrics["eval_top5"], 3),
         "eval_loss": round(metrics["eval_loss"], 4),
-        "images_per_s": round(trained.metrics["train_samples_per_second"], 1),
+        "images_per_s": round(trainer.throughput.images_per_s, 1),
         "learning_rate": training.learning_rate,
         "skipped": int(trainer.accelerator.reduce(skipped)),
         "seed": training.seed,

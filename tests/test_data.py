@@ -149,3 +149,17 @@ def test_a_part_of_the_splits_keeps_the_class_names_of_the_whole(tmp_path, monke
     (tmp_path / "README.md").write_text(f"---\n{features}\n---\n")
     splits = load_labelled_images(str(tmp_path), splits=["test"])
     assert list(splits) == ["test"] and class_names(splits) == {0: "cat", 1: "dog"}
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"image": None, "label": 0}, "row 7 has no picture"),
+        ({"image": {"bytes": None, "path": None}, "label": 0}, "row 7 has no picture"),
+        ({"image": {"bytes": b"x", "path": "a.png"}, "label": None}, "a.png has no label"),
+        ({"image": {"bytes": b"x", "path": None}, "label": 1}, "cannot read row 7: cannot identify"),
+    ],
+)
+def test_whatever_is_missing_in_a_row_is_named(row, message):
+    with pytest.raises(ValueError, match=message):
+        decode(row, name="row 7")

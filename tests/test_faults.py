@@ -54,9 +54,11 @@ def test_a_run_that_is_told_to_stop_and_then_killed_ends_as_if_nothing_had_happe
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     expected = last_line(subprocess.run(command(undisturbed), capture_output=True, text=True, check=False))
 
-    process = subprocess.Popen(command(disturbed), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command(disturbed), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
+    )
     wait_for(lambda: last_checkpoint(disturbed), process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # also to the loader's workers, as torchrun does
     output, _ = process.communicate(timeout=120)
     stopped = json.loads(output.splitlines()[-1])
     assert process.returncode == 143 and 0 < stopped["stopped_at_step"] < 12
@@ -153,3 +155,32 @@ def test_a_checkpoint_is_removed_only_when_a_newer_one_is_whole_in_all_processes
     run.train()
     assert seen[-1] == {"checkpoint-2", "checkpoint-4"} and last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_a_finished_run_that_is_started_again_trains_no_update_more(tmp_path):
+    trainer(tmp_path, max_steps=6).train()  # the second of four updates of an epoch
+    again = trainer(tmp_path, max_steps=6)
+    again.train(resume_from_checkpoint="last")
+    assert again.state.global_step == 6 and last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+
+
+def test_the_best_checkpoints_average_is_loaded_with_its_weights(tmp_path):
+    dataset = [{"pixel_values": image, "labels": i % 5, "samples": i} for i, image in enumerate(images(16))]
+    run = trainer(
+        tmp_path,
+        max_steps=4,
+        save_steps=1,
+        eval_strategy="steps",
+        eval_steps=1,
+        load_best_model_at_end=True,
+        greater_is_better=True,  # the worst, to be sure that it is not the last
+        metric_for_best_model="loss",
+        learning_rate=1e-2,
+        ema_decay=0.5,
+    )
+    run.eval_dataset = dataset
+    run.train()
+    best = ViTAEForImageClassification.from_pretrained(run.state.best_model_checkpoint + "/ema")
+    assert run.state.best_model_checkpoint != str(last_checkpoint(tmp_path))
+    assert torch.equal(run.ema.module.classifier.weight, best.classifier.weight)
+    assert run.evaluate()["eval_loss"] == pytest.approx(run.state.best_metric, abs=1e-5)

@@ -87,3 +87,11 @@ def test_layers_keep_their_proportion_along_the_schedule(tiny_config):
 def test_the_learning_rate_scales_with_the_batch():
     assert scaled_learning_rate(1e-3, 1024) == 2e-3
     assert scaled_learning_rate(1.5e-4, 2048, reference_batch_size=256) == pytest.approx(1.2e-3)
+
+
+def test_a_rate_below_the_floor_stays_where_it_is():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-6)
+    schedule = cosine_schedule(optimizer, 1e-6, steps=4, warmup_steps=1, warmup_learning_rate=1e-5, floor=1e-5)
+    for _ in range(6):
+        assert schedule.get_last_lr() == [1e-6]
+        schedule.step()

@@ -45,11 +45,14 @@ def write_tars(folder):
     for shard, size in enumerate(SIZES):
         with tarfile.open(folder / f"train-{shard:04}.tar", "w") as archive:
             for _ in range(size):
-                for ending, content in (("png", png(index)), ("cls", str(index % 5).encode())):
+                for ending, content in (("PNG", png(index)), ("cls", str(index % 5).encode())):
                     member = tarfile.TarInfo(f"{index:06}.{ending}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
                 index += 1
+            member = tarfile.TarInfo("README")  # without an ending it is no part of a sample
+            member.size = 2
+            archive.addfile(member, io.BytesIO(b"hi"))
 
 
 @pytest.fixture(params=[write_parquet, write_tars], ids=["parquet", "tar"])
@@ -137,7 +140,7 @@ def test_bad_pictures_are_named_or_counted_and_the_batches_stay_whole(tmp_path):
         content[start : start + 4] = b"none"
     (tmp_path / "train-0001.tar").write_bytes(content)
     shards = find_shards(str(tmp_path))
-    with pytest.raises(ValueError, match=r"cannot read .*train-0001.tar/00000\d.png"):
+    with pytest.raises(ValueError, match=r"cannot read .*train-0001.tar/00000\d.PNG"):
         list(loader(shards))
     skipping = loader(shards, on_bad_sample="skip")
     seen = rows(skipping)
@@ -184,14 +187,14 @@ def test_the_trainer_resumes_a_stream_in_the_middle_of_an_epoch(tmp_path):
             inputs = {**inputs, "pixel_values": inputs["pixel_values"] / 99}
             return super().training_step(model, inputs, num_items_in_batch)
 
-    def run(**resume):
+    def run(workers=2, **resume):
         torch.manual_seed(0)
         arguments = ViTAETrainingArguments(
             tmp_path / "out",
             num_train_epochs=3,
             per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
-            dataloader_num_workers=2,
+            dataloader_num_workers=workers,
             save_steps=7,
             logging_steps=1,
             report_to="none",
@@ -217,3 +220,5 @@ def test_the_trainer_resumes_a_stream_in_the_middle_of_an_epoch(tmp_path):
     resumed = run(resume_from_checkpoint=tmp_path / "out" / "checkpoint-7")
     assert seen == expected and decoded.value == 16 * 4  # what had been seen was not decoded again
     assert torch.equal(resumed.model.classifier.weight, whole.model.classifier.weight)
+    with pytest.raises(ValueError, match=r'"workers": 2.*resume it so, not with .*"workers": 1'):
+        run(workers=1, resume_from_checkpoint=tmp_path / "out" / "checkpoint-7")

@@ -40,6 +40,17 @@ def test_every_recipe_is_made_of_arguments_and_the_command_line_counts_more(path
     assert changed.learning_rate == pytest.approx(float(recipe["base_learning_rate"]))
 
 
+def test_what_is_said_on_the_command_line_counts_more_than_the_recipes_rules(tmp_path):
+    common = [f"--config={REPOSITORY / 'recipes' / 'vitae-t.yaml'}", "--dataset", "x", "--output_dir", str(tmp_path)]
+    run_arguments, _, training = train.parse([*common, "--learning_rate", "3e-3", "--ema_decay=0.5"])
+    assert run_arguments.preset == "vitae-t" and training.num_train_epochs == 310
+    assert training.learning_rate == 3e-3 and training.ema_decay == 0.5
+    with pytest.raises(ValueError, match="--learning_rate and --base_learning_rate exclude each other"):
+        train.parse([*common, "--learning_rate", "3e-3", "--base_learning_rate", "1e-3"])
+    with pytest.raises(ValueError, match="--conf"):
+        train.parse(["--conf", "recipe.yaml", *common])
+
+
 def test_every_published_variant_has_a_recipe():
     assert {path.stem for path in RECIPES} >= PRESETS.keys() - {"vitae-nano", "vitae-13m-paper"}
 
@@ -80,24 +91,32 @@ def test_from_scratch_and_resumed(tmp_path):
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.eval_results[0].metric_value == record["top1_percent"] and "216,074 parameters" in card.text
     assert ViTAEForImageClassification.from_pretrained(record["model"]).config.id2label[9] == "Ankle boot"
+    refused = run("train", *arguments)
+    assert refused.returncode != 0 and "checkpoint-4 is of an earlier run: continue it by" in refused.stderr
     resumed = last_line(run("train", *arguments, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-2"))
     assert {**resumed, "images_per_s": 0} == {**record, "images_per_s": 0}
 
 
 def test_fine_tuning_on_a_folder_with_bad_pictures_and_new_classes(tmp_path):
     ViTAEForImageClassification(config_from_preset("vitae-nano")).save_pretrained(tmp_path / "model")
-    for split, count in (("train", 24), ("validation", 6)):
-        for index in range(count):
-            path = tmp_path / "images" / split / ("cat", "dog")[index % 2] / f"{index}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            PIL.Image.new("RGB", (40, 60), (10 * index, 0, 0)).save(path)
+    for index in range(30):
+        path = tmp_path / "images" / ("cat", "dog")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", (40, 60), (8 * index, 0, 0)).save(path)
     path.write_text("no picture")
     arguments = options(
-        model_name_or_path=tmp_path / "model", dataset=tmp_path / "images", output_dir=tmp_path / "out", max_steps=2
+        model_name_or_path=tmp_path / "model",
+        dataset=tmp_path / "images",
+        output_dir=tmp_path / "out",
+        max_steps=4,
+        eval_share=0.2,
     )
     done = run("train", *arguments)
     assert done.returncode != 0 and f"cannot read {path}" in done.stderr
     record = last_line(run("train", *arguments, "--on_bad_sample", "skip"))
+    assert record["eval_split"] == "held_out"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "24 images of" in card and "the 6 images of the split `held_out`" in card
     assert record["skipped"] >= 1 and record["top5_percent"] == 100
     config = ViTAEForImageClassification.from_pretrained(tmp_path / "out").config
     assert config.id2label == {0: "cat", 1: "dog"} and config.image_size == 64

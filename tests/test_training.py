@@ -8,6 +8,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from vitae_hf import ViTAEForImageClassification
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
+from vitae_hf.optimization import cosine_factor
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
@@ -192,3 +193,17 @@ def test_resuming_without_the_average_says_so(tmp_path):
 def test_wrong_recipe_values_are_named(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         ViTAETrainingArguments(tmp_path, **options)
+
+
+def test_the_full_learning_rate_is_logged_under_layer_decay(tmp_path):
+    trainer = train(pyramid_config(), tmp_path, **RECIPE, logging_steps=1, save_strategy="no")
+    logged = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    shape = {"steps": 6, "warmup_steps": 2, "warmup_factor": 1e-6 / 2e-3, "floor_factor": 1e-5 / 2e-3}
+    assert logged == pytest.approx([2e-3 * cosine_factor(step, **shape) for step in range(6)])
+    assert trainer.throughput.images_per_s > 0
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ViTAETrainingArguments, "n_gpu", 2)
+    with pytest.raises(ValueError, match="one process cannot train on 2 GPUs: start `torchrun --nproc_per_node 2`"):
+        ViTAETrainingArguments(tmp_path, use_cpu=True)

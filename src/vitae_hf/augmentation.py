@@ -7,6 +7,7 @@ normalised, partly erased, and mixed with itself, which turns labels into soft t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 
 import PIL.Image
 import PIL.ImageOps
@@ -81,7 +82,7 @@ class DeviceAugmentation:
     ):
         self.num_labels = num_labels
         self.arguments = arguments
-        self.image_mean, self.image_std = image_mean, image_std
+        self._statistics = cache(partial(_statistics, image_mean, image_std))
         self.mixup = None
         if arguments.mixup_alpha > 0 or arguments.cutmix_alpha > 0:
             self.mixup = Mixup(
@@ -92,10 +93,7 @@ class DeviceAugmentation:
             )
 
     def __call__(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, std = (
-            torch.tensor(values, device=pixel_values.device).view(1, -1, 1, 1) * 255
-            for values in (self.image_mean, self.image_std)
-        )
+        mean, std = self._statistics(pixel_values.device)
         pixel_values = (pixel_values.float() - mean) / std
         erase = RandomErasing(self.arguments.erasing_prob, mode="pixel", device=pixel_values.device)
         pixel_values = erase(pixel_values)
@@ -106,6 +104,11 @@ class DeviceAugmentation:
         if self.mixup is not None and even:
             pixel_values[:even], targets[:even] = self.mixup(pixel_values[:even], labels[:even])
         return pixel_values, targets
+
+
+def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Mean and standard deviation of pixels from 0 to 255, `(1, 3, 1, 1)`."""
+    return tuple(torch.tensor(values, device=device).view(1, -1, 1, 1) * 255 for values in (mean, std))
 
 
 def soft_target_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):

@@ -1,7 +1,11 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """What happens around the steps of a run: progress for people, an end when told, what data and average must know."""
 
+import os
 import signal
+import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 
 import torch
@@ -20,7 +24,7 @@ class ImageProgress(ProgressCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.current_step = state.global_step
-        self.images_per_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        self.images_per_step = args.global_batch_size
         if state.is_world_process_zero:
             self.training_bar = tqdm(
                 total=state.max_steps * self.images_per_step,
@@ -34,6 +38,60 @@ class ImageProgress(ProgressCallback):
         if state.is_world_process_zero:
             self.training_bar.update((state.global_step - self.current_step) * self.images_per_step)
             self.current_step = state.global_step
+
+
+class Throughput(TrainerCallback):
+    """Images per second of the updates and of waiting for their data, without evaluating, saving, and the first one.
+
+    Attributes:
+        images_per_s (`float`): so far; NaN before the second update.
+    """
+
+    def __init__(self):
+        self.images, self.seconds, self._since = 0, 0.0, None
+
+    @property
+    def images_per_s(self) -> float:
+        return self.images / self.seconds if self.seconds else float("nan")
+
+    def _pause(self, *args, **kwargs):
+        if self._since is not None:
+            self._since = time.perf_counter()
+
+    on_evaluate = on_save = _pause
+
+    def on_step_end(self, args, *others, **kwargs):
+        now = time.perf_counter()
+        if self._since is not None:
+            self.images += args.global_batch_size
+            self.seconds += now - self._since
+        self._since = now
+
+    def on_train_begin(self, *args, **kwargs):
+        self._since = None
+
+
+def outlive_sigterm(worker: int, trainer: int, then: Callable[[int], None] | None = None) -> None:
+    """As a data loader's `worker_init_fn`: SIGTERM ends the worker only if it comes from the process that trains.
+
+    torchrun, for one, sends it to workers too, whose death would be an error before there is a checkpoint.
+
+    Args:
+        worker: its number.
+        trainer: process that trains.
+        then: another `worker_init_fn`.
+    """
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_sigterm, args=(trainer,), daemon=True).start()
+    if then is not None:
+        then(worker)
+
+
+def _await_sigterm(trainer: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 class StopOnSignal(TrainerCallback):
@@ -57,16 +115,26 @@ class StopOnSignal(TrainerCallback):
     def on_train_begin(self, *args, **kwargs):
         self._previous = {number: signal.signal(number, self._receive) for number in self.signals}
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def _agree(self, args) -> None:
+        """Told is told, whichever process it was."""
         if args.world_size > 1:
             told = torch.tensor(float(self.received), device=args.device)
             torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
             self.received = bool(told)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._agree(args)
         if self.received:
             logger.warning("told to stop: saving a checkpoint after step %d", state.global_step)
             control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
 
-    def on_train_end(self, *args, **kwargs):
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.received:  # and saved already
+            control.should_save = control.should_evaluate = False
+
+    def on_train_end(self, args, *others, **kwargs):
+        self._agree(args)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -82,7 +150,10 @@ class TellDatasetEpoch(TrainerCallback):
             accumulated = args.gradient_accumulation_steps
             updates_done = state.global_step % -(-len(train_dataloader) // accumulated)
             self.trainer.train_dataset.set_epoch(int(state.epoch))
-            self.trainer.train_dataset.batches_done = updates_done * accumulated
+            done = 0 if args.ignore_data_skip else updates_done * accumulated
+            self.trainer.train_dataset.batches_done = done
+            if done:
+                self.trainer.check_dealing()
 
 
 class SeedEachProcess(TrainerCallback):

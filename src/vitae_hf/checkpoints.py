@@ -2,6 +2,7 @@
 """Which checkpoints of a run are whole, when a run may have been killed while it wrote one."""
 
 import json
+import os
 from pathlib import Path
 
 
@@ -24,3 +25,11 @@ def last_checkpoint(folder: str | Path) -> Path | None:
     """The checkpoint of a run with the most updates that was written to its end, or none."""
     newest = max(Path(folder).glob("checkpoint-*"), key=updates, default=None)
     return None if newest is None or updates(newest) < 0 else newest
+
+
+def flush(checkpoint: Path) -> None:
+    """Let all of a checkpoint reach the disk, before an older one goes."""
+    for path in checkpoint.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())

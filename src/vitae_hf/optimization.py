@@ -91,14 +91,14 @@ def cosine_schedule(
     cool-down is whatever is trained beyond `steps`. Groups with a smaller learning rate follow in proportion.
 
     Args:
-        learning_rate: the full one; `warmup_learning_rate` and `floor` are absolute at it.
+        learning_rate: the full one; `warmup_learning_rate` and `floor` are absolute at it, and at most as large.
         steps: updates until the floor is reached.
     """
     shape = partial(
         cosine_factor,
         steps=steps,
         warmup_steps=warmup_steps,
-        warmup_factor=warmup_learning_rate / learning_rate,
-        floor_factor=floor / learning_rate,
+        warmup_factor=min(warmup_learning_rate / learning_rate, 1.0),
+        floor_factor=min(floor / learning_rate, 1.0),
     )
     return LambdaLR(optimizer, shape)

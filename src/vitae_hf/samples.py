@@ -1,7 +1,6 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """From rows with undecoded pictures to batches: what cannot be read is named or counted, and draws can be repeated."""
 
-import multiprocessing
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Literal
 import numpy as np
 import PIL.Image
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, get_worker_info
 from transformers.utils import logging
 
 from .image_processing_vitae import to_rgb
@@ -33,7 +32,7 @@ class Samples:
         transform: upright RGB picture -> tensor.
         on_bad_sample: what to do about a picture that cannot be read or has no label.
         seed: of a random transform. What it draws depends on seed, epoch ([`set_epoch`]) and sample alone, so that a
-            resumed run, or one with other workers, sees the same pictures; other random states are left as they are.
+            resumed run sees the same pictures; other random states are left as they are.
         num_labels: labels from this number on are bad; none: not checked.
     """
 
@@ -50,40 +49,46 @@ class Samples:
             raise ValueError(f'`on_bad_sample` must be "error" or "skip", got {on_bad_sample!r}')
         self.transform, self.on_bad_sample, self.seed = transform, on_bad_sample, seed
         self.num_labels = num_labels
-        # shared with the workers of a data loader
-        self._epoch, self._batches_done, self._skipped = (multiprocessing.Value("q", 0) for _ in range(3))
+        # shared with the workers of a data loader; each counts in a place of its own
+        self._epoch, self._batches_done = (torch.zeros((), dtype=torch.int64).share_memory_() for _ in range(2))
+        self._skipped = torch.zeros(1024, dtype=torch.int64).share_memory_()
 
     @property
     def epoch(self) -> int:
-        return self._epoch.value
+        return int(self._epoch)
 
     @property
     def batches_done(self) -> int:
         """How many batches of this epoch were trained before the run was resumed."""
-        return self._batches_done.value
+        return int(self._batches_done)
 
     @batches_done.setter
     def batches_done(self, count: int) -> None:
-        self._batches_done.value = count
+        self._batches_done.fill_(count)
 
     @property
     def skipped(self) -> int:
         """How often a bad sample has been met so far."""
-        return self._skipped.value
+        return int(self._skipped.sum())
 
     def set_epoch(self, epoch: int) -> None:
-        self._epoch.value = epoch
+        self._epoch.fill_(epoch)
 
-    def read_picture(self, row: dict) -> PIL.Image.Image | None:
-        """The picture of a row, or none if it is bad and to be skipped, which is then counted."""
+    def read_picture(self, row: dict, name: str) -> PIL.Image.Image | None:
+        """The picture of a row, or none if it is bad and to be skipped, which is then counted.
+
+        Args:
+            row: with an undecoded `image` and a `label`.
+            name: of the row, for a picture without a path.
+        """
         try:
-            return decode(row, self.num_labels)
+            return decode(row, self.num_labels, name)
         except ValueError as error:
             if self.on_bad_sample == "error":
                 raise
             logger.warning("skipped: %s", error)
-            with self._skipped.get_lock():
-                self._skipped.value += 1
+            worker = get_worker_info()
+            self._skipped[worker.id % len(self._skipped) if worker else 0] += 1
             return None
 
     def make_sample(self, picture: PIL.Image.Image, row: dict, name: str | int, *position: int) -> dict:
@@ -128,10 +133,10 @@ class LabelledImages(Samples, Dataset):
     def __getitem__(self, index: int) -> dict | None:
         for candidate in range(index, index + len(self.split)):
             row = self.split[candidate % len(self.split)]
-            picture = self.read_picture(row)
+            name = f"row {candidate % len(self.split)}"
+            picture = self.read_picture(row, name)
             if picture is not None:
-                name = row["image"]["path"] or candidate % len(self.split)
-                return self.make_sample(picture, row, name, self.epoch, index)
+                return self.make_sample(picture, row, row["image"]["path"] or name, self.epoch, index)
             if self.drop_bad:
                 return None
         raise ValueError(f"none of the {len(self.split)} pictures of this split can be read")
@@ -178,23 +183,25 @@ def seeded(seed: int | None, *position: int):
         torch.set_rng_state(states[2])
 
 
-def decode(row: dict, num_labels: int | None = None) -> PIL.Image.Image:
+def decode(row: dict, num_labels: int | None = None, name: str = "a row") -> PIL.Image.Image:
     """The upright RGB picture of a row with an undecoded `image`.
 
     Raises:
-        ValueError: the picture is damaged, or its label is missing, or `num_labels` or more; the message names the file
-            where there is one.
+        ValueError: the picture is missing or damaged, or its label is missing, or `num_labels` or more; the message has
+            the file, or the row's name where there is none.
     """
-    image = row["image"]
-    where = image["path"] or f"a picture of {len(image['bytes'])} bytes"
-    if row["label"] is None or row["label"] < 0:
+    image, label = row["image"] or {}, row["label"]
+    where = image.get("path") or name
+    if not image.get("bytes") and not image.get("path"):
+        raise ValueError(f"{where} has no picture")
+    if label is None or label < 0:
         raise ValueError(f"{where} has no label")
-    if num_labels is not None and row["label"] >= num_labels:
-        raise ValueError(f"{where} has label {row['label']}, but there are {num_labels} classes, counted from 0")
+    if num_labels is not None and label >= num_labels:
+        raise ValueError(f"{where} has label {label}, but there are {num_labels} classes, counted from 0")
     try:
         with PIL.Image.open(BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
             return to_rgb(picture)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's plugins raise of every kind
         raise ValueError(f"cannot read {where}: {error}") from error
 
 

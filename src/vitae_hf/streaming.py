@@ -8,7 +8,9 @@ where a run stopped is a number of rows. That needs the number of rows of every 
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from typing import Literal
@@ -24,6 +26,10 @@ from tqdm.auto import tqdm
 
 from .data import find_columns
 from .samples import Samples
+
+
+_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
+"""Members of a tar: the name of the sample, and after its first dot what the member is of it; others do not count."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +78,10 @@ def find_shards(source: str, name: str | None = None, split: str = "train") -> S
         raise ValueError(f"streaming needs parquet or tar shards, got {sorted(endings)} in {source}")
     features = datasets.load_dataset(source, name, split=split, streaming=True).features
     columns = {role: column for column, role in find_columns(features, source).items()}
-    counted = tqdm(paths, desc="counting rows", unit=" shards", disable=len(paths) < 9)
-    return Shards(paths, tuple(map(_count_rows, counted)), columns["image"], columns["label"])
+    with ThreadPoolExecutor(16) as pool:
+        progress = {"total": len(paths), "desc": "counting rows", "unit": " shards", "disable": len(paths) < 9}
+        rows = tuple(tqdm(pool.map(_count_rows, paths), **progress))
+    return Shards(paths, rows, columns["image"], columns["label"])
 
 
 def _count_rows(path: str) -> int:
@@ -84,20 +92,17 @@ def _count_rows(path: str) -> int:
     folder, file_name = os.path.split(inner)
     sizes = f"{folder}/sizes.json"
     if files.exists(sizes):
-        return json.loads(files.read_text(sizes))[file_name]
+        rows = json.loads(files.read_text(sizes))
+        if file_name not in rows:
+            raise ValueError(f"{sizes} has no number of rows for {file_name}")
+        return rows[file_name]
     return sum(1 for _ in _tar_samples(path))
 
 
 def _tar_samples(path: str) -> Iterator[Iterator[tuple]]:
     """Members of a tar, `(name, file)`, grouped by what precedes the first dot of their names."""
-    members = datasets.StreamingDownloadManager().iter_archive(path)
-    return (group for _, group in groupby(members, key=lambda member: _split_name(member[0])[0]))
-
-
-def _split_name(member: str) -> tuple[str, str]:
-    folder, file_name = os.path.split(member)
-    stem, _, ending = file_name.partition(".")
-    return f"{folder}/{stem}", ending.lower()
+    members = (member for member in datasets.StreamingDownloadManager().iter_archive(path) if _NAME.match(member[0]))
+    return (group for _, group in groupby(members, key=lambda member: _NAME.match(member[0])[1]))
 
 
 def _read_tar(path: str, start: int, stop: int, image: str, label: str) -> Iterator[dict]:
@@ -107,7 +112,7 @@ def _read_tar(path: str, start: int, stop: int, image: str, label: str) -> Itera
         if index >= start:
             row = {"image": {"bytes": b"", "path": f"{path}, sample {index}"}, "label": None}
             for member, file in group:
-                ending = _split_name(member)[1]
+                ending = _NAME.match(member)[2]
                 if ending == image:
                     row["image"] = {"bytes": file.read(), "path": f"{path}/{member}"}
                 elif ending == label:
@@ -126,7 +131,11 @@ def _read_parquet(path: str, start: int, stop: int, image: str, label: str) -> I
                 batches = file.iter_batches(64, row_groups=[group], columns=[image, label])
                 found = chain.from_iterable(batch.to_pylist() for batch in batches)
                 for row in islice(found, max(start - first, 0), stop - first):
-                    yield {"image": row[image], "label": row[label]}
+                    picture = row[image]
+                    yield {
+                        "image": {"bytes": picture, "path": None} if isinstance(picture, bytes) else picture,
+                        "label": row[label],
+                    }
             first += rows
 
 
@@ -136,6 +145,9 @@ class StreamedImages(Samples, IterableDataset):
     A data loader with this `batch_size` gives `batches` batches in an epoch, with any number of workers. If the rows do
     not divide by the processes, the last process begins again until all have as many, as torch's `DistributedSampler`
     does; with `drop_last` what does not fill a batch everywhere is left out, another part in each epoch.
+
+    Which rows a worker reads depends on the number of processes and workers and on the batch size: a run is resumed in
+    the middle of an epoch with the same ones.
 
     A bad picture is treated as in `LabelledImages`; with `"skip"` the last good one is seen again in its place.
 
@@ -215,13 +227,13 @@ class StreamedImages(Samples, IterableDataset):
         for _ in islice(rows, done):  # what a resumed run has seen: its loader drops these
             yield {"pixel_values": torch.empty(0), "labels": 0, "samples": None}
         for place, (picture, row) in enumerate(self._good(rows), start + done):
-            yield self.make_sample(picture, row, row["image"]["path"] or place, epoch, place)
+            yield self.make_sample(picture, row, row["image"]["path"] or f"row at {place}", epoch, place)
 
     def _good(self, rows: Iterator[dict]) -> Iterator[tuple[PIL.Image.Image, dict]]:
         """As many readable pictures as there are rows."""
         last, owed = None, 0
         for row in rows:
-            picture = self.read_picture(row)
+            picture = self.read_picture(row, "a row of the stream")
             owed += 1
             last = last if picture is None else (picture, row)
             if last is not None:

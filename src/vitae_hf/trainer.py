@@ -1,9 +1,12 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The library's Trainer with the authors' optimizer settings, device augmentation and an average of the weights."""
 
+import json
+import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +19,16 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import rotate_checkpoints
 
 from .augmentation import DeviceAugmentation
-from .callbacks import AverageWeights, ImageProgress, SeedEachProcess, StopOnSignal, TellDatasetEpoch
-from .checkpoints import last_checkpoint, unfinished_mark, updates
+from .callbacks import (
+    AverageWeights,
+    ImageProgress,
+    SeedEachProcess,
+    StopOnSignal,
+    TellDatasetEpoch,
+    Throughput,
+    outlive_sigterm,
+)
+from .checkpoints import flush, last_checkpoint, unfinished_mark, updates
 from .optimization import cosine_schedule, parameter_groups
 from .samples import RepeatedAugmentation, Samples
 
@@ -27,7 +38,7 @@ class ViTAETrainingArguments(TrainingArguments):
     """`TrainingArguments`, and the parts of the authors' recipe that these lack.
 
     `learning_rate` is the full one, already scaled (`scaled_learning_rate`); `warmup_steps` is the library's: updates,
-    or a share of the run if below 1. `lr_scheduler_type` is not read: the schedule is the authors'. Where the library
+    or a share of the run if below 1. The schedule is the authors', whatever `lr_scheduler_type`. Where the library
     leaves speed to the user, the defaults here follow the machine: on a GPU that has them bfloat16, TF32, pinned memory
     and copies that do not wait, and persistent workers where there are workers. Say `False` to turn one off.
     """
@@ -78,6 +89,11 @@ class ViTAETrainingArguments(TrainingArguments):
         if self.accelerator_config is None and self.dataloader_pin_memory:
             self.accelerator_config = {"non_blocking": True}
         super().__post_init__()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"one process cannot train on {self.n_gpu} GPUs: start `torchrun --nproc_per_node {self.n_gpu}` with"
+                " the same script and arguments, or choose one GPU by CUDA_VISIBLE_DEVICES"
+            )
         if self.repeated_augmentation < 1:
             raise ValueError(f"`repeated_augmentation` must be at least 1, got {self.repeated_augmentation}")
         if self.data_seed is None:
@@ -91,6 +107,11 @@ class ViTAETrainingArguments(TrainingArguments):
                 f"`cooldown_epochs` must be at least 0 and below `num_train_epochs`, {self.num_train_epochs};"
                 f" got {self.cooldown_epochs}"
             )
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images of one update, over all devices and accumulated batches."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
 
 
 class ViTAETrainer(Trainer):
@@ -130,8 +151,9 @@ class ViTAETrainer(Trainer):
         self.ema = None
         self._resumed_from = None
         self._samples = None
-        self.stop = StopOnSignal()
+        self.stop, self.throughput = StopOnSignal(), Throughput()
         self.add_callback(self.stop)
+        self.add_callback(self.throughput)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(ImageProgress())
         self.add_callback(TellDatasetEpoch(self))
@@ -143,8 +165,11 @@ class ViTAETrainer(Trainer):
         """As the library's; `"last"` resumes from the newest whole checkpoint, or begins where there is none.
 
         Raises:
-            ValueError: the checkpoint is not whole: it is being written, or the run that wrote it was killed.
+            ValueError: the checkpoint is not whole: it is being written, or the run that wrote it was killed. Or it is
+                from the middle of an epoch of streamed data that were dealt to other numbers of processes or workers.
         """
+        if self._deals_rows and self.args.repeated_augmentation > 1:
+            raise ValueError("`repeated_augmentation` needs the data in memory: it does not go with streaming")
         if resume_from_checkpoint == "last":
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
         elif resume_from_checkpoint and resume_from_checkpoint is not True:
@@ -161,6 +186,34 @@ class ViTAETrainer(Trainer):
         resumed = str(resume_from_checkpoint) if isinstance(resume_from_checkpoint, Path) else resume_from_checkpoint
         return super().train(resume_from_checkpoint=resumed, **kwargs)
 
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # resumed when it was done: not one update more
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    @property
+    def _deals_rows(self) -> bool:
+        return isinstance(self.train_dataset, Samples) and self.train_dataset.deals_rows
+
+    @property
+    def _dealing(self) -> dict[str, int]:
+        """What decides which rows of streamed data a worker reads."""
+        return {
+            "processes": self.args.world_size,
+            "workers": self.args.dataloader_num_workers,
+            "batch_size": self.args.train_batch_size,
+        }
+
+    def check_dealing(self) -> None:
+        """Before an epoch goes on that a checkpoint interrupted."""
+        saved = Path(self._resumed_from) / "dealing.json"
+        if self._deals_rows and saved.exists() and json.loads(saved.read_text()) != self._dealing:
+            raise ValueError(
+                f"{self._resumed_from} is from a stream dealt to {saved.read_text()}; resume it so, not with"
+                f" {json.dumps(self._dealing)}"
+            )
+
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         if self.is_fsdp_enabled and self.args.ema_decay is not None:
@@ -176,6 +229,10 @@ class ViTAETrainer(Trainer):
         if self.accelerator.is_fsdp2:
             return self.accelerator.autocast()
         return super().autocast_smart_context_manager(*args, **kwargs)
+
+    def _get_learning_rate(self) -> float:
+        """The head's, which is the full one."""
+        return max(group["lr"] for group in self.optimizer.param_groups)
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
@@ -225,12 +282,11 @@ class ViTAETrainer(Trainer):
         return loss
 
     def get_train_dataloader(self):
-        deals_rows = isinstance(self.train_dataset, Samples) and self.train_dataset.deals_rows
-        loader = self._get_streaming_dataloader() if deals_rows else super().get_train_dataloader()
+        loader = self._get_streaming_dataloader() if self._deals_rows else super().get_train_dataloader()
         # A loader takes its workers' seed from here and not from the random state of training, which it would move on
         # once more in a resumed run, where its workers are started again.
         getattr(loader, "base_dataloader", loader).generator = torch.Generator()
-        return loader
+        return _keep_workers(loader)
 
     def _get_train_sampler(self, train_dataset=None):
         repeats = self.args.repeated_augmentation
@@ -245,6 +301,7 @@ class ViTAETrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
         return prepare_data_loader(  # the stream deals rows to processes itself
             loader,
@@ -268,11 +325,11 @@ class ViTAETrainer(Trainer):
 
     def get_eval_dataloader(self, *args, **kwargs):
         with self._whole_split():
-            return super().get_eval_dataloader(*args, **kwargs)
+            return _keep_workers(super().get_eval_dataloader(*args, **kwargs))
 
     def get_test_dataloader(self, *args, **kwargs):
         with self._whole_split():
-            return super().get_test_dataloader(*args, **kwargs)
+            return _keep_workers(super().get_test_dataloader(*args, **kwargs))
 
     @contextmanager
     def _whole_split(self):
@@ -339,9 +396,12 @@ class ViTAETrainer(Trainer):
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             super()._save_checkpoint(model, trial)
+            if self._deals_rows and self.args.should_save:
+                (checkpoint / "dealing.json").write_text(json.dumps(self._dealing))
         except Exception as error:
-            shutil.rmtree(checkpoint, ignore_errors=True)
-            unfinished.unlink(missing_ok=True)
+            if self.args.world_size == 1:  # else others may still be writing; the next start removes it
+                shutil.rmtree(checkpoint, ignore_errors=True)
+                unfinished.unlink(missing_ok=True)
             raise RuntimeError(
                 f"{checkpoint} could not be written ({shutil.disk_usage(run).free / 2**20:.0f} MiB are free there):"
                 f" {error}; the last checkpoint is {last_checkpoint(run)}"
@@ -350,9 +410,22 @@ class ViTAETrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            flush(checkpoint)
             unfinished.unlink()
             rotate_checkpoints(str(run), limit, best_model_checkpoint=self.state.best_model_checkpoint, use_mtime=True)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        if self.ema is not None and self.state.best_model_checkpoint is not None:
+            load_model(self.ema.module, Path(self.state.best_model_checkpoint) / "ema" / "model.safetensors")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._resumed_from = resume_from_checkpoint
+
+
+def _keep_workers(loader: DataLoader) -> DataLoader:
+    """The loader, with workers that outlive a SIGTERM to all processes."""
+    base = getattr(loader, "base_dataloader", loader)
+    base.worker_init_fn = partial(outlive_sigterm, trainer=os.getpid(), then=base.worker_init_fn)
+    return loader
