@@ -76,7 +76,7 @@ def test_a_run_that_is_told_to_stop_and_then_killed_ends_as_if_nothing_had_happe
     assert curve(disturbed) == curve(undisturbed) and len(curve(disturbed)) == 12
 
 
-def trainer(folder, dataset=None, cls=ViTAETrainer, **options):
+def trainer(folder, dataset=None, cls=ViTAETrainer, eval_dataset=None, **options):
     torch.manual_seed(0)
     if dataset is None:
         dataset = [{"pixel_values": image, "labels": i % 5, "samples": i} for i, image in enumerate(images(16))]
@@ -84,7 +84,13 @@ def trainer(folder, dataset=None, cls=ViTAETrainer, **options):
     arguments = ViTAETrainingArguments(
         folder, report_to="none", use_cpu=True, remove_unused_columns=False, disable_tqdm=True, **options
     )
-    return cls(ViTAEForImageClassification(pyramid_config()), arguments, data_collator=collate, train_dataset=dataset)
+    return cls(
+        ViTAEForImageClassification(pyramid_config()),
+        arguments,
+        data_collator=collate,
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+    )
 
 
 class Killed(BaseException):
@@ -168,6 +174,7 @@ def test_the_best_checkpoints_average_is_loaded_with_its_weights(tmp_path):
     dataset = [{"pixel_values": image, "labels": i % 5, "samples": i} for i, image in enumerate(images(16))]
     run = trainer(
         tmp_path,
+        eval_dataset=dataset,
         max_steps=4,
         save_steps=1,
         eval_strategy="steps",
@@ -178,7 +185,6 @@ def test_the_best_checkpoints_average_is_loaded_with_its_weights(tmp_path):
         learning_rate=1e-2,
         ema_decay=0.5,
     )
-    run.eval_dataset = dataset
     run.train()
     best = ViTAEForImageClassification.from_pretrained(run.state.best_model_checkpoint + "/ema")
     assert run.state.best_model_checkpoint != str(last_checkpoint(tmp_path))
