@@ -1,0 +1,74 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""How do I publish a model? Checks a folder, uploads what belongs to the model, loads it by name and compares.
+
+    python scripts/push_to_hub.py outputs/mine --repo_id org/vitae-mine --private
+
+The folder is what `save_pretrained`, `scripts/train.py` or `scripts/convert_original_checkpoint.py` wrote, with a model
+card (`README.md`). Everything goes into one commit; if it fails, run it again. Nothing is uploaded twice.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from vitae_hf.environment import environment
+from vitae_hf.publishing import HUB_ERRORS, check_folder, check_published, plain_words, upload, write_sums
+
+
+EXAMPLE_IMAGE = Path(__file__).parents[1] / "examples" / "chelsea.png"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="what to publish")
+    parser.add_argument("--repo_id", required=True, help="organisation or user, and name: org/vitae-s")
+    parser.add_argument("--private", action="store_true", help="create the repository for invited eyes only")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--create_pr", action="store_true", help="propose it as a pull request")
+    target.add_argument("--revision", help="branch to upload to, created if need be; default: main")
+    parser.add_argument("--dry-run", action="store_true", help="check and list, but neither write nor upload anything")
+    parser.add_argument("--image", type=Path, default=EXAMPLE_IMAGE, help="what to try the model on")
+    return parser.parse_args(argv)
+
+
+def list_files(files: list[Path], folder: Path) -> int:
+    """Print what is uploaded, and return how many bytes that is."""
+    sizes = {path.name: path.stat().st_size for path in files}
+    for name, size in sizes.items():
+        print(f"{size:>15,}  {name}")
+    print(f"{sum(sizes.values()):>15,}  bytes in {len(files)} files")
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in sizes):
+        print("not uploaded:", ", ".join(others))
+    return sum(sizes.values())
+
+
+def push(arguments: argparse.Namespace) -> dict:
+    folder = arguments.folder
+    files, outputs = check_folder(folder, arguments.image)
+    record = {"repo_id": arguments.repo_id, "files": len(files), "uploaded": False}
+    if arguments.dry_run:
+        return {**record, "bytes": list_files(files, folder)}
+    files = write_sums(folder, files)
+    record |= {"files": len(files), "bytes": list_files(files, folder)}
+    repo_id, commit, is_new = upload(
+        HfApi(), files, arguments.repo_id, arguments.private, arguments.create_pr, arguments.revision
+    )
+    check_published(repo_id, commit.oid, files, arguments.image, outputs)
+    found = {"repo_id": repo_id, "uploaded": is_new, "commit": commit.oid, "pull_request": commit.pr_url}
+    return {**record, **found, "same_logits": True}
+
+
+def main(argv: list[str] | None = None) -> dict:
+    arguments = parse(argv)
+    try:
+        return {**push(arguments), **environment()}
+    except HUB_ERRORS as error:
+        print(f"error: {plain_words(error, arguments.repo_id)}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))
