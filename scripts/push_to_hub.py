@@ -12,10 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
 from vitae_hf.environment import environment
-from vitae_hf.publishing import HUB_ERRORS, check_folder, check_published, plain_words, upload, write_sums
+from vitae_hf.publishing import HUB_ERRORS, plain_words, publish
 
 
 EXAMPLE_IMAGE = Path(__file__).parents[1] / "examples" / "chelsea.png"
@@ -34,39 +32,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def list_files(files: list[Path], folder: Path) -> int:
-    """Print what is uploaded, and return how many bytes that is."""
-    sizes = {path.name: path.stat().st_size for path in files}
-    for name, size in sizes.items():
-        print(f"{size:>15,}  {name}")
-    print(f"{sum(sizes.values()):>15,}  bytes in {len(files)} files")
-    if others := sorted(path.name for path in folder.iterdir() if path.name not in sizes):
-        print("not uploaded:", ", ".join(others))
-    return sum(sizes.values())
-
-
-def push(arguments: argparse.Namespace) -> dict:
-    folder = arguments.folder
-    files, outputs = check_folder(folder, arguments.image)
-    record = {"repo_id": arguments.repo_id, "files": len(files), "uploaded": False}
-    if arguments.dry_run:
-        return {**record, "bytes": list_files(files, folder)}
-    files = write_sums(folder, files)
-    record |= {"files": len(files), "bytes": list_files(files, folder)}
-    repo_id, commit, is_new = upload(
-        HfApi(), files, arguments.repo_id, arguments.private, arguments.create_pr, arguments.revision
-    )
-    check_published(repo_id, commit.oid, files, arguments.image, outputs)
-    found = {"repo_id": repo_id, "uploaded": is_new, "commit": commit.oid, "pull_request": commit.pr_url}
-    return {**record, **found, "same_logits": True}
-
-
 def main(argv: list[str] | None = None) -> dict:
-    arguments = parse(argv)
+    arguments = vars(parse(argv))
     try:
-        return {**push(arguments), **environment()}
+        return {**publish(**arguments), **environment()}
     except HUB_ERRORS as error:
-        print(f"error: {plain_words(error, arguments.repo_id)}", file=sys.stderr)
+        print(f"error: {plain_words(error, arguments['repo_id'])}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -10,7 +10,7 @@ of these arguments; what is written behind it on the command line counts more. E
 folder, or begins where there is none; SIGTERM saves one and exits with status 143. At the end the folder holds the
 model, `ema/` with the averaged weights if there are any (then these are evaluated), `eval_results.json`,
 `training_curves.png` and a model card; TensorBoard's files are in `runs/` (`--report_to trackio`, `none` and others
-work too).
+work too). `--push_to_hub` then publishes what was evaluated, as `scripts/push_to_hub.py` does.
 """
 
 import sys
@@ -31,6 +31,7 @@ from typing import Literal
 import torch
 import yaml
 from datasets import load_dataset_builder
+from huggingface_hub import HfApi
 from transformers import AutoModelForImageClassification, EvalPrediction, HfArgumentParser, set_seed
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
@@ -40,13 +41,15 @@ from vitae_hf.data import class_names, load_labelled_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
 from vitae_hf.optimization import scaled_learning_rate
+from vitae_hf.publishing import HUB_ERRORS, plain_words, publish
 from vitae_hf.report import draw_curves, model_card
 from vitae_hf.samples import IGNORED_LABEL, LabelledImages, collate
 from vitae_hf.streaming import StreamedImages, find_shards
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
-TEMPLATE = Path(__file__).parents[1] / "model_cards" / "trained.md"
+REPOSITORY = Path(__file__).parents[1]
+TEMPLATE = REPOSITORY / "model_cards" / "trained.md"
 
 
 @dataclasses.dataclass
@@ -247,8 +250,33 @@ def write_reports(trainer: ViTAETrainer, run: RunArguments, record: dict) -> Non
         shutil.copy(output / "training_curves.png", output / "ema")
 
 
+def take_over_pushing(training: ViTAETrainingArguments) -> bool:
+    """Whether to publish in the end. The Trainer does not: it would push whatever lies in the folder, in between too.
+
+    Raises:
+        HUB_ERRORS: the repository cannot be made; better known now than after the training.
+    """
+    wanted, training.push_to_hub = training.push_to_hub, False
+    if wanted and training.should_save:
+        training.hub_model_id = training.hub_model_id or Path(training.output_dir).absolute().name
+        options = {"private": training.hub_private_repo, "exist_ok": True}
+        training.hub_model_id = HfApi(token=training.hub_token).create_repo(training.hub_model_id, **options).repo_id
+    return wanted
+
+
+def push(training: ViTAETrainingArguments, folder: str) -> dict:
+    return publish(
+        Path(folder),
+        training.hub_model_id,
+        REPOSITORY / "examples" / "chelsea.png",
+        revision=training.hub_revision,
+        token=training.hub_token,
+    )
+
+
 def main(argv: list[str] | None = None) -> dict:
     run, augmentation, training = parse(argv)
+    is_published = take_over_pushing(training)
     set_seed(training.seed)
     trainer = build_trainer(run, augmentation, training)
     trained = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
@@ -275,6 +303,8 @@ def main(argv: list[str] | None = None) -> dict:
     }
     if training.should_save:
         write_reports(trainer, run, record)
+        if is_published:
+            record |= push(training, record["model"])
     return record
 
 

@@ -3,8 +3,8 @@
 
     python scripts/verify_checkpoint.py org/vitae-s
 
-The checksums are those of `SHA256SUMS`, which published folders carry, and, for a name, the Hub's own. Exits with status
-1 if a file is damaged or missing, and names it.
+The checksums are those of `SHA256SUMS`, which published folders carry, and, for a name, the Hub's own. If a file is
+damaged or missing it is named, and the exit status is 1.
 """
 
 import argparse

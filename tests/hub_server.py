@@ -49,14 +49,14 @@ def git_oid(content: bytes) -> str:
 
 @dataclass
 class Repository:
-    """Commits as `{"id", "message", "parent", "files": {path: {"oid", "size", "lfs"}}}`, and refs that point to them."""
+    """Commits as `{"id", "message", "parent", "files": {path: {"oid", "size", "lfs"}}}`, and refs that point there."""
 
     private: bool = False
     commits: dict[str, dict] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
 
     def commit(self, ref: str, files: dict[str, dict], message: str, parent: str | None) -> str:
-        content = json.dumps([parent, files, message, len(self.commits)], sort_keys=True).encode()
+        content = json.dumps([parent, files, message, time.time_ns()], sort_keys=True).encode()
         commit = hashlib.sha1(content).hexdigest()
         self.commits[commit] = {"id": commit, "message": message, "parent": parent, "files": files}
         self.refs[ref] = commit
@@ -87,7 +87,6 @@ class HubServer(ThreadingHTTPServer):
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.lock = Path(folder), threading.RLock()
-        (self.folder / "blobs").mkdir(parents=True, exist_ok=True)
         self.faults: list[Fault] = []
         self.log: list[tuple] = []
 
@@ -131,8 +130,8 @@ class HubServer(ThreadingHTTPServer):
                     return fault
         return None
 
-    def blob(self, oid: str) -> Path:
-        return self.folder / "blobs" / oid
+    def blob(self, repo_id: str, oid: str) -> Path:
+        return self.folder / f"{repo_id}.blobs" / oid
 
     def repository(self, repo_id: str) -> Repository:
         path = self.folder / f"{repo_id}.json"
@@ -142,33 +141,33 @@ class HubServer(ThreadingHTTPServer):
 
     def save(self, repo_id: str, repository: Repository) -> None:
         path = self.folder / f"{repo_id}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(vars(repository)))
 
     def create(self, repo_id: str, private: bool = False) -> Repository:
         """A new repository with one commit, which holds `.gitattributes`, as the Hub makes it."""
         attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
         repository = Repository(private)
-        repository.commit("main", {".gitattributes": self.add_blob(attributes)}, "initial commit", None)
+        self.blob(repo_id, "").mkdir(parents=True)
+        repository.commit("main", {".gitattributes": self.add_blob(repo_id, attributes)}, "initial commit", None)
         self.save(repo_id, repository)
         return repository
 
-    def add_blob(self, content: bytes) -> dict:
+    def add_blob(self, repo_id: str, content: bytes) -> dict:
         oid = git_oid(content)
-        self.blob(oid).write_bytes(content)
+        self.blob(repo_id, oid).write_bytes(content)
         return {"oid": oid, "size": len(content), "lfs": None}
 
     def commit_from_elsewhere(self, repo_id: str, revision: str = "main") -> None:
         """Somebody else's commit, which adds a file."""
         repository = self.repository(repo_id)
         head = repository.find(revision)
-        files = {**head["files"], "NEWS.md": self.add_blob(b"written by somebody else\n")}
+        files = {**head["files"], "NEWS.md": self.add_blob(repo_id, b"written by somebody else\n")}
         repository.commit(revision, files, "from elsewhere", head["id"])
         self.save(repo_id, repository)
 
     def content(self, repo_id: str, path: str, revision: str = "main") -> bytes:
         """A file of a repository, from the disk."""
-        return self.blob(self.repository(repo_id).find(revision)["files"][path]["oid"]).read_bytes()
+        return self.blob(repo_id, self.repository(repo_id).find(revision)["files"][path]["oid"]).read_bytes()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -188,8 +187,8 @@ class Handler(BaseHTTPRequestHandler):
         ("GET", r"/api/models/(?P<repo_id>[^/]+/[^/]+)/revision/(?P<revision>.+)", "model_info"),
         ("GET", r"/api/models/(?P<repo_id>[^/]+/[^/]+)", "model_info"),
         ("POST", r"/(?P<repo_id>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
-        ("PUT", r"/lfs/(?P<oid>[0-9a-f]{64})", "lfs_put"),
-        ("POST", r"/lfs/verify", "lfs_verify"),
+        ("PUT", r"/lfs/(?P<repo_id>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})", "lfs_put"),
+        ("POST", r"/lfs/(?P<repo_id>[^/]+/[^/]+)/verify", "lfs_verify"),
         ("GET", r"/(?P<repo_id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     ]
 
@@ -326,21 +325,22 @@ class Handler(BaseHTTPRequestHandler):
         self.repository(repo_id)
         objects = []
         for wanted in json.loads(self.body)["objects"]:
-            if not self.server.blob(wanted["oid"]).exists():
-                put, verify = f"{self.server.url}/lfs/{wanted['oid']}", f"{self.server.url}/lfs/verify"
-                wanted = {**wanted, "actions": {"upload": {"href": put}, "verify": {"href": verify}}}
+            if not self.server.blob(repo_id, wanted["oid"]).exists():
+                base = f"{self.server.url}/lfs/{repo_id}"
+                actions = {"upload": {"href": f"{base}/{wanted['oid']}"}, "verify": {"href": f"{base}/verify"}}
+                wanted = {**wanted, "actions": actions}
             objects.append(wanted)
         return self.json({"transfer": "basic", "objects": objects})
 
-    def lfs_put(self, oid: str):
+    def lfs_put(self, repo_id: str, oid: str):
         if hashlib.sha256(self.body).hexdigest() != oid:
             raise Refusal(400, "the content does not have the SHA-256 that was announced")
-        self.server.blob(oid).write_bytes(self.body)
+        self.server.blob(repo_id, oid).write_bytes(self.body)
         return self.json({})
 
-    def lfs_verify(self):
+    def lfs_verify(self, repo_id: str):
         request = json.loads(self.body)
-        blob = self.server.blob(request["oid"])
+        blob = self.server.blob(repo_id, request["oid"])
         if not blob.exists() or blob.stat().st_size != request["size"]:
             raise Refusal(404, "the object did not arrive")
         return self.json({})
@@ -353,7 +353,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(412, "A commit has happened since. Please refresh and try again.")
         files = dict(head["files"])
         for operation in operations:
-            self.apply(operation["key"], operation["value"], files)
+            self.apply(repo_id, operation["key"], operation["value"], files)
         answer = {"success": True}
         if "create_pr" in self.query:
             number = 1 + sum(ref.startswith("refs/pr/") for ref in repository.refs)
@@ -363,11 +363,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.save(repo_id, repository)
         return self.json({**answer, "commitUrl": f"{self.server.url}/{repo_id}/commit/{commit}", "commitOid": commit})
 
-    def apply(self, kind: str, value: dict, files: dict):
+    def apply(self, repo_id: str, kind: str, value: dict, files: dict):
         if kind == "file":
-            files[value["path"]] = self.server.add_blob(base64.b64decode(value["content"]))
+            files[value["path"]] = self.server.add_blob(repo_id, base64.b64decode(value["content"]))
         elif kind == "lfsFile":
-            blob = self.server.blob(value["oid"])
+            blob = self.server.blob(repo_id, value["oid"])
             if not blob.exists():
                 raise Refusal(400, f"LFS object {value['oid']} was not uploaded")
             lfs = {"oid": value["oid"], "size": blob.stat().st_size, "pointerSize": 134}
@@ -386,15 +386,14 @@ class Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": path} for path in commit["files"]]
         info = {"_id": repo_id, "id": repo_id, "modelId": repo_id, "sha": commit["id"], "siblings": siblings}
         if "README.md" in commit["files"]:
-            card = self.server.blob(commit["files"]["README.md"]["oid"]).read_text()
+            card = self.server.blob(repo_id, commit["files"]["README.md"]["oid"]).read_text()
             if tag := re.search(r"^pipeline_tag: (.+)$", card, flags=re.MULTILINE):
                 info |= {"pipeline_tag": tag[1], "library_name": "transformers"}
         return self.json({**info, "private": repository.private, "gated": False, "disabled": False, "tags": []})
 
     def tree(self, repo_id: str, revision: str, path: str | None = None):
         files = self.repository(repo_id).find(revision)["files"]
-        prefix, is_recursive = f"{path}/" if path else "", self.query.get("recursive") == ["True"]
-        is_recursive = is_recursive or self.query.get("recursive") == ["true"]
+        prefix, is_recursive = f"{path}/" if path else "", self.query.get("recursive") == ["true"]
         entries = {}
         for name, file in files.items():
             if name.startswith(prefix):
@@ -418,7 +417,7 @@ class Handler(BaseHTTPRequestHandler):
         headers |= {"ETag": f'"{file["oid"]}"', "Content-Type": "application/octet-stream"}
         if file["lfs"]:
             headers |= {"X-Linked-ETag": f'"{file["oid"]}"', "X-Linked-Size": str(file["size"])}
-        body, status = self.server.blob(file["oid"]).read_bytes(), 200
+        body, status = self.server.blob(repo_id, file["oid"]).read_bytes(), 200
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             first, last = int(wanted[1]), min(int(wanted[2] or len(body) - 1), len(body) - 1)
             if first >= len(body):

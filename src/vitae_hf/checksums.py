@@ -67,13 +67,19 @@ def problems_of_file(path: Path, expected_sum: str | None) -> list[str]:
     return problems
 
 
-def verify_checkpoint(source: str | Path, revision: str | None = None, cache_dir: str | Path | None = None) -> dict:
+def verify_checkpoint(
+    source: str | Path,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+) -> dict:
     """Compare every file of a model with its checksums.
 
     Args:
         source: folder, or name of a Hub repository, of which what is not yet in the cache is downloaded.
         revision: branch, tag or commit of the repository.
         cache_dir: where downloads are kept; default: the library's cache.
+        token: default: the one that is logged in.
 
     Returns:
         `folder`; `checked`, the names of files compared with a sum; `unchecked`, those without one; and `problems`: for
@@ -84,7 +90,9 @@ def verify_checkpoint(source: str | Path, revision: str | None = None, cache_dir
         ValueError: `SHA256SUMS` cannot be read.
     """
     is_folder = Path(source).is_dir()
-    folder = Path(source if is_folder else snapshot_download(str(source), revision=revision, cache_dir=cache_dir))
+    folder = Path(source)
+    if not is_folder:
+        folder = Path(snapshot_download(str(source), revision=revision, cache_dir=cache_dir, token=token))
     sums, problems, checked, unchecked = read_sums(folder), {}, [], []
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         (checked if path.name in sums or path.is_symlink() else unchecked).append(path.name)

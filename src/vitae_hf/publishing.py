@@ -194,7 +194,9 @@ def upload(
     return repo_id, commit, commit.oid != before.sha
 
 
-def check_published(repo_id: str, commit: str, files: list[Path], image: str | Path, outputs: torch.Tensor) -> None:
+def check_published(
+    repo_id: str, commit: str, files: list[Path], image: str | Path, outputs: torch.Tensor, token: str | None = None
+) -> None:
     """Download a commit by name into an empty cache, and compare its files and what the model makes of the image.
 
     Raises:
@@ -202,17 +204,73 @@ def check_published(repo_id: str, commit: str, files: list[Path], image: str | P
         HUB_ERRORS: the download failed.
     """
     with tempfile.TemporaryDirectory() as cache:
-        report = verify_checkpoint(repo_id, revision=commit, cache_dir=cache)
+        source = {"revision": commit, "cache_dir": cache, "token": token}
+        report = verify_checkpoint(repo_id, **source)
         problems, downloaded = report["problems"], Path(report["folder"])
         for path in files:
             copy = downloaded / path.name
             if path.name not in problems and not (copy.is_file() and sha256(copy) == sha256(path)):
                 problems[path.name] = ["not the file that was uploaded"]
         if problems:
-            raise ValueError(f"what comes back from the Hub is damaged: {describe(problems)}")
-        again = compute_outputs(repo_id, image, revision=commit, cache_dir=cache)
+            raise ValueError(
+                f"uploaded, but what comes back from {repo_id} is damaged ({describe(problems)}); run it again to see"
+                " whether the Hub or the download was at fault"
+            )
+        again = compute_outputs(repo_id, image, **source)
     if not torch.equal(outputs, again):
-        raise ValueError(f"{repo_id} gives other logits than the folder")
+        raise ValueError(f"uploaded, but {repo_id} gives other logits than the folder")
+
+
+def list_files(files: list[Path], folder: Path) -> int:
+    """Print what is uploaded, and return how many bytes that is."""
+    sizes = {path.name: path.stat().st_size for path in files}
+    for name, size in sizes.items():
+        print(f"{size:>15,}  {name}")
+    print(f"{sum(sizes.values()):>15,}  bytes in {len(files)} files")
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in sizes):
+        print("not uploaded:", ", ".join(others))
+    return sum(sizes.values())
+
+
+def publish(
+    folder: Path,
+    repo_id: str,
+    image: str | Path,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
+    dry_run: bool = False,
+    token: str | None = None,
+) -> dict:
+    """Check a folder, print what is uploaded, upload it, load it by name and compare.
+
+    Args:
+        folder: what `save_pretrained` wrote, with a model card; it gets a `SHA256SUMS`.
+        repo_id: organisation or user, and name.
+        image: what to try the model on, before and after.
+        private: whether a new repository is only for those invited.
+        create_pr: propose the files as a pull request.
+        revision: branch, made if need be; default: `main`.
+        dry_run: stop before anything is written or sent.
+        token: default: the one that is logged in.
+
+    Returns:
+        Number and bytes of the files; the repository, its commit, whether that is new, and the pull request.
+
+    Raises:
+        HUB_ERRORS: as [`check_folder`], [`upload`] and [`check_published`] say.
+    """
+    files, outputs = check_folder(folder, image)
+    record = {"repo_id": repo_id, "files": len(files), "uploaded": False}
+    if dry_run:
+        return {**record, "bytes": list_files(files, folder)}
+    files = write_sums(folder, files)
+    record |= {"files": len(files), "bytes": list_files(files, folder)}
+    repo_id, commit, is_new = upload(HfApi(token=token), files, repo_id, private, create_pr, revision)
+    check_published(repo_id, commit.oid, files, image, outputs, token)
+    found = {"repo_id": repo_id, "uploaded": is_new, "hub_commit": commit.oid, "pull_request": commit.pr_url}
+    return {**record, **found, "same_logits": True}
 
 
 def describe(problems: dict[str, list[str]]) -> str:
