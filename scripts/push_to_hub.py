@@ -9,11 +9,10 @@ card (`README.md`). Everything goes into one commit; if it fails, run it again. 
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from vitae_hf.environment import environment
-from vitae_hf.publishing import HUB_ERRORS, plain_words, publish
+from vitae_hf.publishing import plain_failures, publish
 
 
 EXAMPLE_IMAGE = Path(__file__).parents[1] / "examples" / "chelsea.png"
@@ -34,11 +33,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> dict:
     arguments = vars(parse(argv))
-    try:
+    with plain_failures(arguments["repo_id"]):
         return {**publish(**arguments), **environment()}
-    except HUB_ERRORS as error:
-        print(f"error: {plain_words(error, arguments['repo_id'])}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

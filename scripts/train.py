@@ -41,7 +41,7 @@ from vitae_hf.data import class_names, load_labelled_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
 from vitae_hf.optimization import scaled_learning_rate
-from vitae_hf.publishing import HUB_ERRORS, plain_words, publish
+from vitae_hf.publishing import plain_failures, publish
 from vitae_hf.report import draw_curves, model_card
 from vitae_hf.samples import IGNORED_LABEL, LabelledImages, collate
 from vitae_hf.streaming import StreamedImages, find_shards
@@ -251,27 +251,24 @@ def write_reports(trainer: ViTAETrainer, run: RunArguments, record: dict) -> Non
 
 
 def take_over_pushing(training: ViTAETrainingArguments) -> bool:
-    """Whether to publish in the end. The Trainer does not: it would push whatever lies in the folder, in between too.
+    """Whether to publish in the end, and if so, make the repository: better to fail now than after the training.
 
-    Raises:
-        HUB_ERRORS: the repository cannot be made; better known now than after the training.
+    The Trainer itself then pushes nothing: it would upload logs and pickles, and both kinds of weights into one place.
     """
     wanted, training.push_to_hub = training.push_to_hub, False
     if wanted and training.should_save:
-        training.hub_model_id = training.hub_model_id or Path(training.output_dir).absolute().name
-        options = {"private": training.hub_private_repo, "exist_ok": True}
-        training.hub_model_id = HfApi(token=training.hub_token).create_repo(training.hub_model_id, **options).repo_id
+        name = training.hub_model_id or Path(training.output_dir).absolute().name
+        with plain_failures(name):
+            api = HfApi(token=training.hub_token)
+            made = api.create_repo(name, private=training.hub_private_repo, exist_ok=True)
+        training.hub_model_id = made.repo_id
     return wanted
 
 
 def push(training: ViTAETrainingArguments, folder: str) -> dict:
-    return publish(
-        Path(folder),
-        training.hub_model_id,
-        REPOSITORY / "examples" / "chelsea.png",
-        revision=training.hub_revision,
-        token=training.hub_token,
-    )
+    image, options = REPOSITORY / "examples" / "chelsea.png", {"revision": training.hub_revision}
+    with plain_failures(training.hub_model_id):
+        return publish(Path(folder), training.hub_model_id, image, token=training.hub_token, **options)
 
 
 def main(argv: list[str] | None = None) -> dict:

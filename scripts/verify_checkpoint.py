@@ -9,10 +9,9 @@ damaged or missing it is named, and the exit status is 1.
 
 import argparse
 import json
-import sys
 
 from vitae_hf.checksums import verify_checkpoint
-from vitae_hf.publishing import HUB_ERRORS, describe, plain_words
+from vitae_hf.publishing import describe, plain_failures
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -20,16 +19,12 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("source", help="folder, or name of a Hub repository")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     arguments = parser.parse_args(argv)
-    try:
+    with plain_failures(arguments.source):
         record = verify_checkpoint(arguments.source, arguments.revision)
-    except HUB_ERRORS as error:
-        print(f"error: {plain_words(error, arguments.source)}", file=sys.stderr)
-        sys.exit(1)
-    if not record["checked"] and not record["problems"]:
-        record["problems"] = {arguments.source: ["no checksums to compare with"]}
-    if record["problems"]:
-        print(f"error: in {record['folder']} — {describe(record['problems'])}", file=sys.stderr)
-        sys.exit(1)
+        if record["problems"]:
+            raise ValueError(f"{record['folder']} is damaged: {describe(record['problems'])}")
+        if not record["checked"]:
+            raise ValueError(f"{record['folder']} carries no checksums to compare with")
     return {**record, "whole": True}
 
 

@@ -16,6 +16,10 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+
+
 HAS_PACKAGE = importlib.util.find_spec("vitae_hf") is not None
 
 
@@ -33,9 +37,6 @@ def run_script(script: str, arguments: list[str], token: str | None) -> dict:
 
 
 def load(name: str, revision: str | None, image: str, output: str) -> dict:
-    import torch
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
-
     if HAS_PACKAGE:
         import vitae_hf  # noqa: F401
     options = {"revision": revision, **({} if HAS_PACKAGE else {"trust_remote_code": True})}
@@ -53,7 +54,7 @@ def load(name: str, revision: str | None, image: str, output: str) -> dict:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+    sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # last: evaluate.py must not hide the package
     for line in sys.stdin:
         task = json.loads(line)
         if "script" in task:

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 from test_remote_code import IMAGE, python_path_without
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
-from vitae_hf.checksums import verify_checkpoint
+from vitae_hf.checksums import verify_checkpoint, write_sums
 from vitae_hf.conversion import convert_checkpoint
-from vitae_hf.publishing import check_folder, compute_outputs, write_sums
+from vitae_hf.publishing import check_folder, compute_outputs
 
 
 CARD = "---\npipeline_tag: image-classification\nlibrary_name: transformers\n---\n\n# A model for tests\n"
@@ -140,38 +140,52 @@ def flip(path: Path, at: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def published(hub, client, tmp_path_factory):
+def loaders(hub, tmp_path_factory):
+    """Fresh processes with empty caches, with and without the package; the third is offline, with the second's cache.
+
+    All start at once, since it is importing that takes them long.
+    """
+    root = tmp_path_factory.mktemp("loaders")
+    path = python_path_without("vitae_hf", "__editable__", folder=root / "site")
+    bare = {**hub.environment(root / "bare", token=None), "PYTHONPATH": str(path)}
+    offline = {**bare, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    started = {
+        "with_package": start_client(root / "1", hub.environment(root / "home", token=None)),
+        "without_package": start_client(root / "2", bare, flags=("-S",)),
+        "offline": start_client(root / "3", offline, flags=("-S",)),
+    }
+    yield started
+    for client in started.values():
+        stop_client(client)
+
+
+@pytest.fixture(scope="module")
+def published(hub, client, loaders, tmp_path_factory):
     """Folders and the names under which they were pushed: a converted vitae-t, and a vitae-nano trained elsewhere."""
     root = tmp_path_factory.mktemp("published")
     torch.save(original_weights(config_from_preset("vitae-t")), root / "t.pth")
     convert_checkpoint(root / "t.pth", root / "converted")
+    assert verify_checkpoint(root / "converted")["unchecked"] == ["SHA256SUMS"]
     (root / "converted" / "README.md").write_text(CARD)
     torch.manual_seed(0)
     ViTAEForImageClassification(config_from_preset("vitae-nano")).save_pretrained(root / "nano")
-    data = REPOSITORY / "examples" / "fashion_mnist_mini"
-    variables = {**os.environ, **hub.environment(root / "home")}
-    command = [sys.executable, REPOSITORY / "scripts" / "train.py", "--dataset", data, "--model_name_or_path", "nano"]
-    command += ["--output_dir", "trained", "--max_steps", "2", "--train_share", "0.02", "--learning_rate", "0.1"]
-    command += ["--ema_decay", "0.5", "--save_strategy", "no", "--eval_strategy", "no", "--push_to_hub"]
-    command += ["--hub_model_id", "org/vitae-nano-trained", "--per_device_eval_batch_size", "100"]
-    done = subprocess.run(command, env=variables, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    record = json.loads(done.stdout.splitlines()[-1])
+    arguments = ["--dataset", REPOSITORY / "examples" / "fashion_mnist_mini", "--model_name_or_path", root / "nano"]
+    arguments += ["--output_dir", root / "trained", "--max_steps", 2, "--train_share", 0.02, "--learning_rate", 0.1]
+    arguments += ["--ema_decay", 0.5, "--save_strategy", "no", "--eval_strategy", "no", "--report_to", "tensorboard"]
+    arguments += ["--push_to_hub", "--hub_model_id", "org/vitae-nano-trained", "--per_device_eval_batch_size", 100]
+    answer = client.run("train", *arguments)
+    assert answer["status"] == 0, answer["stderr"]
+    record = json.loads(answer["stdout"].splitlines()[-1])
     assert record["hub_commit"] == hub.repository("org/vitae-nano-trained").refs["main"]
     client.push(root / "converted", "--repo_id", "org/vitae-t")
     return {"org/vitae-t": root / "converted", "org/vitae-nano-trained": root / "trained" / "ema"}
 
 
-@pytest.mark.parametrize("has_package", [True, False], ids=["with_package", "without_package"])
-def test_pushed_models_load_by_name_and_give_the_same_bits(hub, published, tmp_path, has_package):
-    variables, flags = hub.environment(tmp_path / "home", token=None), ()
-    if not has_package:
-        path = python_path_without("vitae_hf", "__editable__", folder=tmp_path / "site")
-        variables, flags = {**variables, "PYTHONPATH": str(path)}, ("-S",)
-    loader = start_client(tmp_path / "loader", variables, flags)
+@pytest.mark.parametrize("kind", ["with_package", "without_package", "offline"])
+def test_pushed_models_load_by_name_and_give_the_same_bits(loaders, published, tmp_path, kind):
     for name, folder in published.items():
-        record = loader.load(name, tmp_path / "out.pt")
-        assert record["module"].startswith("vitae_hf." if has_package else "transformers_modules.")
+        record = loaders[kind].load(name, tmp_path / "out.pt")
+        assert record["module"].startswith("vitae_hf." if kind == "with_package" else "transformers_modules.")
         assert record["model_type"] == "vitae"
         model = ViTAEForImageClassification.from_pretrained(folder).eval()
         pixel_values = ViTAEImageProcessor.from_pretrained(folder)(IMAGE, return_tensors="pt").pixel_values
@@ -179,12 +193,6 @@ def test_pushed_models_load_by_name_and_give_the_same_bits(hub, published, tmp_p
             assert torch.equal(record["logits"], model(pixel_values).logits)
             assert torch.equal(record["pooled"], model.vitae(pixel_values).pooler_output)
         assert record["pipeline"] == model.config.id2label[record["logits"].argmax().item()]
-    stop_client(loader)
-    if not has_package:  # and now without a hub
-        offline = {**variables, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
-        loader = start_client(tmp_path / "offline", offline, flags)
-        assert torch.equal(loader.load(name, tmp_path / "again.pt")["logits"], record["logits"])
-        stop_client(loader)
 
 
 def test_a_training_run_publishes_the_same_layout_as_the_script(hub, published):
@@ -324,6 +332,12 @@ def test_a_token_that_may_not_write_is_refused(hub, client, folder, token, exist
     assert said[token] in sentence
     assert (hub.folder / f"{name}.json").exists() == exists
     assert not exists or hub.repository(name).history() == ["initial commit"]
+
+
+def test_a_training_run_that_could_not_publish_is_refused_before_it_trains(hub, client, tmp_path):
+    arguments = ["--dataset", "nowhere", "--preset", "vitae-nano", "--output_dir", tmp_path / "out", "--push_to_hub"]
+    sentence = client.refusal("train", *arguments, "--hub_model_id", "org/too-late", token=READER)
+    assert "org/too-late: it takes one that may write" in sentence
 
 
 def test_where_nothing_listens_the_script_ends_with_one_sentence(folder, tmp_path):

@@ -23,9 +23,12 @@ def git_sha1(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def format_sums(paths: list[Path]) -> str:
-    """The lines of a `SHA256SUMS` for files of one folder."""
-    return "".join(f"{sha256(path)}  {path.name}\n" for path in sorted(paths))
+def write_sums(folder: Path, files: list[Path]) -> list[Path]:
+    """Write `SHA256SUMS` of a folder's files, whole or not at all, and return them with it."""
+    files = [path for path in files if path.name != SUMS_NAME]
+    unfinished = folder / f".{SUMS_NAME}.unfinished"
+    unfinished.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in files))
+    return [*files, unfinished.replace(folder / SUMS_NAME)]
 
 
 def read_sums(folder: Path) -> dict[str, str]:

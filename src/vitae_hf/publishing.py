@@ -2,7 +2,10 @@
 """From a folder to a Hub repository: check it, upload what belongs to the model, load it back and compare."""
 
 import json
+import re
+import sys
 import tempfile
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from huggingface_hub.utils import httpx
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-from .checksums import SUMS_NAME, format_sums, header_problem, sha256, verify_checkpoint
+from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
 
 
 # Of a folder, what a model is made of; its code files come on top. Whatever else lies there stays there: checkpoints,
@@ -145,14 +148,6 @@ def check_folder(folder: Path, image: str | Path) -> tuple[list[Path], torch.Ten
     if not outputs.isfinite().all():
         raise ValueError(f"{folder} gives logits that are not finite for {image}")
     return files, outputs
-
-
-def write_sums(folder: Path, files: list[Path]) -> list[Path]:
-    """Write `SHA256SUMS` of the files, whole or not at all, and return them with it."""
-    others = [path for path in files if path.name != SUMS_NAME]
-    unfinished = folder / f".{SUMS_NAME}.unfinished"
-    unfinished.write_text(format_sums(others))
-    return [*others, unfinished.replace(folder / SUMS_NAME)]
 
 
 def upload(
@@ -304,7 +299,7 @@ def plain_words(error: BaseException, subject: str) -> str:
         sentence = f"{subject} was changed by somebody else in the meantime; nothing was uploaded, run it again"
     elif status is not None and (status >= 500 or status == 429):
         sentence = f"the Hub failed with status {status} for {subject}; run it again, it goes on where it is needed"
-    elif any(isinstance(cause, (httpx.HTTPError, ConnectionError)) for cause in causes):
+    elif status is None and any(isinstance(cause, (httpx.HTTPError, ConnectionError)) for cause in causes):
         sentence = (
             f"no connection to {constants.ENDPOINT} for {subject} ({first_line(causes[-1])}); run it again, it goes on"
             " where it is needed"
@@ -313,5 +308,19 @@ def plain_words(error: BaseException, subject: str) -> str:
         sentence = f"{subject} is not on the Hub ({first_line(error)})"
     else:
         sentence = " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
-    token = get_token()
-    return sentence.replace(token, "…") if token else sentence
+    sentence = sentence.replace(get_token() or "\n", "…")
+    return re.sub(r"\bhf_\w{20,}", "…", sentence)
+
+
+@contextmanager
+def plain_failures(subject: str):
+    """End the process with one sentence on stderr and status 1 where the Hub, or a check before it, fails.
+
+    Args:
+        subject: folder or repository that it is about.
+    """
+    try:
+        yield
+    except HUB_ERRORS as error:
+        print(f"\nerror: {plain_words(error, subject)}", file=sys.stderr)  # below a progress bar
+        sys.exit(1)
