@@ -1,7 +1,8 @@
 """Run by test_hub.py in processes of its own: does what it is told, with the real client, one JSON line after another.
 
-    {"script": "push_to_hub", "arguments": […], "token": …}    -> {"status", "stdout", "stderr"}
-    {"load": "org/name", "revision": …, "image": …, "output": …}   -> {}, and tensors in the file `output`
+    {"script": "push_to_hub", "arguments": […], "token": …}         -> {"status", "stdout", "stderr"}
+    {"library": "org/name", "folder": …, "token": …}                -> {}; pushed by model and Trainer (`…-trainer`)
+    {"load": "org/name", "revision": …, "image": …, "output": …}    -> {}; tensors in the file `output`
 
 Works without vitae_hf, by `trust_remote_code`, where it is not installed.
 """
@@ -14,7 +15,6 @@ import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
@@ -53,12 +53,34 @@ def load(name: str, revision: str | None, image: str, output: str) -> dict:
     return {}
 
 
+def push_with_the_library(name: str, folder: str, token: str) -> dict:
+    from transformers import Trainer, TrainingArguments
+
+    import vitae_hf
+
+    os.environ["HF_TOKEN"] = token
+    model = vitae_hf.ViTAEForImageClassification.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model.push_to_hub(name)
+    processor.push_to_hub(name)
+    options = {"max_steps": 1, "report_to": "none", "push_to_hub": True, "hub_model_id": f"{name}-trainer"}
+    arguments = TrainingArguments(f"{folder}-trained", learning_rate=0.0, **options)
+    data = [{"pixel_values": torch.zeros(3, 64, 64), "labels": 0}] * 2
+    trainer = Trainer(model, arguments, train_dataset=data, processing_class=processor)
+    trainer.train()
+    trainer.push_to_hub()
+    return {}
+
+
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # last: evaluate.py must not hide the package
     for line in sys.stdin:
         task = json.loads(line)
         if "script" in task:
             answer = run_script(task["script"], task["arguments"], task["token"])
+        elif "library" in task:
+            with redirect_stdout(sys.stderr):
+                answer = push_with_the_library(task["library"], task["folder"], task["token"])
         else:
             answer = load(task["load"], task["revision"], task["image"], task["output"])
         print(json.dumps(answer), flush=True)

@@ -157,12 +157,12 @@ class HubServer(ThreadingHTTPServer):
         self.blob(repo_id, oid).write_bytes(content)
         return {"oid": oid, "size": len(content), "lfs": None}
 
-    def commit_from_elsewhere(self, repo_id: str, revision: str = "main") -> None:
-        """Somebody else's commit, which adds a file."""
+    def commit_from_elsewhere(self, repo_id: str, path: str = "NEWS.md", content: bytes = b"by others\n") -> None:
+        """Somebody else's commit, which adds a file to `main`."""
         repository = self.repository(repo_id)
-        head = repository.find(revision)
-        files = {**head["files"], "NEWS.md": self.add_blob(repo_id, b"written by somebody else\n")}
-        repository.commit(revision, files, "from elsewhere", head["id"])
+        head = repository.find("main")
+        files = {**head["files"], path: self.add_blob(repo_id, content)}
+        repository.commit("main", files, "from elsewhere", head["id"])
         self.save(repo_id, repository)
 
     def content(self, repo_id: str, path: str, revision: str = "main") -> bytes:

@@ -91,8 +91,8 @@ def start_client(folder: Path, variables: dict, flags: tuple = ()) -> Client:
 
 
 def stop_client(client: Client) -> None:
-    client.process.stdin.close()
-    client.process.wait(timeout=60)
+    client.process.kill()
+    client.process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def published(hub, client, loaders, tmp_path_factory):
     ViTAEForImageClassification(config_from_preset("vitae-nano")).save_pretrained(root / "nano")
     arguments = ["--dataset", REPOSITORY / "examples" / "fashion_mnist_mini", "--model_name_or_path", root / "nano"]
     arguments += ["--output_dir", root / "trained", "--max_steps", 2, "--train_share", 0.02, "--learning_rate", 0.1]
-    arguments += ["--ema_decay", 0.5, "--save_strategy", "no", "--eval_strategy", "no", "--report_to", "tensorboard"]
+    arguments += ["--ema_decay", 0.5, "--save_strategy", "no", "--eval_strategy", "no", "--report_to", "none"]
     arguments += ["--push_to_hub", "--hub_model_id", "org/vitae-nano-trained", "--per_device_eval_batch_size", 100]
     answer = client.run("train", *arguments)
     assert answer["status"] == 0, answer["stderr"]
@@ -252,6 +252,21 @@ def test_a_dry_run_lists_the_files_and_neither_writes_nor_sends_anything(hub, cl
     assert f"{size:,}  model.safetensors" in answer["stdout"]
 
 
+def test_what_the_library_pushes_has_the_same_layout(hub, client, folder, tmp_path):
+    client.ask(library="org/library", folder=str(folder), token=WRITER)
+    model_files = UPLOADED - {"SHA256SUMS"} | {".gitattributes"}
+    assert set(hub.repository("org/library").find("main")["files"]) == model_files
+    trained = set(hub.repository("org/library-trainer").find("main")["files"])
+    assert trained == model_files | {"training_args.bin"}
+    for name in ("org/library", "org/library-trainer"):
+        for code in (file for file in model_files if file.endswith(".py")):
+            assert hub.content(name, code) == (REPOSITORY / "src" / "vitae_hf" / code).read_bytes()
+        record = client.load(name, tmp_path / "out.pt")
+        assert record["logits"].shape == (1, 5)
+    client.push(folder, "--repo_id", "org/library")
+    assert set(hub.repository("org/library").find("main")["files"]) == model_files | {"SHA256SUMS"}
+
+
 def test_weights_of_before_do_not_stay_beside_shards(hub, client, folder, tmp_path):
     client.push(folder, "--repo_id", "org/shards")
     torch.manual_seed(1)
@@ -260,6 +275,14 @@ def test_weights_of_before_do_not_stay_beside_shards(hub, client, folder, tmp_pa
     client.push(folder, "--repo_id", "org/shards")  # compares logits
     files = set(hub.repository("org/shards").find("main")["files"])
     assert "model.safetensors" not in files and "model.safetensors.index.json" in files
+
+
+def test_a_repository_that_makes_another_model_of_the_files_is_noticed(hub, client, folder):
+    hub.create("org/foreign")
+    processor = {**json.loads((folder / "preprocessor_config.json").read_text()), "image_mean": [0, 0, 0]}
+    foreign = json.dumps({"image_processor": processor}).encode()
+    hub.commit_from_elsewhere("org/foreign", "processor_config.json", foreign)  # read before preprocessor_config.json
+    assert "org/foreign gives other logits" in client.refusal("push_to_hub", folder, "--repo_id", "org/foreign")
 
 
 def test_pull_requests_and_private_repositories(hub, client, folder, tmp_path):
@@ -420,8 +443,9 @@ def test_damage_in_the_cache_is_found_by_name(hub, client, folder):
     client.push(folder, "--repo_id", "org/cached")
     assert client.run("verify_checkpoint", "org/cached")["status"] == 0
     cache = client.errors.parent / "home" / "hub" / "models--org--cached"
-    for name in ("model.safetensors", "config.json"):
+    for name, kind in (("model.safetensors", "SHA-256"), ("config.json", "git SHA-1"), (".gitattributes", "git SHA-1")):
         (copy,) = cache.glob(f"snapshots/*/{name}")
         flip(copy.resolve(), -1)
-        assert f"{name}: its" in client.refusal("verify_checkpoint", "org/cached")
+        sentence = client.refusal("verify_checkpoint", "org/cached")
+        assert f"{name}: " in sentence and f"its {kind} is not the Hub's" in sentence.split(f"{name}: ")[1]
     assert "org/nothing is not on the Hub" in client.refusal("verify_checkpoint", "org/nothing")
