@@ -10,7 +10,7 @@ of these arguments; what is written behind it on the command line counts more. E
 folder, or begins where there is none; SIGTERM saves one and exits with status 143. At the end the folder holds the
 model, `ema/` with the averaged weights if there are any (then these are evaluated), `eval_results.json`,
 `training_curves.png` and a model card; TensorBoard's files are in `runs/` (`--report_to trackio`, `none` and others
-work too).
+work too). `--push_to_hub` then publishes what was evaluated, as `scripts/push_to_hub.py` does.
 """
 
 import sys
@@ -34,6 +34,7 @@ import torch
 import yaml
 from accelerate.utils import broadcast_object_list
 from datasets import load_dataset_builder
+from huggingface_hub import HfApi
 from transformers import AutoModelForImageClassification, EvalPrediction, HfArgumentParser, set_seed
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
@@ -43,6 +44,7 @@ from vitae_hf.data import class_names, load_labelled_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
 from vitae_hf.optimization import scaled_learning_rate
+from vitae_hf.publishing import plain_failures, publish
 from vitae_hf.report import draw_curves, model_card
 from vitae_hf.samples import IGNORED_LABEL, LabelledImages, collate
 from vitae_hf.streaming import StreamedImages, find_shards
@@ -50,7 +52,8 @@ from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
 HELD_OUT = "held_out"
-TEMPLATE = Path(__file__).parents[1] / "model_cards" / "trained.md"
+REPOSITORY = Path(__file__).parents[1]
+TEMPLATE = REPOSITORY / "model_cards" / "trained.md"
 
 
 @dataclasses.dataclass
@@ -290,6 +293,27 @@ def write_reports(trainer: ViTAETrainer, run: RunArguments, record: dict) -> Non
         shutil.copy(output / "training_curves.png", output / "ema")
 
 
+def take_over_pushing(training: ViTAETrainingArguments) -> bool:
+    """Whether to publish in the end, and if so, make the repository: better to fail now than after the training.
+
+    The Trainer itself then pushes nothing: it would upload logs and pickles, and both kinds of weights into one place.
+    """
+    wanted, training.push_to_hub = training.push_to_hub, False
+    if wanted and training.should_save:
+        name = training.hub_model_id or Path(training.output_dir).absolute().name
+        with plain_failures(name):
+            api = HfApi(token=training.hub_token)
+            made = api.create_repo(name, private=training.hub_private_repo, exist_ok=True)
+        training.hub_model_id = made.repo_id
+    return wanted
+
+
+def push(training: ViTAETrainingArguments, folder: str) -> dict:
+    image, options = REPOSITORY / "examples" / "chelsea.png", {"revision": training.hub_revision}
+    with plain_failures(training.hub_model_id):
+        return publish(Path(folder), training.hub_model_id, image, token=training.hub_token, **options)
+
+
 def main(argv: list[str] | None = None) -> dict:
     run, augmentation, training = parse(argv)
     if training.resume_from_checkpoint is None and (earlier := last_checkpoint(training.output_dir)):
@@ -297,6 +321,7 @@ def main(argv: list[str] | None = None) -> dict:
             f"{earlier} is of an earlier run: continue it by --resume_from_checkpoint last, or choose another"
             " --output_dir"
         )
+    is_published = take_over_pushing(training)
     set_seed(training.seed)
     trainer = build_trainer(run, augmentation, training)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
@@ -323,6 +348,8 @@ def main(argv: list[str] | None = None) -> dict:
     }
     if training.should_save:
         write_reports(trainer, run, record)
+        if is_published:
+            record |= push(training, record["model"])
     return record
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from .checksums import write_sums
 from .configuration_vitae import ViTAEConfig
 from .image_processing_vitae import ViTAEImageProcessorPil
 from .modeling_vitae import ViTAEForImageClassification
@@ -284,6 +285,7 @@ def convert_checkpoint(
     with whole_folder(output) as unfinished:
         model.save_pretrained(unfinished)
         ViTAEImageProcessorPil(size=config.image_size).save_pretrained(unfinished)
+        write_sums(unfinished, sorted(unfinished.iterdir()))
         if verify is not None:
             record["verified"] = verify_folder(unfinished, verify)
     return record

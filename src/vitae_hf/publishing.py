@@ -1,0 +1,326 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""From a folder to a Hub repository: check it, upload what belongs to the model, load it back and compare."""
+
+import json
+import re
+import sys
+import tempfile
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    constants,
+    get_token,
+)
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub.utils import httpx
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+
+from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
+
+
+# Of a folder, what a model is made of; its code files come on top. Whatever else lies there stays there: checkpoints,
+# optimizer state, `training_args.bin` (a pickle), logs.
+BELONGS = [
+    "config.json",
+    "preprocessor_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "README.md",
+    "LICENSE*",
+    "*_results.json",
+    "*.png",
+    SUMS_NAME,
+]
+WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+PICKLED_WEIGHTS = ["*model*.bin", "*model*.pt", "*model*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack"]
+# What talking to the Hub raises; httpx's errors are not OSErrors.
+HUB_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, httpx.HTTPError)
+
+
+def matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def code_files(folder: Path) -> list[str]:
+    """Names of the code files that the folder's `auto_map`s ask for."""
+    names = set()
+    for path in (folder / "config.json", folder / "preprocessor_config.json"):
+        for references in json.loads(path.read_text()).get("auto_map", {}).values():
+            for reference in references.values() if isinstance(references, dict) else [references]:
+                names.add(reference.split("--")[-1].split(".")[0] + ".py")
+    return sorted(names)
+
+
+@torch.no_grad()
+def compute_outputs(source: str | Path, image: str | Path, **kwargs) -> torch.Tensor:
+    """The logits for an image, or the pooled output of a base model, as users of `source` get them.
+
+    Args:
+        kwargs: for `from_pretrained`: `revision`, `cache_dir`.
+
+    Raises:
+        ValueError: the weights lack tensors of the network.
+    """
+    processor = AutoImageProcessor.from_pretrained(source, **kwargs)
+    architecture = (AutoConfig.from_pretrained(source, **kwargs).architectures or [""])[0]
+    auto_class = AutoModelForImageClassification if "ForImageClassification" in architecture else AutoModel
+    model, loading = auto_class.from_pretrained(source, output_loading_info=True, **kwargs)
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(f"the weights of {source} lack {len(missing)} tensors of the network, the first {missing[0]}")
+    pixel_values = processor(image, return_tensors="pt").pixel_values.to(model.dtype)
+    outputs = model.eval()(pixel_values)
+    return outputs.logits if auto_class is AutoModelForImageClassification else outputs.pooler_output
+
+
+def find_files(folder: Path) -> list[Path]:
+    """The files of a folder that are uploaded.
+
+    The averaged weights in `ema/` are a model of their own, which the card and the results of a training run are about.
+    They never go along as a second model that nobody loads by name.
+
+    Raises:
+        ValueError: something is missing, does not belong to a model that loads safely, or there are averaged weights.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder")
+    if (folder / "ema").is_dir():
+        raise ValueError(
+            f"{folder} holds averaged weights, which its card describes, in a folder of their own: publish"
+            f" {folder / 'ema'}, or move that folder away to publish the others"
+        )
+    for name in ("config.json", "preprocessor_config.json", "README.md"):
+        if not (folder / name).is_file():
+            what = "a model card" if name == "README.md" else "save_pretrained writes it"
+            raise ValueError(f"{folder} lacks {name} ({what})")
+    present = sorted(path for path in folder.iterdir() if path.is_file())
+    if pickled := [path.name for path in present if matches(path.name, PICKLED_WEIGHTS)]:
+        raise ValueError(f"{folder} holds {pickled[0]}, a format that can run code: only safetensors are published")
+    if not any(path.suffix == ".safetensors" for path in present):
+        raise ValueError(f"{folder} holds no weights: no file ends in .safetensors")
+    code = code_files(folder)
+    return [path for path in present if matches(path.name, BELONGS) or path.name in code]
+
+
+def check_code(folder: Path) -> None:
+    """Compare the folder's code files with those of this package.
+
+    Raises:
+        ValueError: one is missing or different; the message names it.
+    """
+    code = code_files(folder)
+    if not code:
+        raise ValueError(f"{folder} names no code in its `auto_map`: save it again with save_pretrained")
+    for name in code:
+        ours, theirs = Path(__file__).with_name(name), folder / name
+        if not ours.is_file() or not theirs.is_file() or ours.read_bytes() != theirs.read_bytes():
+            problem = "differs from this package's" if theirs.is_file() else "is missing"
+            raise ValueError(f"{theirs} {problem}: load the folder and save it again with save_pretrained")
+
+
+def check_folder(folder: Path, image: str | Path) -> tuple[list[Path], torch.Tensor]:
+    """Make sure that a folder can be published.
+
+    Returns:
+        The files to upload, and what the model makes of the image.
+
+    Raises:
+        ValueError: it cannot; the message names the file and says why.
+    """
+    files = find_files(folder)
+    check_code(folder)
+    try:
+        ModelCard.load(folder / "README.md").data.to_yaml()
+    except Exception as error:  # of the YAML parser
+        raise ValueError(f"{folder / 'README.md'} has no valid metadata ({first_line(error)})") from error
+    for path in files:
+        if path.suffix == ".safetensors" and (problem := header_problem(path)):
+            raise ValueError(f"{path} is damaged ({problem})")
+    outputs = compute_outputs(folder, image)
+    if not outputs.isfinite().all():
+        raise ValueError(f"{folder} gives logits that are not finite for {image}")
+    return files, outputs
+
+
+def upload(
+    api: HfApi,
+    files: list[Path],
+    repo_id: str,
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
+) -> tuple[str, CommitInfo, bool]:
+    """Bring a repository to hold these files, in one commit, or none if it does already.
+
+    Weights of before that are not among the files are deleted in the same commit, lest they be loaded in their place.
+
+    Returns:
+        The repository's full name, the commit that has the files, and whether it is new.
+
+    Raises:
+        HUB_ERRORS: nothing was changed, or, if the answer was lost, all was; trying again is always right.
+    """
+    repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+    if revision not in (None, constants.DEFAULT_REVISION):
+        api.create_branch(repo_id, branch=revision, exist_ok=True)
+    before = api.model_info(repo_id, revision=revision)
+    if private and not before.private:
+        raise ValueError(f"{repo_id} exists already and is public; nothing was uploaded")
+    names = {path.name for path in files}
+    stale = [file.rfilename for file in before.siblings or [] if matches(file.rfilename, WEIGHTS)]
+    operations = [CommitOperationDelete(name) for name in stale if "/" not in name and name not in names]
+    operations += [CommitOperationAdd(path.name, path) for path in files]
+    commit = api.create_commit(
+        repo_id,
+        operations,
+        commit_message="Upload a ViTAE model",
+        revision=revision,
+        create_pr=create_pr,
+        parent_commit=before.sha,
+    )
+    return repo_id, commit, commit.oid != before.sha
+
+
+def check_published(
+    repo_id: str, commit: str, files: list[Path], image: str | Path, outputs: torch.Tensor, token: str | None = None
+) -> None:
+    """Download a commit by name into an empty cache, and compare its files and what the model makes of the image.
+
+    Raises:
+        ValueError: something differs; the message names it.
+        HUB_ERRORS: the download failed.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        source = {"revision": commit, "cache_dir": cache, "token": token}
+        report = verify_checkpoint(repo_id, **source)
+        problems, downloaded = report["problems"], Path(report["folder"])
+        for path in files:
+            copy = downloaded / path.name
+            if path.name not in problems and not (copy.is_file() and sha256(copy) == sha256(path)):
+                problems[path.name] = ["not the file that was uploaded"]
+        if problems:
+            raise ValueError(
+                f"uploaded, but what comes back from {repo_id} is damaged ({describe(problems)}); run it again to see"
+                " whether the Hub or the download was at fault"
+            )
+        again = compute_outputs(repo_id, image, **source)
+    if not torch.equal(outputs, again):
+        raise ValueError(f"uploaded, but {repo_id} gives other logits than the folder")
+
+
+def list_files(files: list[Path], folder: Path) -> int:
+    """Print what is uploaded, and return how many bytes that is."""
+    sizes = {path.name: path.stat().st_size for path in files}
+    for name, size in sizes.items():
+        print(f"{size:>15,}  {name}")
+    print(f"{sum(sizes.values()):>15,}  bytes in {len(files)} files")
+    if others := sorted(path.name for path in folder.iterdir() if path.name not in sizes):
+        print("not uploaded:", ", ".join(others))
+    return sum(sizes.values())
+
+
+def publish(
+    folder: Path,
+    repo_id: str,
+    image: str | Path,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    revision: str | None = None,
+    dry_run: bool = False,
+    token: str | None = None,
+) -> dict:
+    """Check a folder, print what is uploaded, upload it, load it by name and compare.
+
+    Args:
+        folder: what `save_pretrained` wrote, with a model card; it gets a `SHA256SUMS`.
+        repo_id: organisation or user, and name.
+        image: what to try the model on, before and after.
+        private: whether a new repository is only for those invited.
+        create_pr: propose the files as a pull request.
+        revision: branch, made if need be; default: `main`.
+        dry_run: stop before anything is written or sent.
+        token: default: the one that is logged in.
+
+    Returns:
+        Number and bytes of the files; the repository, its commit, whether that is new, and the pull request.
+
+    Raises:
+        HUB_ERRORS: as [`check_folder`], [`upload`] and [`check_published`] say.
+    """
+    files, outputs = check_folder(folder, image)
+    record = {"repo_id": repo_id, "files": len(files), "uploaded": False}
+    if dry_run:
+        return {**record, "bytes": list_files(files, folder)}
+    files = write_sums(folder, files)
+    record |= {"files": len(files), "bytes": list_files(files, folder)}
+    repo_id, commit, is_new = upload(HfApi(token=token), files, repo_id, private, create_pr, revision)
+    check_published(repo_id, commit.oid, files, image, outputs, token)
+    found = {"repo_id": repo_id, "uploaded": is_new, "hub_commit": commit.oid, "pull_request": commit.pr_url}
+    return {**record, **found, "same_logits": True}
+
+
+def describe(problems: dict[str, list[str]]) -> str:
+    return "; ".join(f"{name}: {', '.join(found)}" for name, found in problems.items())
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def plain_words(error: BaseException, subject: str) -> str:
+    """What went wrong in one sentence, without the token.
+
+    Args:
+        subject: folder or repository, named where the error does not.
+    """
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    response = next((cause.response for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+    status = None if response is None else response.status_code
+    if status == 401 or isinstance(error, LocalTokenNotFoundError):
+        problem = "not accepted" if get_token() else "missing"
+        sentence = (
+            f"{subject} is not there for you: the Hub token is {problem}; log in with `hf auth login` or set HF_TOKEN"
+        )
+    elif status == 403:
+        sentence = f"the Hub token may not do this to {subject}: it takes one that may write"
+    elif status == 412:
+        sentence = f"{subject} was changed by somebody else in the meantime; nothing was uploaded, run it again"
+    elif status is not None and (status >= 500 or status == 429):
+        sentence = f"the Hub failed with status {status} for {subject}; run it again, it goes on where it is needed"
+    elif status is None and any(isinstance(cause, (httpx.HTTPError, ConnectionError)) for cause in causes):
+        sentence = (
+            f"no connection to {constants.ENDPOINT} for {subject} ({first_line(causes[-1])}); run it again, it goes on"
+            " where it is needed"
+        )
+    elif status == 404:
+        sentence = f"{subject} is not on the Hub ({first_line(error)})"
+    else:
+        sentence = " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
+    sentence = sentence.replace(get_token() or "\n", "…")
+    return re.sub(r"\bhf_\w{20,}", "…", sentence)
+
+
+@contextmanager
+def plain_failures(subject: str):
+    """End the process with one sentence on stderr and status 1 where the Hub, or a check before it, fails.
+
+    Args:
+        subject: folder or repository that it is about.
+    """
+    try:
+        yield
+    except HUB_ERRORS as error:
+        print(f"\nerror: {plain_words(error, subject)}", file=sys.stderr)  # below a progress bar
+        sys.exit(1)

@@ -1,0 +1,451 @@
+"""Publishing and loading by name, with the real client against the hub of hub_server.py."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, original_weights, pyramid_config
+from hub_server import READER, WRITER, HubServer
+from safetensors.torch import load_file, save_file
+from test_remote_code import IMAGE, python_path_without
+
+from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
+from vitae_hf.checksums import verify_checkpoint, write_sums
+from vitae_hf.conversion import convert_checkpoint
+from vitae_hf.publishing import check_folder, compute_outputs
+
+
+CARD = "---\npipeline_tag: image-classification\nlibrary_name: transformers\n---\n\n# A model for tests\n"
+UPLOADED = {
+    "README.md",
+    "SHA256SUMS",
+    "config.json",
+    "configuration_vitae.py",
+    "image_processing_vitae.py",
+    "model.safetensors",
+    "modeling_vitae.py",
+    "preprocessor_config.json",
+}
+
+
+@dataclass
+class Client:
+    """A process that holds the real client; what it writes to stderr by itself is in the file `errors`."""
+
+    process: subprocess.Popen
+    errors: Path
+
+    def ask(self, **task) -> dict:
+        self.process.stdin.write(json.dumps(task) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, self.errors.read_text()[-3000:]
+        return json.loads(answer)
+
+    def run(self, script: str, *arguments, token: str | None = WRITER) -> dict:
+        answer = self.ask(script=script, arguments=[str(argument) for argument in arguments], token=token)
+        written = answer["stdout"] + answer["stderr"] + self.errors.read_text()
+        assert "Traceback" not in written
+        assert not any(secret in written for secret in (WRITER, READER, "hf_wrong"))
+        return answer
+
+    def push(self, *arguments, **options) -> dict:
+        """The record of a push that works."""
+        answer = self.run("push_to_hub", *arguments, **options)
+        assert answer["status"] == 0, answer["stderr"]
+        return json.loads(answer["stdout"].splitlines()[-1])
+
+    def refusal(self, script: str, *arguments, **options) -> str:
+        """The sentence in which a script says what failed."""
+        answer = self.run(script, *arguments, **options)
+        assert answer["status"] == 1, answer["stdout"]
+        sentence = answer["stderr"].splitlines()[-1]
+        assert sentence.startswith("error: ")
+        return sentence
+
+    def load(self, name: str, output: Path, revision: str | None = None) -> dict:
+        self.ask(load=name, revision=revision, image=str(IMAGE), output=str(output))
+        return torch.load(output)
+
+
+def start_client(folder: Path, variables: dict, flags: tuple = ()) -> Client:
+    folder.mkdir(exist_ok=True)
+    environment = {key: value for key, value in os.environ.items() if key not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
+    command = [sys.executable, *flags, REPOSITORY / "tests" / "hub_client.py"]
+    process = subprocess.Popen(
+        command,
+        env={**environment, **variables},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=open(folder / "stderr.txt", "w"),
+        text=True,
+        cwd=folder,
+    )
+    return Client(process, folder / "stderr.txt")
+
+
+def stop_client(client: Client) -> None:
+    client.process.kill()
+    client.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    with HubServer(tmp_path_factory.mktemp("hub")) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def no_fault_is_left_over(hub):
+    yield
+    left, hub.faults[:] = list(hub.faults), []
+    assert not left
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("client")
+    client = start_client(folder, hub.environment(folder / "home", token=None))
+    yield client
+    stop_client(client)
+
+
+def write_folder(folder: Path, seed: int = 0) -> Path:
+    """A small classifier as `save_pretrained` leaves it, and a card."""
+    torch.manual_seed(seed)
+    ViTAEForImageClassification(pyramid_config()).save_pretrained(folder)
+    ViTAEImageProcessor(size=64).save_pretrained(folder)
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_folder(tmp_path / "folder")
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+# Loading by name
+
+
+@pytest.fixture(scope="module")
+def loaders(hub, tmp_path_factory):
+    """Fresh processes with empty caches, with and without the package; the third is offline, with the second's cache.
+
+    All start at once, since it is importing that takes them long.
+    """
+    root = tmp_path_factory.mktemp("loaders")
+    path = python_path_without("vitae_hf", "__editable__", folder=root / "site")
+    bare = {**hub.environment(root / "bare", token=None), "PYTHONPATH": str(path)}
+    offline = {**bare, "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    started = {
+        "with_package": start_client(root / "1", hub.environment(root / "home", token=None)),
+        "without_package": start_client(root / "2", bare, flags=("-S",)),
+        "offline": start_client(root / "3", offline, flags=("-S",)),
+    }
+    yield started
+    for client in started.values():
+        stop_client(client)
+
+
+@pytest.fixture(scope="module")
+def published(hub, client, loaders, tmp_path_factory):
+    """Folders and the names under which they were pushed: a converted vitae-t, and a vitae-nano trained elsewhere."""
+    root = tmp_path_factory.mktemp("published")
+    torch.save(original_weights(config_from_preset("vitae-t")), root / "t.pth")
+    convert_checkpoint(root / "t.pth", root / "converted")
+    assert verify_checkpoint(root / "converted")["unchecked"] == ["SHA256SUMS"]
+    (root / "converted" / "README.md").write_text(CARD)
+    torch.manual_seed(0)
+    ViTAEForImageClassification(config_from_preset("vitae-nano")).save_pretrained(root / "nano")
+    arguments = ["--dataset", REPOSITORY / "examples" / "fashion_mnist_mini", "--model_name_or_path", root / "nano"]
+    arguments += ["--output_dir", root / "trained", "--max_steps", 2, "--train_share", 0.02, "--learning_rate", 0.1]
+    arguments += ["--ema_decay", 0.5, "--save_strategy", "no", "--eval_strategy", "no", "--report_to", "none"]
+    arguments += ["--push_to_hub", "--hub_model_id", "org/vitae-nano-trained", "--per_device_eval_batch_size", 100]
+    answer = client.run("train", *arguments)
+    assert answer["status"] == 0, answer["stderr"]
+    record = json.loads(answer["stdout"].splitlines()[-1])
+    assert record["hub_commit"] == hub.repository("org/vitae-nano-trained").refs["main"]
+    client.push(root / "converted", "--repo_id", "org/vitae-t")
+    return {"org/vitae-t": root / "converted", "org/vitae-nano-trained": root / "trained" / "ema"}
+
+
+@pytest.mark.parametrize("kind", ["with_package", "without_package", "offline"])
+def test_pushed_models_load_by_name_and_give_the_same_bits(loaders, published, tmp_path, kind):
+    for name, folder in published.items():
+        record = loaders[kind].load(name, tmp_path / "out.pt")
+        assert record["module"].startswith("vitae_hf." if kind == "with_package" else "transformers_modules.")
+        assert record["model_type"] == "vitae"
+        model = ViTAEForImageClassification.from_pretrained(folder).eval()
+        pixel_values = ViTAEImageProcessor.from_pretrained(folder)(IMAGE, return_tensors="pt").pixel_values
+        with torch.no_grad():
+            assert torch.equal(record["logits"], model(pixel_values).logits)
+            assert torch.equal(record["pooled"], model.vitae(pixel_values).pooler_output)
+        assert record["pipeline"] == model.config.id2label[record["logits"].argmax().item()]
+
+
+def test_a_training_run_publishes_the_same_layout_as_the_script(hub, published):
+    pushed = {"ema": "org/vitae-nano-trained", "converted": "org/vitae-t"}
+    files = {name: set(hub.repository(repo_id).find("main")["files"]) for name, repo_id in pushed.items()}
+    assert files["converted"] == UPLOADED | {".gitattributes"}
+    assert files["ema"] == UPLOADED | {".gitattributes", "training_curves.png"}
+    averaged = (published["org/vitae-nano-trained"] / "model.safetensors").read_bytes()
+    assert hub.content("org/vitae-nano-trained", "model.safetensors") == averaged
+
+
+def test_an_interrupted_download_of_large_weights_is_resumed_where_it_stopped(hub, published, client):
+    hub.fail("GET", "resolve.*/model.safetensors", "cut", at=12 * 2**20)
+    hub.log.clear()
+    answer = client.run("verify_checkpoint", "org/vitae-t")
+    assert answer["status"] == 0, answer["stderr"]
+    ranges = [(begin, status) for method, path, begin, status in hub.log if "GET" == method and begin]
+    assert len(ranges) == 1 and ranges[0][1] == 206 and 10**7 < int(ranges[0][0][6:-1]) <= 12 * 2**20
+
+
+def test_a_revision_can_be_pinned(hub, client, folder, tmp_path):
+    first = client.push(folder, "--repo_id", "org/pinned")
+    other = write_folder(tmp_path / "other", seed=1)
+    second = client.push(other, "--repo_id", "org/pinned")
+    client.push(folder, "--repo_id", "org/pinned", "--revision", "v1")
+    expected = {None: other, first["hub_commit"]: folder, second["hub_commit"]: other, "v1": folder}
+    for revision, source in expected.items():
+        record = client.load("org/pinned", tmp_path / "out.pt", revision)
+        assert torch.equal(record["logits"], compute_outputs(source, IMAGE))
+    assert not torch.equal(compute_outputs(folder, IMAGE), compute_outputs(other, IMAGE))
+
+
+# Pushing
+
+
+def test_only_what_belongs_to_the_model_is_pushed_and_only_once(hub, client, folder):
+    for name in ("checkpoint-10/model.safetensors", "runs/events", "optimizer.pt", "training_args.bin", "notes.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"of this machine")
+    (folder / "model.safetensors.unfinished").write_bytes(b"half of it")
+    first = client.push(folder, "--repo_id", "org/once")
+    assert set(hub.repository("org/once").find("main")["files"]) == UPLOADED | {".gitattributes"}
+    second = client.push(folder, "--repo_id", "org/once")
+    assert (first["uploaded"], second["uploaded"]) == (True, False)
+    assert first["hub_commit"] == second["hub_commit"]
+    assert hub.repository("org/once").history() == ["Upload a ViTAE model", "initial commit"]
+    sums = hub.content("org/once", "SHA256SUMS").decode()
+    subprocess.run(["sha256sum", "--check", "--strict"], input=sums, cwd=folder, check=True, text=True)
+
+
+def test_a_dry_run_lists_the_files_and_neither_writes_nor_sends_anything(hub, client, folder):
+    hub.log.clear()
+    before = sorted(folder.iterdir())
+    answer = client.run("push_to_hub", folder, "--repo_id", "org/dry", "--dry-run")
+    assert answer["status"] == 0 and not hub.log and sorted(folder.iterdir()) == before
+    size = (folder / "model.safetensors").stat().st_size
+    assert f"{size:,}  model.safetensors" in answer["stdout"]
+
+
+def test_what_the_library_pushes_has_the_same_layout(hub, client, folder, tmp_path):
+    client.ask(library="org/library", folder=str(folder), token=WRITER)
+    model_files = UPLOADED - {"SHA256SUMS"} | {".gitattributes"}
+    assert set(hub.repository("org/library").find("main")["files"]) == model_files
+    trained = set(hub.repository("org/library-trainer").find("main")["files"])
+    assert trained == model_files | {"training_args.bin"}
+    for name in ("org/library", "org/library-trainer"):
+        for code in (file for file in model_files if file.endswith(".py")):
+            assert hub.content(name, code) == (REPOSITORY / "src" / "vitae_hf" / code).read_bytes()
+        record = client.load(name, tmp_path / "out.pt")
+        assert record["logits"].shape == (1, 5)
+    client.push(folder, "--repo_id", "org/library")
+    assert set(hub.repository("org/library").find("main")["files"]) == model_files | {"SHA256SUMS"}
+
+
+def test_weights_of_before_do_not_stay_beside_shards(hub, client, folder, tmp_path):
+    client.push(folder, "--repo_id", "org/shards")
+    torch.manual_seed(1)
+    (folder / "model.safetensors").unlink()
+    ViTAEForImageClassification(pyramid_config()).save_pretrained(folder, max_shard_size="50KB")
+    client.push(folder, "--repo_id", "org/shards")  # compares logits
+    files = set(hub.repository("org/shards").find("main")["files"])
+    assert "model.safetensors" not in files and "model.safetensors.index.json" in files
+
+
+def test_a_repository_that_makes_another_model_of_the_files_is_noticed(hub, client, folder):
+    hub.create("org/foreign")
+    processor = {**json.loads((folder / "preprocessor_config.json").read_text()), "image_mean": [0, 0, 0]}
+    foreign = json.dumps({"image_processor": processor}).encode()
+    hub.commit_from_elsewhere("org/foreign", "processor_config.json", foreign)  # read before preprocessor_config.json
+    assert "org/foreign gives other logits" in client.refusal("push_to_hub", folder, "--repo_id", "org/foreign")
+
+
+def test_pull_requests_and_private_repositories(hub, client, folder, tmp_path):
+    client.push(folder, "--repo_id", "org/closed", "--private")
+    assert hub.repository("org/closed").private
+    assert "token is missing" in client.refusal("verify_checkpoint", "org/closed", token=None)
+    before = hub.repository("org/closed").refs["main"]
+    record = client.push(write_folder(tmp_path / "other", seed=1), "--repo_id", "org/closed", "--create_pr")
+    assert record["pull_request"].endswith("/org/closed/discussions/1")
+    assert hub.repository("org/closed").refs == {"main": before, "refs/pr/1": record["hub_commit"]}
+    client.push(folder, "--repo_id", "open")
+    assert not hub.repository("tester/open").private
+    assert "exists already and is public" in client.refusal(
+        "push_to_hub", write_folder(tmp_path / "open", seed=2), "--repo_id", "open", "--private"
+    )
+    assert len(hub.repository("tester/open").history()) == 2
+
+
+@pytest.mark.parametrize(
+    "method, path, kind",
+    [
+        ("PUT", "/lfs/", 500),
+        ("PUT", "/lfs/", "drop"),
+        ("POST", "/preupload/", 500),
+        ("POST", "/lfs/.*verify", 500),
+        ("GET", "resolve.*/model.safetensors", "drop"),
+        ("GET", "resolve.*/model.safetensors", "cut"),
+    ],
+)
+def test_what_the_client_repeats_ends_well(hub, client, folder, method, path, kind):
+    name = f"org/repeated-{method}-{kind}-{len(path)}".lower()
+    hub.fail(method, path, kind, at=1000)
+    client.push(folder, "--repo_id", name)
+    assert hub.content(name, "model.safetensors") == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "method, path, kind, sentence",
+    [
+        ("POST", "/repos/create", 500, "failed with status 500"),
+        ("PUT", "/lfs/", 403, "may not do this"),
+        ("POST", "/commit/", 500, "failed with status 500"),
+        ("POST", "/commit/", "drop", "no connection"),
+        ("POST", "/commit/", "lost", "no connection"),
+        ("POST", "/commit/", "race", "changed by somebody else"),
+        ("GET", "resolve.*/model.safetensors", "flip", "model.safetensors: its SHA-256"),
+        ("GET", "resolve.*/model.safetensors", 500, "failed with status 500"),
+    ],
+)
+def test_a_failed_push_says_so_and_the_next_completes_it(hub, client, folder, method, path, kind, sentence):
+    name = f"org/failed-{method}-{kind}-{len(path)}".lower()
+    hub.fail(method, path, kind, at=-1)
+    assert sentence in client.refusal("push_to_hub", folder, "--repo_id", name)
+    is_done = kind in ("lost", "flip") or method == "GET"
+    assert client.push(folder, "--repo_id", name)["uploaded"] is not is_done
+    assert hub.content(name, "model.safetensors") == (folder / "model.safetensors").read_bytes()
+    theirs = ["from elsewhere"] if kind == "race" else []
+    assert hub.repository(name).history() == ["Upload a ViTAE model", *theirs, "initial commit"]
+    assert ("NEWS.md" in hub.repository(name).find("main")["files"]) == (kind == "race")
+
+
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "existing"])
+@pytest.mark.parametrize("token", [None, "hf_wrong", READER], ids=["missing", "wrong", "read_only"])
+def test_a_token_that_may_not_write_is_refused(hub, client, folder, token, exists):
+    name = f"org/secret-{str(token)[-4:].lower()}-{exists}".lower()
+    if exists:
+        hub.create(name)
+    sentence = client.refusal("push_to_hub", folder, "--repo_id", name, token=token)
+    said = {None: "token is missing", "hf_wrong": "token is not accepted", READER: "takes one that may write"}
+    assert said[token] in sentence
+    assert (hub.folder / f"{name}.json").exists() == exists
+    assert not exists or hub.repository(name).history() == ["initial commit"]
+
+
+def test_a_training_run_that_could_not_publish_is_refused_before_it_trains(hub, client, tmp_path):
+    arguments = ["--dataset", "nowhere", "--preset", "vitae-nano", "--output_dir", tmp_path / "out", "--push_to_hub"]
+    sentence = client.refusal("train", *arguments, "--hub_model_id", "org/too-late", token=READER)
+    assert "org/too-late: it takes one that may write" in sentence
+
+
+def test_where_nothing_listens_the_script_ends_with_one_sentence(folder, tmp_path):
+    variables = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": WRITER}
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "scripts" / "push_to_hub.py", folder, "--repo_id", "org/nowhere"],
+        env={**os.environ, **variables, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr and WRITER not in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: no connection to http://127.0.0.1:9 for org/nowhere")
+
+
+# Checks before a push
+
+
+def remove(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def change_weights(change):
+    def apply(folder):
+        weights = load_file(folder / "model.safetensors")
+        change(weights)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    "spoil, sentence",
+    [
+        (shutil.rmtree, "is no folder"),
+        (remove("README.md"), "lacks README.md"),
+        (remove("preprocessor_config.json"), "lacks preprocessor_config.json"),
+        (remove("modeling_vitae.py"), "modeling_vitae.py is missing"),
+        (remove("model.safetensors"), "holds no weights"),
+        (write("modeling_vitae.py", "import os\n"), "modeling_vitae.py differs from this package's"),
+        (write("README.md", "---\nlicense: [\n---\n"), "README.md has no valid metadata"),
+        (write("pytorch_model.bin", "anything"), "holds pytorch_model.bin, a format that can run code"),
+        (lambda folder: flip(folder / "model.safetensors", 5), "model.safetensors is damaged"),
+        (lambda folder: (folder / "ema").mkdir(), "publish .*ema"),
+        (change_weights(lambda weights: weights["classifier.bias"].fill_(float("nan"))), "not finite"),
+        (change_weights(lambda weights: weights.pop("classifier.bias")), "lack 1 tensors .* classifier.bias"),
+    ],
+)
+def test_a_folder_that_should_not_be_published_is_refused(folder, spoil, sentence):
+    spoil(folder)
+    with pytest.raises(ValueError, match=sentence):
+        check_folder(folder, IMAGE)
+
+
+# Checksums
+
+
+def test_a_flipped_byte_of_a_folder_is_found_and_its_file_named(folder):
+    files = write_sums(folder, check_folder(folder, IMAGE)[0])
+    assert verify_checkpoint(folder)["problems"] == {} and len(files) == len(UPLOADED)
+    flip(folder / "model.safetensors", -1)
+    assert list(verify_checkpoint(folder)["problems"]) == ["model.safetensors"]
+    flip(folder / "config.json", 20)
+    (folder / "modeling_vitae.py").unlink()
+    problems = verify_checkpoint(folder)["problems"]
+    assert set(problems) == {"model.safetensors", "config.json", "modeling_vitae.py"}
+    assert problems["modeling_vitae.py"] == ["missing"]
+
+
+def test_a_damaged_header_names_its_file_without_checksums(folder):
+    flip(folder / "model.safetensors", 5)
+    assert "no safetensors file" in verify_checkpoint(folder)["problems"]["model.safetensors"][0]
+
+
+def test_damage_in_the_cache_is_found_by_name(hub, client, folder):
+    client.push(folder, "--repo_id", "org/cached")
+    assert client.run("verify_checkpoint", "org/cached")["status"] == 0
+    cache = client.errors.parent / "home" / "hub" / "models--org--cached"
+    for name, kind in (("model.safetensors", "SHA-256"), ("config.json", "git SHA-1"), (".gitattributes", "git SHA-1")):
+        (copy,) = cache.glob(f"snapshots/*/{name}")
+        flip(copy.resolve(), -1)
+        sentence = client.refusal("verify_checkpoint", "org/cached")
+        assert f"{name}: " in sentence and f"its {kind} is not the Hub's" in sentence.split(f"{name}: ")[1]
+    assert "org/nothing is not on the Hub" in client.refusal("verify_checkpoint", "org/nothing")
