@@ -340,7 +340,7 @@ def main(argv: list[str] | None = None) -> dict:
         "top1_percent": round(metrics["eval_top1"], 3),
         "top5_percent": round(metrics["eval_top5"], 3),
         "eval_loss": round(metrics["eval_loss"], 4),
-        "images_per_s": round(trainer.throughput.images_per_s, 1),
+        "images_per_s": trainer.throughput.images_per_s and round(trainer.throughput.images_per_s, 1),
         "learning_rate": training.learning_rate,
         "skipped": int(trainer.accelerator.reduce(skipped)),
         "seed": training.seed,

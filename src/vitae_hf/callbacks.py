@@ -44,15 +44,15 @@ class Throughput(TrainerCallback):
     """Images per second of the updates and of waiting for their data, without evaluating, saving, and the first one.
 
     Attributes:
-        images_per_s (`float`): so far; NaN before the second update.
+        images_per_s (`float`, *optional*): so far; none before the second update.
     """
 
     def __init__(self):
         self.images, self.seconds, self._since = 0, 0.0, None
 
     @property
-    def images_per_s(self) -> float:
-        return self.images / self.seconds if self.seconds else float("nan")
+    def images_per_s(self) -> float | None:
+        return self.images / self.seconds if self.seconds else None
 
     def _pause(self, *args, **kwargs):
         if self._since is not None:
@@ -113,7 +113,8 @@ class StopOnSignal(TrainerCallback):
         self.received = True
 
     def on_train_begin(self, *args, **kwargs):
-        self._previous = {number: signal.signal(number, self._receive) for number in self.signals}
+        if threading.current_thread() is threading.main_thread():  # Python allows no other
+            self._previous = {number: signal.signal(number, self._receive) for number in self.signals}
 
     def _agree(self, args) -> None:
         """Told is told, whichever process it was."""

@@ -68,7 +68,8 @@ def pick_split(available: Iterable[str], *names: str) -> str:
     for name in names:
         if name in available:
             return name
-    raise ValueError(f"there is no split {' or '.join(map(repr, names))}; there are {', '.join(map(repr, available))}")
+    listed = ", ".join(repr(str(name)) for name in available)
+    raise ValueError(f"there is no split {' or '.join(map(repr, names))}; there are {listed}")
 
 
 def class_names(splits: datasets.DatasetDict) -> dict[int, str]:

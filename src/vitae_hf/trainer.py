@@ -170,6 +170,8 @@ class ViTAETrainer(Trainer):
         """
         if self._deals_rows and self.args.repeated_augmentation > 1:
             raise ValueError("`repeated_augmentation` needs the data in memory: it does not go with streaming")
+        if resume_from_checkpoint in ("true", "True"):  # from a command line
+            resume_from_checkpoint = True
         if resume_from_checkpoint == "last":
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
         elif resume_from_checkpoint and resume_from_checkpoint is not True:
