@@ -71,7 +71,7 @@ def options(**values) -> list[str]:
     return [word for name, value in {**common, **values}.items() for word in (f"--{name}", str(value))]
 
 
-def test_from_scratch_and_resumed(tmp_path):
+def test_from_scratch(tmp_path):
     arguments = options(
         preset="vitae-nano",
         dataset=DATA,
@@ -91,10 +91,10 @@ def test_from_scratch_and_resumed(tmp_path):
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert card.data.eval_results[0].metric_value == record["top1_percent"] and "216,074 parameters" in card.text
     assert ViTAEForImageClassification.from_pretrained(record["model"]).config.id2label[9] == "Ankle boot"
-    refused = run("train", *arguments)
-    assert refused.returncode != 0 and "checkpoint-4 is of an earlier run: continue it by" in refused.stderr
-    resumed = last_line(run("train", *arguments, "--resume_from_checkpoint", tmp_path / "out" / "checkpoint-2"))
-    assert {**resumed, "images_per_s": 0} == {**record, "images_per_s": 0}
+    with pytest.raises(
+        ValueError, match="checkpoint-4 is of an earlier run: continue it by --resume_from_checkpoint last"
+    ):
+        train.main(arguments)
 
 
 def test_fine_tuning_on_a_folder_with_bad_pictures_and_new_classes(tmp_path):
