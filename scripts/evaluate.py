@@ -34,7 +34,7 @@ from vitae_hf.evaluation import (
     read_real_labels,
     report,
 )
-from vitae_hf.samples import LabelledImages
+from vitae_hf.samples import LabelledImages, evaluation_pixels
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -91,10 +91,6 @@ def load_processor(name: str, image_size: list[int] | None, crop_pct: float | No
     return processor
 
 
-def to_pixels(processor, picture) -> torch.Tensor:
-    return processor(picture, return_tensors="pt").pixel_values[0]
-
-
 def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:
     """All figures, and how they were measured."""
     splits = load_labelled_images(arguments.dataset, arguments.dataset_name)
@@ -103,7 +99,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:
     classes = align_labels(split.features["label"].names, model.config.id2label)
     real = None if arguments.real_labels is None else read_real_labels(arguments.real_labels, split)
     processor = load_processor(arguments.model_name_or_path, arguments.image_size, arguments.crop_pct)
-    data = LabelledImages(split, partial(to_pixels, processor), arguments.on_bad_sample, drop_bad=True)
+    data = LabelledImages(split, partial(evaluation_pixels, processor), arguments.on_bad_sample, drop_bad=True)
     started = time.perf_counter()
     scores, rows = predict(model, data, arguments.batch_size, arguments.num_workers)
     seconds = time.perf_counter() - started

@@ -46,7 +46,7 @@ from vitae_hf.metrics import TopKAccuracy
 from vitae_hf.optimization import scaled_learning_rate
 from vitae_hf.publishing import plain_failures, publish
 from vitae_hf.report import draw_curves, model_card
-from vitae_hf.samples import IGNORED_LABEL, LabelledImages, collate
+from vitae_hf.samples import IGNORED_LABEL, LabelledImages, collate, evaluation_pixels
 from vitae_hf.streaming import StreamedImages, find_shards
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
@@ -239,10 +239,6 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
     )
 
 
-def evaluation_pixels(processor, picture) -> torch.Tensor:
-    return processor(picture, return_tensors="pt").pixel_values[0]
-
-
 def accuracy(result: EvalPrediction) -> dict[str, float]:
     """Top-1 and top-5 of the pictures that could be read."""
     rated = result.label_ids != IGNORED_LABEL
@@ -309,9 +305,11 @@ def take_over_pushing(training: ViTAETrainingArguments) -> bool:
 
 
 def push(training: ViTAETrainingArguments, folder: str) -> dict:
-    image, options = REPOSITORY / "examples" / "chelsea.png", {"revision": training.hub_revision}
+    image = REPOSITORY / "examples" / "chelsea.png"
     with plain_failures(training.hub_model_id):
-        return publish(Path(folder), training.hub_model_id, image, token=training.hub_token, **options)
+        return publish(
+            Path(folder), training.hub_model_id, image, token=training.hub_token, revision=training.hub_revision
+        )
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -205,6 +205,11 @@ def decode(row: dict, num_labels: int | None = None, name: str = "a row") -> PIL
         raise ValueError(f"cannot read {where}: {error}") from error
 
 
+def evaluation_pixels(processor, picture: PIL.Image.Image) -> torch.Tensor:
+    """What an image processor makes of one picture: with `functools.partial`, the transform of an evaluation."""
+    return processor(picture, return_tensors="pt").pixel_values[0]
+
+
 def collate(samples: list[dict | None]) -> dict[str, torch.Tensor]:
     """A batch of samples, with zeros and `IGNORED_LABEL` in place of each that was dropped.
 
