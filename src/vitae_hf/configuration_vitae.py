@@ -15,12 +15,6 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# What a saved folder offers to the Auto classes where this package is not installed.
-AUTO_MAP = {
-    "AutoConfig": "configuration_vitae.ViTAEConfig",
-    "AutoModel": "modeling_vitae.ViTAEModel",
-    "AutoModelForImageClassification": "modeling_vitae.ViTAEForImageClassification",
-}
 # Keywords that the library takes beside the fields of `PreTrainedConfig`.
 LIBRARY_FIELDS = {
     "attn_implementation",
@@ -32,32 +26,182 @@ LIBRARY_FIELDS = {
     "quantization_config",
     "torch_dtype",
 }
+FEATURE_PYRAMID = ("p2", "p3", "p4", "p5")  # after their strides, 2² to 2⁵
 REDUCTION_TYPES = ("random_feature", "pyramid", "patch")
-PER_STAGE_FIELDS = (
-    "reduction_types",
-    "strides",
-    "reduction_kernel_sizes",
-    "reduction_dilations",
-    "reduction_channels",
-    "reduction_conv_groups",
-    "hidden_sizes",
-    "depths",
-    "num_attention_heads",
-    "conv_groups",
-)
 
 
-def _as_tuple(value):
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
+def as_tuple(value):
+    return tuple(as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def _require(condition: bool, field: str, expected: str, value, where: str = ""):
+def require(condition: bool, field: str, expected: str, value, where: str = ""):
     if not condition:
         raise ValueError(f"`{field}`{where} must {expected}, got {value!r}.")
 
 
 @strict
-class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
+class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
+    """What the configurations of ViTAE and ViTAEv2 share: stages of one reduction cell and some normal cells.
+
+    Not a configuration by itself; the fields are described in [`ViTAEConfig`] and [`ViTAEv2Config`].
+    """
+
+    attribute_map = {"num_hidden_layers": "num_stages"}
+    per_stage_fields = (
+        "strides",
+        "reduction_kernel_sizes",
+        "reduction_dilations",
+        "reduction_channels",
+        "reduction_conv_groups",
+        "hidden_sizes",
+        "depths",
+        "num_attention_heads",
+        "conv_groups",
+    )
+    # What a saved folder offers to the Auto classes where this package is not installed, and all of its code.
+    auto_classes = {}
+    code_files = ("configuration_vitae.py", "layers_vitae.py")
+
+    image_size: int | list[int] | tuple[int, int] = 224
+    num_channels: int = 3
+    strides: tuple[int, ...] | list[int] = ()
+    reduction_kernel_sizes: tuple[int, ...] | list[int] = ()
+    reduction_dilations: tuple[tuple[int, ...], ...] | list[list[int]] = ()
+    reduction_channels: tuple[int, ...] | list[int] = ()
+    reduction_conv_groups: tuple[int, ...] | list[int] = ()
+    hidden_sizes: tuple[int, ...] | list[int] = ()
+    depths: tuple[int, ...] | list[int] = ()
+    num_attention_heads: tuple[int, ...] | list[int] = ()
+    conv_groups: tuple[int, ...] | list[int] = ()
+    mlp_ratio: float | int = 4.0
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    drop_path_rate: float | int = 0.1
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float | int = 1e-6
+    reduction_layer_norm_eps: float | int = 1e-5
+    frozen_stages: int = 0
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        for name in ("image_size", *self.per_stage_fields):  # JSON gives lists
+            setattr(self, name, as_tuple(getattr(self, name)))
+        self.stage_names = self.feature_map_names
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        kwargs.pop("stage_names", None)  # saved with the rest, but follows from `depths`
+        known = [field.name.removeprefix("_") for field in fields(self)]
+        for name in kwargs:
+            if similar := get_close_matches(name, known, n=1, cutoff=0.85):
+                raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {similar[0]!r}?")
+            is_from_file = self.transformers_version is not None  # which may hold whatever the library added
+            if not is_from_file and name not in LIBRARY_FIELDS and not name.startswith("_"):
+                logger.warning("%s has no field %r; nothing will read it.", type(self).__name__, name)
+        super().__post_init__(**kwargs)
+
+    @property
+    def feature_map_names(self) -> list[str]:
+        return ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
+
+    @property
+    def num_stages(self) -> int:
+        return len(self.depths)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the last stage's tokens, which is that of `pooler_output`."""
+        return self.hidden_sizes[-1]
+
+    @property
+    def total_stride(self) -> int:
+        """Both sides of an image must be multiples of this many pixels."""
+        return math.prod(self.strides)
+
+    @property
+    def has_class_token(self) -> bool:
+        return False
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
+
+    @property
+    def base_model_fsdp_plan(self) -> dict[str, str]:
+        """What FSDP2 shards one by one, of the base model, if the library shards it while loading."""
+        return {"stages.*.reduction_cell": "free_full_weight", "stages.*.normal_cells.*": "free_full_weight"}
+
+    def linear_drop_path_rates(self, start: int, length: int) -> list[float]:
+        """Part of the rates that rise linearly from 0 to `drop_path_rate` over all normal cells."""
+        last = max(sum(self.depths) - 1, 1)
+        return [self.drop_path_rate * index / last for index in range(start, start + length)]
+
+    def validate_architecture(self):
+        """Part of `@strict` validation: the rules that tie fields to each other."""
+        require(self.num_stages >= 1, "depths", "have an entry for each stage", self.depths)
+        require(self.num_channels >= 1, "num_channels", "be at least 1", self.num_channels)
+        for name in ("initializer_range", "layer_norm_eps", "reduction_layer_norm_eps", "mlp_ratio"):
+            number = getattr(self, name)
+            require(0 < number < math.inf, name, "be a positive number", number)
+        for name in self.per_stage_fields:
+            entries = getattr(self, name)
+            require(len(entries) == self.num_stages, name, f"have {self.num_stages} entries as `depths` has", entries)
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            require(0 <= getattr(self, name) < 1, name, "be at least 0 and below 1", getattr(self, name))
+        is_stage = 0 <= self.frozen_stages <= self.num_stages
+        require(is_stage, "frozen_stages", f"be a number of stages, 0 to {self.num_stages}", self.frozen_stages)
+        for stage_idx in range(self.num_stages):
+            row = {name: getattr(self, name)[stage_idx] for name in self.per_stage_fields}
+            in_channels = self.hidden_sizes[stage_idx - 1] if stage_idx else self.num_channels
+            self._validate_reduction_cell(row, in_channels, where=f" in stage {stage_idx + 1}")
+            self._validate_normal_cells(row, where=f" in stage {stage_idx + 1}")
+        sides, stride = self.image_height_width, self.total_stride
+        is_multiple = all(side > 0 and side % stride == 0 for side in sides)
+        require(is_multiple, "image_size", f"be a positive multiple of the total stride {stride}", self.image_size)
+
+    def _validate_reduction_cell(self, row: dict, in_channels: int, where: str):
+        kernel_size, stride, dilations = (row["reduction_kernel_sizes"], row["strides"], row["reduction_dilations"])
+        for name in ("reduction_channels", "reduction_conv_groups", "hidden_sizes", "strides"):
+            require(row[name] >= 1, name, "be at least 1", row[name], where)
+        require(min(dilations, default=0) >= 1, "reduction_dilations", "be dilations of at least 1", dilations, where)
+        require(kernel_size >= stride, "reduction_kernel_sizes", f"be at least {stride}", kernel_size, where)
+
+    def _validate_reduction_conv_branch(self, row: dict, in_channels: int, where: str):
+        stride, groups = row["strides"], row["reduction_conv_groups"]
+        require(stride in (2, 4), "strides", "be 2 or 4", stride, where)
+        widths = (in_channels, row["reduction_channels"], row["hidden_sizes"])
+        divides = all(width % groups == 0 for width in widths)
+        require(divides, "reduction_conv_groups", f"divide the widths {widths}", groups, where)
+
+    def _validate_normal_cells(self, row: dict, where: str):
+        depth, hidden_size, num_heads = row["depths"], row["hidden_sizes"], row["num_attention_heads"]
+        require(depth >= 0, "depths", "be at least 0", depth, where)
+        if depth == 0:
+            return
+        divides = num_heads >= 1 and hidden_size % num_heads == 0
+        require(divides, "num_attention_heads", f"divide the width {hidden_size}", num_heads, where)
+        widths, groups = (hidden_size, int(self.mlp_ratio * hidden_size)), row["conv_groups"]
+        divides = groups >= 1 and all(width % groups == 0 for width in widths)
+        require(divides, "conv_groups", f"divide the widths {widths}", groups, where)
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """Save `config.json` and the code files, so that every Auto class can load the folder without this package.
+
+        See [`PreTrainedConfig.save_pretrained`] for the arguments.
+        """
+        self.auto_map = dict(self.auto_classes)
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in self.code_files:
+            source = Path(__file__).with_name(name)
+            if source.exists():  # as remote code, the model may live in another cache folder, and then copies itself
+                copyfile(source, folder / name)
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+@strict
+class ViTAEConfig(ViTAEFamilyConfig):
     r"""
     Configuration of a [`ViTAEModel`]. The defaults are ViTAE-S; `vitae_hf.config_from_preset` has the other variants.
 
@@ -98,6 +242,8 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
             Per stage, the groups of the normal cells' convolutions; not read where there are no normal cells.
         conv_branch_depth (`int`, *optional*, defaults to 3):
             Convolutions in the branch of a normal cell: 3, or 2 as in the class-token variants.
+        conv_kernel_size (`int`, *optional*, defaults to 3):
+            Kernel of the convolutions in the branch of a normal cell: 3, or 1 while a masked autoencoder is pretrained.
         mlp_ratio (`float`, *optional*, defaults to 3.0):
             Width of the normal cells' MLP and of the inside of their convolution branch, over the width of the tokens.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
@@ -112,8 +258,14 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
             Epsilon of the LayerNorms of the normal cells and of the class-token variants' final one.
         reduction_layer_norm_eps (`float`, *optional*, defaults to 1e-5):
             Epsilon of the LayerNorms of the reduction cells.
+        feature_pyramid_channels (`int`, *optional*):
+            As a backbone, class-token variants: width of four maps of strides 4 to 32 made from the last one, as in
+            ViTDet, which are then returned by default. Unset, there are none.
+        frozen_stages (`int`, *optional*, defaults to 0):
+            As a backbone: how many of the first stages are not trained, their BatchNorm statistics included.
         out_features (`list[str]`, *optional*):
             As a backbone: the stages to return, from `"stem"` (the input of the first stage), `"stage1"`, `"stage2"`, …
+            and the pyramid's `"p2"` to `"p5"`.
         out_indices (`list[int]`, *optional*):
             The same as positions: 0 is the stem. Default: the last stage.
 
@@ -136,10 +288,15 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
     """
 
     model_type = "vitae"
-    attribute_map = {"num_hidden_layers": "num_stages"}
+    per_stage_fields = ("reduction_types", *ViTAEFamilyConfig.per_stage_fields)
+    auto_classes = {
+        "AutoConfig": "configuration_vitae.ViTAEConfig",
+        "AutoModel": "modeling_vitae.ViTAEModel",
+        "AutoModelForImageClassification": "modeling_vitae.ViTAEForImageClassification",
+        "AutoBackbone": "modeling_vitae.ViTAEBackbone",
+    }
+    code_files = (*ViTAEFamilyConfig.code_files, "modeling_vitae.py")
 
-    image_size: int | list[int] | tuple[int, int] = 224
-    num_channels: int = 3
     reduction_types: tuple[str, ...] | list[str] = ("random_feature", "random_feature", "pyramid")
     strides: tuple[int, ...] | list[int] = (4, 2, 2)
     reduction_kernel_sizes: tuple[int, ...] | list[int] = (7, 3, 3)
@@ -152,46 +309,19 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
     num_attention_heads: tuple[int, ...] | list[int] = (1, 1, 6)
     conv_groups: tuple[int, ...] | list[int] = (1, 1, 96)
     conv_branch_depth: int = 3
+    conv_kernel_size: int = 3
     mlp_ratio: float | int = 3.0
-    hidden_dropout_prob: float | int = 0.0
-    attention_probs_dropout_prob: float | int = 0.0
-    drop_path_rate: float | int = 0.1
-    initializer_range: float | int = 0.02
-    layer_norm_eps: float | int = 1e-6
-    reduction_layer_norm_eps: float | int = 1e-5
-    _out_features: list[str] | None = None
-    _out_indices: list[int] | None = None
+    feature_pyramid_channels: int | None = None
 
     def __post_init__(self, **kwargs):
-        for name in ("image_size", *PER_STAGE_FIELDS):  # JSON gives lists
-            setattr(self, name, _as_tuple(getattr(self, name)))
-        self.stage_names = ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
-        self.set_output_features_output_indices(
-            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
-        )
-        kwargs.pop("stage_names", None)  # saved with the rest, but follows from `depths`
-        known = [field.name.removeprefix("_") for field in fields(self)]
-        for name in kwargs:
-            if similar := get_close_matches(name, known, n=1, cutoff=0.85):
-                raise ValueError(f"ViTAEConfig has no field {name!r}; did you mean {similar[0]!r}?")
-            is_from_file = self.transformers_version is not None  # which may hold whatever the library added
-            if not is_from_file and name not in LIBRARY_FIELDS and not name.startswith("_"):
-                logger.warning("ViTAEConfig has no field %r; nothing will read it.", name)
+        if self.feature_pyramid_channels is not None and not (kwargs.get("out_features") or kwargs.get("out_indices")):
+            kwargs["out_features"] = list(FEATURE_PYRAMID)
         super().__post_init__(**kwargs)
 
     @property
-    def num_stages(self) -> int:
-        return len(self.depths)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the last stage's tokens, which is that of `pooler_output`."""
-        return self.hidden_sizes[-1]
-
-    @property
-    def total_stride(self) -> int:
-        """Both sides of an image must be multiples of this many pixels."""
-        return math.prod(self.strides)
+    def feature_map_names(self) -> list[str]:
+        pyramid = [] if self.feature_pyramid_channels is None else FEATURE_PYRAMID
+        return [*super().feature_map_names, *pyramid]
 
     @property
     def has_class_token(self) -> bool:
@@ -199,87 +329,47 @@ class ViTAEConfig(BackboneConfigMixin, PreTrainedConfig):
         return self.reduction_types[0] == "patch"
 
     @property
-    def image_height_width(self) -> tuple[int, int]:
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
-
-    @property
     def base_model_fsdp_plan(self) -> dict[str, str]:
         """What FSDP2 shards one by one, of the base model, if the library shards it while loading."""
         first = "embeddings" if self.has_class_token else "stages.*.reduction_cell"
         return {first: "free_full_weight", "stages.*.normal_cells.*": "free_full_weight"}
 
+    def drop_path_rates(self, stage_idx: int) -> list[float]:
+        """Rates of a stage's normal cells: they rise linearly over the cells of all stages."""
+        return self.linear_drop_path_rates(start=sum(self.depths[:stage_idx]), length=self.depths[stage_idx])
+
     def validate_architecture(self):
         """Part of `@strict` validation: the rules that tie fields to each other."""
-        _require(self.num_stages >= 1, "depths", "have an entry for each stage", self.depths)
-        _require(self.num_channels >= 1, "num_channels", "be at least 1", self.num_channels)
-        for name in ("initializer_range", "layer_norm_eps", "reduction_layer_norm_eps", "mlp_ratio"):
-            number = getattr(self, name)
-            _require(0 < number < math.inf, name, "be a positive number", number)
-        for name in PER_STAGE_FIELDS:
-            entries = getattr(self, name)
-            _require(len(entries) == self.num_stages, name, f"have {self.num_stages} entries as `depths` has", entries)
-        for name in ("reduction", "hidden", "attention_probs"):
-            rate = getattr(self, f"{name}_dropout_prob")
-            _require(0 <= rate < 1, f"{name}_dropout_prob", "be at least 0 and below 1", rate)
-        _require(0 <= self.drop_path_rate < 1, "drop_path_rate", "be at least 0 and below 1", self.drop_path_rate)
-        _require(self.conv_branch_depth in (2, 3), "conv_branch_depth", "be 2 or 3", self.conv_branch_depth)
+        require(self.conv_branch_depth in (2, 3), "conv_branch_depth", "be 2 or 3", self.conv_branch_depth)
+        require(self.conv_kernel_size in (1, 3), "conv_kernel_size", "be 3 or 1", self.conv_kernel_size)
+        rate = self.reduction_dropout_prob
+        require(0 <= rate < 1, "reduction_dropout_prob", "be at least 0 and below 1", rate)
         types = self.reduction_types
-        _require("patch" not in types or len(types) == 1, "reduction_types", 'have "patch" as the only stage', types)
-        for stage_idx in range(self.num_stages):
-            row = {name: getattr(self, name)[stage_idx] for name in PER_STAGE_FIELDS}
-            in_channels = self.hidden_sizes[stage_idx - 1] if stage_idx else self.num_channels
-            self._validate_reduction_cell(row, in_channels, where=f" in stage {stage_idx + 1}")
-            self._validate_normal_cells(row, where=f" in stage {stage_idx + 1}")
-        sides, stride = self.image_height_width, self.total_stride
-        is_multiple = all(side > 0 and side % stride == 0 for side in sides)
-        _require(is_multiple, "image_size", f"be a positive multiple of the total stride {stride}", self.image_size)
+        require("patch" not in types or len(types) == 1, "reduction_types", 'have "patch" as the only stage', types)
+        super().validate_architecture()
+        if self.feature_pyramid_channels is not None:
+            channels, is_possible = self.feature_pyramid_channels, self.has_class_token and self.total_stride == 16
+            require(is_possible, "feature_pyramid_channels", "be left out without a class token", channels)
+            require(channels >= 1, "feature_pyramid_channels", "be at least 1", channels)
+            require(self.hidden_size % 4 == 0, "hidden_sizes", "be a multiple of 4 for a pyramid", self.hidden_sizes)
 
     def _validate_reduction_cell(self, row: dict, in_channels: int, where: str):
         kind, stride, kernel_size = row["reduction_types"], row["strides"], row["reduction_kernel_sizes"]
-        _require(kind in REDUCTION_TYPES, "reduction_types", f"be one of {REDUCTION_TYPES}", kind, where)
-        for name in ("reduction_channels", "reduction_conv_groups", "hidden_sizes", "strides"):
-            _require(row[name] >= 1, name, "be at least 1", row[name], where)
-        dilations, hidden_size, groups = row["reduction_dilations"], row["hidden_sizes"], row["reduction_conv_groups"]
-        _require(min(dilations, default=0) >= 1, "reduction_dilations", "be dilations of at least 1", dilations, where)
+        require(kind in REDUCTION_TYPES, "reduction_types", f"be one of {REDUCTION_TYPES}", kind, where)
+        super()._validate_reduction_cell(row, in_channels, where)
+        dilations, hidden_size = row["reduction_dilations"], row["hidden_sizes"]
         if kind == "patch":
-            _require(kernel_size == stride, "reduction_kernel_sizes", f"be the patch size {stride}", kernel_size, where)
-            _require(dilations == (1,), "reduction_dilations", "be (1,) for patches", dilations, where)
+            require(kernel_size == stride, "reduction_kernel_sizes", f"be the patch size {stride}", kernel_size, where)
+            require(dilations == (1,), "reduction_dilations", "be (1,) for patches", dilations, where)
         else:
-            _require(kernel_size >= stride, "reduction_kernel_sizes", f"be at least {stride}", kernel_size, where)
-            _require(stride > 1, "strides", "be at least 2", stride, where)
+            require(stride > 1, "strides", "be at least 2", stride, where)
         if kind == "random_feature":
-            _require(stride in (2, 4), "strides", "be 2 or 4", stride, where)
-            _require(hidden_size % 2 == 0, "hidden_sizes", "be even for random features", hidden_size, where)
-            widths = (in_channels, row["reduction_channels"], hidden_size)
-            divides = all(width % groups == 0 for width in widths)
-            _require(divides, "reduction_conv_groups", f"divide the widths {widths}", groups, where)
+            require(hidden_size % 2 == 0, "hidden_sizes", "be even for random features", hidden_size, where)
+            self._validate_reduction_conv_branch(row, in_channels, where)
         else:
             width = row["reduction_channels"] * len(dilations)
             expected = f"be `reduction_channels` times the number of dilations, {width}"
-            _require(hidden_size == width, "hidden_sizes", expected, hidden_size, where)
-
-    def _validate_normal_cells(self, row: dict, where: str):
-        depth, hidden_size, num_heads = row["depths"], row["hidden_sizes"], row["num_attention_heads"]
-        _require(depth >= 0, "depths", "be at least 0", depth, where)
-        if depth == 0:
-            return
-        divides = num_heads >= 1 and hidden_size % num_heads == 0
-        _require(divides, "num_attention_heads", f"divide the width {hidden_size}", num_heads, where)
-        widths, groups = (hidden_size, int(self.mlp_ratio * hidden_size)), row["conv_groups"]
-        divides = groups >= 1 and all(width % groups == 0 for width in widths)
-        _require(divides, "conv_groups", f"divide the widths {widths}", groups, where)
-
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Save `config.json` and the code files, so that every Auto class can load the folder without this package.
-
-        See [`PreTrainedConfig.save_pretrained`] for the arguments.
-        """
-        self.auto_map = dict(AUTO_MAP)
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        model_code = Path(__file__).with_name("modeling_vitae.py")
-        if model_code.exists():  # as remote code, the model may live in another cache folder, and then copies itself
-            copyfile(model_code, Path(save_directory) / model_code.name)
-        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+            require(hidden_size == width, "hidden_sizes", expected, hidden_size, where)
 
 
 ViTAEConfig.register_for_auto_class()

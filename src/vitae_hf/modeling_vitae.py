@@ -1,88 +1,37 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """ViTAE: a vision transformer whose cells run attention and convolution in parallel.
 
-Shape key: B batch, C channels (of tokens too), H×W grid, N = H·W tokens, T = N tokens and the class token where there
-is one, D head width, M random features, R dilations of a pyramid, E channels of each of its convolutions, s stride.
-
-Between stages flow maps (B, C, H, W); inside a stage, tokens (B, T, C) with `height, width` beside them. The file reads
-from leaf to head: helpers, attention, convolution branches, cells, stage, models.
+The shape key and what it shares with ViTAEv2 are in `layers_vitae.py`; this file has the random-feature attention, the
+class token, and the models, from leaf to head.
 
 Source: Xu et al. 2021, "ViTAE: Vision Transformer Advanced by Exploring Intrinsic Inductive Bias", arXiv 2106.03348.
 """
 
 import math
-from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
-from functools import partial
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vitae import ViTAEConfig
-
-
-def map_to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
-    return feature_map.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, N, C)
-
-
-def tokens_to_map(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return tokens.transpose(1, 2).unflatten(2, (height, width))  # (B, N, C) -> (B, C, H, W), channels last in memory
-
-
-def stage_input_channels(config: ViTAEConfig, stage_idx: int) -> int:
-    return config.hidden_sizes[stage_idx - 1] if stage_idx > 0 else config.num_channels
-
-
-def nearest_multiples(side: int, stride: int) -> list[int]:
-    """The multiples of `stride` next to `side`: one if it is itself valid, else the one below (if any) and above."""
-    below = side // stride * stride
-    return [multiple for multiple in sorted({below, -(-side // stride) * stride}) if multiple > 0] or [stride]
-
-
-@contextmanager
-def frozen_statistics(module: nn.Module):
-    """BatchNorms normalise with their batch's statistics as in training, but do not record them."""
-    batch_norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    recorded = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms]
-    for norm, _, num_batches_tracked in recorded:
-        # Counts into a copy, since SyncBatchNorm must count.
-        norm.momentum, norm.num_batches_tracked = 0.0, num_batches_tracked.clone()
-    try:
-        yield
-    finally:
-        for norm, momentum, num_batches_tracked in recorded:
-            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
-
-
-def checkpoint_cell(checkpoint_function: Callable, cell: nn.Module, function: Callable, *args):
-    """Checkpoint a cell so that its BatchNorms count the batch once.
-
-    Gradient checkpointing runs `function`, the cell's forward, again in the backward pass; that second pass must give
-    the same values and leave the running statistics alone.
-    """
-    if torch.compiler.is_compiling():  # the compiler recomputes values and does not replay the updates
-        return checkpoint_function(function, *args)
-    is_reentrant = getattr(checkpoint_function, "keywords", {}).get("use_reentrant")
-    if is_reentrant and torch.is_grad_enabled() and not args[0].requires_grad:
-        # Reentrant checkpointing gives the weights no gradient unless an input asks for one, and images do not.
-        args = (args[0].detach().requires_grad_(), *args[1:])
-    is_recomputation = False
-
-    def run(*args):
-        nonlocal is_recomputation
-        context, is_recomputation = frozen_statistics(cell) if is_recomputation else nullcontext(), True
-        with context:
-            return function(*args)
-
-    return checkpoint_function(run, *args)
+from .layers_vitae import (
+    ViTAEAttention,
+    ViTAEFamilyBackbone,
+    ViTAEFamilyNormalCell,
+    ViTAEFamilyPreTrainedModel,
+    ViTAEFamilyReductionCell,
+    ViTAENormalConvBranch,
+    ViTAEPyramidReduction,
+    ViTAEReductionConvBranch,
+    map_to_tokens,
+    pyramid_size,
+    tokens_to_map,
+)
 
 
 def softmax_kernel_log_features(states: torch.Tensor, random_projection: torch.Tensor) -> torch.Tensor:
@@ -136,62 +85,6 @@ def random_feature_attention(
         return (numerator / denominator).to(value.dtype)
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax attention written out: from `(B, heads, T, D)` to `(B, T, heads, D)` and weights `(B, heads, T, T)`."""
-    weights = query @ key.transpose(2, 3) * scaling  # (B, heads, T, T)
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
-    output = nn.functional.dropout(weights, p=dropout, training=module.training) @ value
-    return output.transpose(1, 2).contiguous(), weights
-
-
-class ViTAEAttention(nn.Module):
-    """Multi-head softmax self-attention of a normal cell, by whichever backend the config names."""
-
-    def __init__(self, config: ViTAEConfig, stage_idx: int):
-        super().__init__()
-        hidden_size = config.hidden_sizes[stage_idx]
-        self.config = config
-        self.head_dim = hidden_size // config.num_attention_heads[stage_idx]
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
-        self.q_proj = nn.Linear(hidden_size, hidden_size)
-        self.k_proj = nn.Linear(hidden_size, hidden_size)
-        self.v_proj = nn.Linear(hidden_size, hidden_size)
-        self.o_proj = nn.Linear(hidden_size, hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, key, value = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, D)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            None,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
-        return self.o_proj(output.flatten(2)), weights
-
-
 class ViTAERandomFeatureAttention(nn.Module):
     """Single-head attention with random features and a value residual; the widths of input and output differ.
 
@@ -201,8 +94,7 @@ class ViTAERandomFeatureAttention(nn.Module):
 
     def __init__(self, config: ViTAEConfig, stage_idx: int):
         super().__init__()
-        in_size = config.reduction_channels[stage_idx] * len(config.reduction_dilations[stage_idx])
-        hidden_size = config.hidden_sizes[stage_idx]
+        in_size, hidden_size = pyramid_size(config, stage_idx), config.hidden_sizes[stage_idx]
         self.q_proj = nn.Linear(in_size, hidden_size)
         self.k_proj = nn.Linear(in_size, hidden_size)
         self.v_proj = nn.Linear(in_size, hidden_size)
@@ -210,198 +102,37 @@ class ViTAERandomFeatureAttention(nn.Module):
         self.dropout = nn.Dropout(config.reduction_dropout_prob)
         self.register_buffer("random_projection", torch.empty(hidden_size // 2, hidden_size))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> tuple[torch.Tensor, None]:
         query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         attention = random_feature_attention(query, key, value, self.random_projection)
-        return value + self.dropout(self.o_proj(attention))
+        return value + self.dropout(self.o_proj(attention)), None
 
 
-class ViTAEMLP(nn.Module):
-    def __init__(self, hidden_size: int, intermediate_size: int):
-        super().__init__()
-        self.fc1 = nn.Linear(hidden_size, intermediate_size)
-        self.fc2 = nn.Linear(intermediate_size, hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(hidden_states)))
-
-
-class ViTAEDropPath(nn.Module):
-    """Drops a residual branch for whole samples, and scales what it keeps.
-
-    Source: Huang et al. 2016, "Deep Networks with Stochastic Depth".
-    """
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.rate == 0.0 or not self.training:
-            return hidden_states
-        keep = hidden_states.new_full((hidden_states.shape[0], 1, 1), 1 - self.rate).bernoulli()
-        return hidden_states * keep / (1 - self.rate)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3g}"
-
-
-class ViTAEConvLayer(nn.Module):
-    """A 3×3 convolution, then BatchNorm and SiLU where asked for."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int = 1,
-        groups: int = 1,
-        norm: bool = False,
-        act: bool = True,
-    ):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, groups=groups)
-        self.norm = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
-        self.activation_fn = nn.SiLU() if act else nn.Identity()
-
-    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        return self.activation_fn(self.norm(self.conv(feature_map)))
-
-
-class ViTAEReductionConvBranch(nn.Sequential):
-    """Three convolutions beside a reduction cell's attention: (B, Cin, H·s, W·s) -> (B, C, H, W)."""
+class ViTAEReductionCell(ViTAEFamilyReductionCell):
+    """The reduction cell with random-feature attention: (B, Cin, H·s, W·s) -> (B, N, C)."""
 
     def __init__(self, config: ViTAEConfig, stage_idx: int):
-        channels = config.reduction_channels[stage_idx]
-        layer = partial(ViTAEConvLayer, groups=config.reduction_conv_groups[stage_idx])
         super().__init__(
-            layer(stage_input_channels(config, stage_idx), channels, stride=2),
-            layer(channels, channels, stride=config.strides[stage_idx] // 2, norm=True),
-            layer(channels, config.hidden_sizes[stage_idx]),
+            config,
+            stage_idx,
+            attention=ViTAERandomFeatureAttention(config, stage_idx),
+            conv_branch=ViTAEReductionConvBranch(config, stage_idx),
+            dropout_prob=config.reduction_dropout_prob,
         )
 
 
-class ViTAENormalConvBranch(nn.Sequential):
-    """Two or three convolutions beside a normal cell's attention: (B, C, H, W) -> (B, C, H, W)."""
-
-    def __init__(self, config: ViTAEConfig, stage_idx: int):
-        channels = config.hidden_sizes[stage_idx]
-        intermediate_channels = int(config.mlp_ratio * channels)
-        layer = partial(ViTAEConvLayer, groups=config.conv_groups[stage_idx])
-        if config.conv_branch_depth == 2:
-            layers = [
-                layer(channels, intermediate_channels, norm=True),
-                layer(intermediate_channels, channels, act=False),
-            ]
-        else:
-            layers = [
-                layer(channels, intermediate_channels, norm=True),
-                layer(intermediate_channels, channels, norm=True),
-                layer(channels, channels),
-            ]
-        super().__init__(*layers)
-
-
-class ViTAEPyramidReduction(nn.Module):
-    """Dilated convolutions side by side, which see the image at several scales: (B, Cin, H·s, W·s) -> (B, N, R·E)."""
-
-    def __init__(self, config: ViTAEConfig, stage_idx: int):
-        super().__init__()
-        kernel_size, stride = config.reduction_kernel_sizes[stage_idx], config.strides[stage_idx]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(
-                stage_input_channels(config, stage_idx),
-                config.reduction_channels[stage_idx],
-                kernel_size,
-                stride=stride,
-                padding=math.ceil(((kernel_size - 1) * dilation + 1 - stride) / 2),
-                dilation=dilation,
-            )
-            for dilation in config.reduction_dilations[stage_idx]
-        )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.convs[0].weight.dtype
-
-    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        pyramid = torch.cat([conv(feature_map) for conv in self.convs], dim=1)
-        return map_to_tokens(nn.functional.gelu(pyramid))
-
-
-class ViTAECell(GradientCheckpointingLayer):
-    """A layer that gradient checkpointing recomputes without counting its batch twice, see [`checkpoint_cell`]."""
-
-    @property
-    def _gradient_checkpointing_func(self) -> Callable:
-        return partial(checkpoint_cell, self._checkpoint_function, self)
-
-    @_gradient_checkpointing_func.setter
-    def _gradient_checkpointing_func(self, checkpoint_function: Callable):
-        self._checkpoint_function = checkpoint_function
-
-
-class ViTAEReductionCell(ViTAECell):
-    """Embeds a map at a lower resolution: (B, Cin, H·s, W·s) -> (B, N, C).
-
-    A pyramid of dilated convolutions feeds attention (scale invariance), a convolution branch sees the same input
-    (locality), and an MLP follows their sum. There is no drop path.
-
-    Source: Xu et al. 2021, figure 2 (left).
-    """
-
-    def __init__(self, config: ViTAEConfig, stage_idx: int):
-        super().__init__()
-        in_size = config.reduction_channels[stage_idx] * len(config.reduction_dilations[stage_idx])
-        hidden_size = config.hidden_sizes[stage_idx]
-        self.pyramid_reduction = ViTAEPyramidReduction(config, stage_idx)
-        self.layernorm_before = nn.LayerNorm(in_size, eps=config.reduction_layer_norm_eps)
-        self.attention = ViTAERandomFeatureAttention(config, stage_idx)
-        self.conv_branch = ViTAEReductionConvBranch(config, stage_idx)
-        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.reduction_layer_norm_eps)
-        self.mlp = ViTAEMLP(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(config.reduction_dropout_prob)
-
-    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        pyramid = self.pyramid_reduction(feature_map)  # (B, N, R·E)
-        attention = self.attention(self.layernorm_before(pyramid))  # (B, N, C)
-        hidden_states = attention + map_to_tokens(self.conv_branch(feature_map))
-        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
-
-
-class ViTAENormalCell(ViTAECell):
-    """Attention and a convolution branch in parallel, summed, then an MLP: (B, T, C) -> (B, T, C).
-
-    Attention sees the normalised tokens, the convolution branch the cell's input as it is; a class token takes part in
-    attention and MLP only.
-
-    Source: Xu et al. 2021, figure 2 (right).
-    """
+class ViTAENormalCell(ViTAEFamilyNormalCell):
+    """The normal cell with attention of all tokens to all: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config: ViTAEConfig, stage_idx: int, cell_idx: int):
-        super().__init__()
-        hidden_size = config.hidden_sizes[stage_idx]
-        depth_below = sum(config.depths[:stage_idx]) + cell_idx
-        self.num_class_tokens = int(config.has_class_token)
-        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.attention = ViTAEAttention(config, stage_idx)
-        self.conv_branch = ViTAENormalConvBranch(config, stage_idx)
-        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.mlp = ViTAEMLP(hidden_size, int(config.mlp_ratio * hidden_size))
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.drop_path = ViTAEDropPath(config.drop_path_rate * depth_below / max(sum(config.depths) - 1, 1))
-
-    def convolve(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        feature_map = tokens_to_map(hidden_states[:, self.num_class_tokens :], height, width)
-        tokens = map_to_tokens(self.conv_branch(feature_map))
-        if self.num_class_tokens:
-            tokens = nn.functional.pad(tokens, (0, 0, 1, 0))  # nothing for the class token
-        return tokens
-
-    def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> torch.Tensor:
-        attention, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        convolution = self.convolve(hidden_states, height, width)
-        hidden_states = hidden_states + self.drop_path(self.dropout(attention)) + self.drop_path(convolution)
-        return hidden_states + self.drop_path(self.dropout(self.mlp(self.layernorm_after(hidden_states))))
+        hidden_size, num_heads = config.hidden_sizes[stage_idx], config.num_attention_heads[stage_idx]
+        super().__init__(
+            config,
+            stage_idx,
+            cell_idx,
+            attention=ViTAEAttention(config, hidden_size, hidden_size, num_heads),
+            conv_branch=ViTAENormalConvBranch(config, stage_idx, config.conv_branch_depth, config.conv_kernel_size),
+        )
 
 
 class ViTAEEmbeddings(nn.Module):
@@ -472,7 +203,7 @@ class ViTAEStage(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> torch.Tensor:
         if self.reduction_cell is not None:
-            hidden_states = self.reduction_cell(hidden_states)  # (B, N, C)
+            hidden_states = self.reduction_cell(hidden_states, **kwargs)  # (B, N, C)
         for normal_cell in self.normal_cells:
             hidden_states = normal_cell(hidden_states, height, width, **kwargs)
         return hidden_states if self.reduction_cell is None else tokens_to_map(hidden_states, height, width)
@@ -491,53 +222,19 @@ class ViTAEPooler(nn.Module):
         return pooled if self.layernorm is None else self.layernorm(pooled)
 
 
-class ViTAEPreTrainedModel(PreTrainedModel):
-    """Base class: how ViTAE's weights are initialised, loaded, split over devices and checkpointed."""
+class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
+    """Base class: how ViTAE's weights are initialised, and how its positions are resized."""
 
     config: ViTAEConfig
     base_model_prefix = "vitae"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
     _no_split_modules = ["ViTAEEmbeddings", "ViTAEReductionCell", "ViTAEPyramidReduction", "ViTAENormalCell"]
     _keep_in_fp32_modules_strict = ["random_projection"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": ViTAEStage, "attentions": ViTAEAttention}
-
-    def __init__(self, config: ViTAEConfig, *args, **kwargs):
-        config.validate()  # again, since fields can be set after the configuration was made
-        super().__init__(config, *args, **kwargs)
-
-    def post_init(self):
-        super().post_init()
-        classes = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules = classes.intersection(self._no_split_modules)  # FSDP wants no others
-
-    def save_pretrained(self, *args, **kwargs):
-        """The library's. A model that FSDP2 has sharded is saved as what it was, not with a copy of torch's code."""
-        current_class = type(self)
-        if current_class.__name__.startswith("FSDP"):  # torch's subclass: (FSDPModule, the model's own class)
-            self.__class__ = current_class.__bases__[-1]
-        try:
-            return super().save_pretrained(*args, **kwargs)
-        finally:
-            self.__class__ = current_class
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """The authors' initialisation: truncated normal linears, PyTorch's default for convolutions, zero positions."""
-        if isinstance(module, nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            bound = 1 / math.sqrt(module.weight[0].numel())
-            init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=self.config.initializer_range)
-            init.zeros_(module.bias)
-        elif isinstance(module, ViTAERandomFeatureAttention):
+        """The authors': beside the weights of layers, orthogonal random features and zero positions."""
+        if isinstance(module, ViTAERandomFeatureAttention):
             init.orthogonal_(module.random_projection, gain=math.sqrt(module.random_projection.shape[0]))
         elif isinstance(module, ViTAEEmbeddings):
             init.zeros_(module.cls_token)
@@ -567,38 +264,17 @@ class ViTAEPreTrainedModel(PreTrainedModel):
 
 
 class ViTAEModel(ViTAEPreTrainedModel):
-    """ViTAE without a head: tokens of the last stage and their mean."""
+    """ViTAE without a head: tokens of the last stage and, with the pooling layer, their mean."""
 
-    def __init__(self, config: ViTAEConfig):
+    def __init__(self, config: ViTAEConfig, add_pooling_layer: bool = True):
         super().__init__(config)
         self.embeddings = ViTAEEmbeddings(config) if config.has_class_token else None
         self.stages = nn.ModuleList(ViTAEStage(config, stage_idx) for stage_idx in range(config.num_stages))
-        self.pooler = ViTAEPooler(config)
+        self.pooler = ViTAEPooler(config) if add_pooling_layer else None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The module that turns pixels into the first tokens."""
-        if self.embeddings is not None:
-            return self.embeddings
-        reduction_cell = self.stages[0].reduction_cell
-        return getattr(reduction_cell, "pyramid_reduction", reduction_cell)
-
-    def validate_pixel_values(self, pixel_values: torch.Tensor | None):
-        if pixel_values is None:
-            raise ValueError("You have to specify pixel_values.")
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"`pixel_values` must be (batch, {self.config.num_channels}, height, width), the channel count being"
-                f" `config.num_channels`; got {tuple(pixel_values.shape)}."
-            )
-        stride = self.config.total_stride
-        height, width = pixel_values.shape[-2:]
-        if height % stride or width % stride or not height or not width:
-            nearest = [" or ".join(str(side) for side in nearest_multiples(side, stride)) for side in (height, width)]
-            raise ValueError(
-                f"Both sides of the input must be multiples of {stride}, the total stride of this model; got height"
-                f" {height} and width {width}. The nearest valid sizes are height {nearest[0]} and width {nearest[1]}."
-            )
+        return super().get_input_embeddings() if self.embeddings is None else self.embeddings
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -642,7 +318,8 @@ class ViTAEModel(ViTAEPreTrainedModel):
             hidden_states = stage(hidden_states, height, width, **kwargs)
         if self.embeddings is None:
             hidden_states = map_to_tokens(hidden_states)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=self.pooler(hidden_states))
+        pooled = None if self.pooler is None else self.pooler(hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
 
 class ViTAEForImageClassification(ViTAEPreTrainedModel):
@@ -683,7 +360,84 @@ class ViTAEForImageClassification(ViTAEPreTrainedModel):
         )
 
 
+class ViTAEChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of each position of a map (B, C, H, W)."""
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return super().forward(feature_map.movedim(1, -1)).movedim(-1, 1)
+
+
+class ViTAEFeaturePyramid(nn.Module):
+    """Maps at strides 4, 8, 16 and 32 from one at stride 16, each by itself: (B, C, H, W) -> four maps (B, E, …).
+
+    Source: Li et al. 2022, "Exploring Plain Vision Transformer Backbones for Object Detection", figure 2, simple
+    feature pyramid.
+    """
+
+    def __init__(self, config: ViTAEConfig):
+        super().__init__()
+        width, channels = config.hidden_size, config.feature_pyramid_channels
+        eps = config.layer_norm_eps
+        rescale = {
+            4: [
+                nn.ConvTranspose2d(width, width // 2, 2, stride=2),
+                ViTAEChannelNorm(width // 2, eps=eps),
+                nn.GELU(),
+                nn.ConvTranspose2d(width // 2, width // 4, 2, stride=2),
+            ],
+            8: [nn.ConvTranspose2d(width, width // 2, 2, stride=2)],
+            16: [],
+            32: [nn.MaxPool2d(2)],
+        }
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                *layers,
+                nn.Conv2d({4: width // 4, 8: width // 2}.get(stride, width), channels, 1, bias=False),
+                ViTAEChannelNorm(channels, eps=eps),
+                nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+                ViTAEChannelNorm(channels, eps=eps),
+            )
+            for stride, layers in rescale.items()
+        )
+
+    def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(level(feature_map) for level in self.levels)
+
+
+class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
+    """ViTAE as a backbone for detection and segmentation.
+
+    The pyramid variants give maps of strides 4, 8 and 16. The class-token variants give one of stride 16 and, if the
+    configuration has `feature_pyramid_channels`, ViTDet's four maps (`"p2"` to `"p5"`, strides 4 to 32) made from it.
+    """
+
+    def __init__(self, config: ViTAEConfig):
+        super().__init__(config)
+        self.vitae = ViTAEModel(config, add_pooling_layer=False)
+        self.size_divisor = config.total_stride
+        self.feature_pyramid = None
+        self.num_features = [config.num_channels, *config.hidden_sizes]
+        if config.has_class_token:
+            self.num_features = [config.hidden_size] * 2
+        if config.feature_pyramid_channels is not None:
+            self.feature_pyramid = ViTAEFeaturePyramid(config)
+            self.num_features += [config.feature_pyramid_channels] * len(self.feature_pyramid.levels)
+            self.size_divisor = 2 * config.total_stride
+        self.post_init()
+
+    def feature_maps_of(self, hidden_states: tuple[torch.Tensor, ...], image_size: torch.Size) -> tuple:
+        if not self.config.has_class_token:
+            return hidden_states
+        height, width = (side // self.config.total_stride for side in image_size)
+        maps = tuple(tokens_to_map(tokens[:, 1:], height, width) for tokens in hidden_states)
+        return maps if self.feature_pyramid is None else (*maps, *self.feature_pyramid(maps[-1]))
+
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        return super().forward(pixel_values, **{"interpolate_pos_encoding": True, **kwargs})
+
+
 ViTAEModel.register_for_auto_class("AutoModel")
 ViTAEForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+ViTAEBackbone.register_for_auto_class("AutoBackbone")
 
-__all__ = ["ViTAEForImageClassification", "ViTAEModel", "ViTAEPreTrainedModel"]
+__all__ = ["ViTAEBackbone", "ViTAEForImageClassification", "ViTAEModel", "ViTAEPreTrainedModel"]

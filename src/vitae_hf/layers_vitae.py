@@ -1,0 +1,541 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What ViTAE and ViTAEv2 are made of, from leaf to cell, and what their model classes share.
+
+Shape key: B batch, C channels (of tokens too), H×W grid, N = H·W tokens, T = N tokens and the class token where there
+is one, D head width, M random features, R dilations of a pyramid, E channels of each of its convolutions, s stride.
+
+Between stages flow maps (B, C, H, W); inside a stage, tokens (B, T, C) with `height, width` beside them.
+
+Source: Xu et al. 2021, "ViTAE: Vision Transformer Advanced by Exploring Intrinsic Inductive Bias", arXiv 2106.03348;
+Zhang et al. 2022, "ViTAEv2: Vision Transformer Advanced by Exploring Inductive Bias for Image Recognition and Beyond",
+arXiv 2202.10108.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, load_state_dict
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_vitae import ViTAEFamilyConfig
+
+
+def map_to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
+    return feature_map.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, N, C)
+
+
+def tokens_to_map(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return tokens.transpose(1, 2).unflatten(2, (height, width))  # (B, N, C) -> (B, C, H, W), channels last in memory
+
+
+def stage_input_channels(config: ViTAEFamilyConfig, stage_idx: int) -> int:
+    return config.hidden_sizes[stage_idx - 1] if stage_idx > 0 else config.num_channels
+
+
+def pyramid_size(config: ViTAEFamilyConfig, stage_idx: int) -> int:
+    """Width of the tokens that a pyramid reduction gives, R·E."""
+    return config.reduction_channels[stage_idx] * len(config.reduction_dilations[stage_idx])
+
+
+def nearest_multiples(side: int, stride: int) -> list[int]:
+    """The multiples of `stride` next to `side`: one if it is itself valid, else the one below (if any) and above."""
+    below = side // stride * stride
+    return [multiple for multiple in sorted({below, -(-side // stride) * stride}) if multiple > 0] or [stride]
+
+
+def is_readable(file: str) -> bool:
+    """Whether the header of a safetensors file can be read."""
+    try:
+        load_state_dict(file, map_location="meta")
+    except Exception:  # of safetensors, which this file may not import
+        return False
+    return True
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention written out: from `(B, heads, T, D)` to `(B, T, heads, D)` and weights `(B, heads, T, T)`."""
+    weights = query @ key.transpose(2, 3) * scaling  # (B, heads, T, T)
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
+    output = nn.functional.dropout(weights, p=dropout, training=module.training) @ value
+    return output.transpose(1, 2).contiguous(), weights
+
+
+def split_into_windows(tokens: torch.Tensor, height: int, width: int, window_size: int) -> torch.Tensor:
+    """(B, N, C) -> (windows of the batch, window_size², C); what the grid lacks is zero, half of it on either side."""
+    pad_height, pad_width = -height % window_size, -width % window_size
+    top, left = pad_height // 2, pad_width // 2
+    grid = tokens.unflatten(1, (height, width))
+    grid = nn.functional.pad(grid, (0, 0, left, pad_width - left, top, pad_height - top))
+    grid = grid.unflatten(2, (-1, window_size)).unflatten(1, (-1, window_size))  # (B, rows, size, columns, size, C)
+    return grid.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+def join_windows(windows: torch.Tensor, height: int, width: int, window_size: int) -> torch.Tensor:
+    """Inverse of [`split_into_windows`], zeros cut off: (windows in the batch, window_size², C) -> (B, N, C)."""
+    pad_height, pad_width = -height % window_size, -width % window_size
+    top, left = pad_height // 2, pad_width // 2
+    rows, columns = (height + pad_height) // window_size, (width + pad_width) // window_size
+    grid = windows.unflatten(1, (window_size, window_size)).unflatten(0, (-1, rows, columns)).transpose(2, 3)
+    grid = grid.flatten(3, 4).flatten(1, 2)  # (B, H and zeros, W and zeros, C)
+    return grid[:, top : top + height, left : left + width].flatten(1, 2)
+
+
+class ViTAEAttention(nn.Module):
+    """Multi-head softmax self-attention, by whichever backend the config names: (B, T, Cin) -> (B, T, C).
+
+    Args:
+        window_size: side of the windows that attend by themselves; default: all tokens attend to all. Zeros that fill
+            the windows at the border take part, as in the authors' code.
+        value_residual: whether the value is added to the output, since input and output have different widths.
+    """
+
+    def __init__(
+        self,
+        config: ViTAEFamilyConfig,
+        in_size: int,
+        hidden_size: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        window_size: int | None = None,
+        value_residual: bool = False,
+    ):
+        super().__init__()
+        self.config = config
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.window_size = window_size
+        self.value_residual = value_residual
+        self.q_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
+        self.k_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
+        self.v_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self, hidden_states: torch.Tensor, height: int, width: int, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.window_size is not None:
+            hidden_states = split_into_windows(hidden_states, height, width, self.window_size)
+        query, key, value = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, D)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            None,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        output = self.dropout(self.o_proj(output.flatten(2)))
+        if self.value_residual:
+            output = output + value.transpose(1, 2).flatten(2)
+        if self.window_size is not None:
+            output = join_windows(output, height, width, self.window_size)
+        return output, weights
+
+
+class ViTAEMLP(nn.Module):
+    def __init__(self, hidden_size: int, intermediate_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(hidden_states)))
+
+
+class ViTAEDropPath(nn.Module):
+    """Drops a residual branch for whole samples, and scales what it keeps.
+
+    Source: Huang et al. 2016, "Deep Networks with Stochastic Depth".
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return hidden_states
+        keep = hidden_states.new_full((hidden_states.shape[0], 1, 1), 1 - self.rate).bernoulli()
+        return hidden_states * keep / (1 - self.rate)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3g}"
+
+
+class ViTAEConvLayer(nn.Module):
+    """A convolution with "same" padding, then BatchNorm and SiLU where asked for."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        groups: int = 1,
+        norm: bool = True,
+        act: bool = True,
+    ):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups)
+        self.norm = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
+        self.activation_fn = nn.SiLU() if act else nn.Identity()
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        return self.activation_fn(self.norm(self.conv(feature_map)))
+
+
+class ViTAEReductionConvBranch(nn.Sequential):
+    """Three convolutions beside a reduction cell's attention: (B, Cin, H·s, W·s) -> (B, C, H, W).
+
+    In ViTAE the first has no BatchNorm and the last an activation, in ViTAEv2 the first has one and the last none.
+    """
+
+    def __init__(self, config: ViTAEFamilyConfig, stage_idx: int, first_norm: bool = False, last_act: bool = True):
+        channels = config.reduction_channels[stage_idx]
+        layer = partial(ViTAEConvLayer, groups=config.reduction_conv_groups[stage_idx])
+        super().__init__(
+            layer(stage_input_channels(config, stage_idx), channels, stride=2, norm=first_norm),
+            layer(channels, channels, stride=config.strides[stage_idx] // 2),
+            layer(channels, config.hidden_sizes[stage_idx], norm=False, act=last_act),
+        )
+
+
+class ViTAENormalConvBranch(nn.Sequential):
+    """Two or three convolutions beside a normal cell's attention: (B, C, H, W) -> (B, C, H, W).
+
+    The last of three has an activation in ViTAE and none in ViTAEv2.
+    """
+
+    def __init__(
+        self, config: ViTAEFamilyConfig, stage_idx: int, depth: int = 3, kernel_size: int = 3, last_act: bool = True
+    ):
+        channels = config.hidden_sizes[stage_idx]
+        intermediate_channels = int(config.mlp_ratio * channels)
+        layer = partial(ViTAEConvLayer, kernel_size=kernel_size, groups=config.conv_groups[stage_idx])
+        layers = [layer(channels, intermediate_channels)]
+        if depth == 2:
+            layers += [layer(intermediate_channels, channels, norm=False, act=False)]
+        else:
+            layers += [layer(intermediate_channels, channels), layer(channels, channels, norm=False, act=last_act)]
+        super().__init__(*layers)
+
+
+class ViTAEPyramidReduction(nn.Module):
+    """Dilated convolutions side by side, which see the image at several scales: (B, Cin, H·s, W·s) -> (B, N, R·E)."""
+
+    def __init__(self, config: ViTAEFamilyConfig, stage_idx: int):
+        super().__init__()
+        kernel_size, stride = config.reduction_kernel_sizes[stage_idx], config.strides[stage_idx]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(
+                stage_input_channels(config, stage_idx),
+                config.reduction_channels[stage_idx],
+                kernel_size,
+                stride=stride,
+                padding=math.ceil(((kernel_size - 1) * dilation + 1 - stride) / 2),
+                dilation=dilation,
+            )
+            for dilation in config.reduction_dilations[stage_idx]
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.convs[0].weight.dtype
+
+    def forward(self, feature_map: torch.Tensor, **kwargs) -> torch.Tensor:
+        pyramid = torch.cat([conv(feature_map) for conv in self.convs], dim=1)
+        return map_to_tokens(nn.functional.gelu(pyramid))
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module):
+    """BatchNorms normalise with their batch's statistics as in training, but do not record them."""
+    batch_norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    recorded = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms]
+    for norm, _, num_batches_tracked in recorded:
+        # Counts into a copy, since SyncBatchNorm must count.
+        norm.momentum, norm.num_batches_tracked = 0.0, num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, momentum, num_batches_tracked in recorded:
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
+
+
+def checkpoint_cell(checkpoint_function: Callable, cell: nn.Module, function: Callable, *args):
+    """Checkpoint a cell so that its BatchNorms count the batch once.
+
+    Gradient checkpointing runs `function`, the cell's forward, again in the backward pass; that second pass must give
+    the same values and leave the running statistics alone.
+    """
+    if torch.compiler.is_compiling():  # the compiler recomputes values and does not replay the updates
+        return checkpoint_function(function, *args)
+    is_reentrant = getattr(checkpoint_function, "keywords", {}).get("use_reentrant")
+    if is_reentrant and torch.is_grad_enabled() and not args[0].requires_grad:
+        # Reentrant checkpointing gives the weights no gradient unless an input asks for one, and images do not.
+        args = (args[0].detach().requires_grad_(), *args[1:])
+    is_recomputation = False
+
+    def run(*args):
+        nonlocal is_recomputation
+        context, is_recomputation = frozen_statistics(cell) if is_recomputation else nullcontext(), True
+        with context:
+            return function(*args)
+
+    return checkpoint_function(run, *args)
+
+
+class ViTAECell(GradientCheckpointingLayer):
+    """A layer that gradient checkpointing recomputes without counting its batch twice, see [`checkpoint_cell`]."""
+
+    @property
+    def _gradient_checkpointing_func(self) -> Callable:
+        return partial(checkpoint_cell, self._checkpoint_function, self)
+
+    @_gradient_checkpointing_func.setter
+    def _gradient_checkpointing_func(self, checkpoint_function: Callable):
+        self._checkpoint_function = checkpoint_function
+
+
+class ViTAEFamilyReductionCell(ViTAECell):
+    """Embeds a map at a lower resolution: (B, Cin, H·s, W·s) -> (B, N, C).
+
+    A pyramid of dilated convolutions feeds attention (scale invariance), a convolution branch sees the same input
+    (locality), and an MLP follows their sum. There is no drop path.
+
+    Source: Xu et al. 2021, figure 2 (left).
+    """
+
+    def __init__(
+        self,
+        config: ViTAEFamilyConfig,
+        stage_idx: int,
+        attention: nn.Module,
+        conv_branch: nn.Module,
+        dropout_prob: float,
+    ):
+        super().__init__()
+        hidden_size = config.hidden_sizes[stage_idx]
+        self.pyramid_reduction = ViTAEPyramidReduction(config, stage_idx)
+        self.layernorm_before = nn.LayerNorm(pyramid_size(config, stage_idx), eps=config.reduction_layer_norm_eps)
+        self.attention = attention
+        self.conv_branch = conv_branch
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.reduction_layer_norm_eps)
+        self.mlp = ViTAEMLP(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout_prob)
+
+    def forward(self, feature_map: torch.Tensor, **kwargs) -> torch.Tensor:
+        pyramid = self.pyramid_reduction(feature_map)  # (B, N, R·E)
+        convolution = self.conv_branch(feature_map)  # (B, C, H, W)
+        attention, _ = self.attention(self.layernorm_before(pyramid), *convolution.shape[-2:], **kwargs)  # (B, N, C)
+        hidden_states = attention + map_to_tokens(convolution)
+        return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+
+
+class ViTAEFamilyNormalCell(ViTAECell):
+    """Attention and a convolution branch in parallel, summed, then an MLP: (B, T, C) -> (B, T, C).
+
+    Attention sees the normalised tokens, the convolution branch the cell's input as it is; a class token takes part in
+    attention and MLP only.
+
+    Source: Xu et al. 2021, figure 2 (right).
+    """
+
+    def __init__(
+        self,
+        config: ViTAEFamilyConfig,
+        stage_idx: int,
+        cell_idx: int,
+        attention: nn.Module,
+        conv_branch: nn.Module,
+    ):
+        super().__init__()
+        hidden_size = config.hidden_sizes[stage_idx]
+        self.num_class_tokens = int(config.has_class_token)
+        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention = attention
+        self.conv_branch = conv_branch
+        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ViTAEMLP(hidden_size, int(config.mlp_ratio * hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = ViTAEDropPath(config.drop_path_rates(stage_idx)[cell_idx])
+
+    def convolve(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        feature_map = tokens_to_map(hidden_states[:, self.num_class_tokens :], height, width)
+        tokens = map_to_tokens(self.conv_branch(feature_map))
+        if self.num_class_tokens:
+            tokens = nn.functional.pad(tokens, (0, 0, 1, 0))  # nothing for the class token
+        return tokens
+
+    def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> torch.Tensor:
+        attention, _ = self.attention(self.layernorm_before(hidden_states), height, width, **kwargs)
+        convolution = self.convolve(hidden_states, height, width)
+        hidden_states = hidden_states + self.drop_path(attention) + self.drop_path(convolution)
+        return hidden_states + self.drop_path(self.dropout(self.mlp(self.layernorm_after(hidden_states))))
+
+
+class ViTAEFamilyPreTrainedModel(PreTrainedModel):
+    """Base class: how weights are initialised, loaded, saved, split over devices and checkpointed."""
+
+    config: ViTAEFamilyConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: ViTAEFamilyConfig, *args, **kwargs):
+        config.validate()  # again, since fields can be set after the configuration was made
+        super().__init__(config, *args, **kwargs)
+
+    def post_init(self):
+        super().post_init()
+        classes = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = classes.intersection(self._no_split_modules)  # FSDP wants no others
+
+    def save_pretrained(self, *args, **kwargs):
+        """The library's. A model that FSDP2 has sharded is saved as what it was, not with a copy of torch's code."""
+        current_class = type(self)
+        if current_class.__name__.startswith("FSDP"):  # torch's subclass: (FSDPModule, the model's own class)
+            self.__class__ = current_class.__bases__[-1]
+        try:
+            return super().save_pretrained(*args, **kwargs)
+        finally:
+            self.__class__ = current_class
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # the library looks for the attention in the file of the model, and it is in this one
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        try:
+            return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":  # whose message does not say which file it is about
+                raise
+            damaged = [str(file) for file in checkpoint_files or [] if not is_readable(file)]
+            raise OSError(f"the weights in {', '.join(damaged)} are damaged: {error}") from error
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The authors' initialisation: truncated normal linears and PyTorch's default for convolutions."""
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that turns pixels into the first tokens."""
+        if self.base_model is not self:
+            return self.base_model.get_input_embeddings()
+        reduction_cell = self.stages[0].reduction_cell
+        return getattr(reduction_cell, "pyramid_reduction", reduction_cell)
+
+    def validate_pixel_values(self, pixel_values: torch.Tensor | None):
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values.")
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"`pixel_values` must be (batch, {self.config.num_channels}, height, width), the channel count being"
+                f" `config.num_channels`; got {tuple(pixel_values.shape)}."
+            )
+        stride = self.config.total_stride
+        height, width = pixel_values.shape[-2:]
+        if height % stride or width % stride or not height or not width:
+            nearest = [" or ".join(str(side) for side in nearest_multiples(side, stride)) for side in (height, width)]
+            raise ValueError(
+                f"Both sides of the input must be multiples of {stride}, the total stride of this model; got height"
+                f" {height} and width {width}. The nearest valid sizes are height {nearest[0]} and width {nearest[1]}."
+            )
+
+
+class ViTAEFamilyBackbone(BackboneMixin):
+    """What the backbones share: feature maps for any image size, and stages that are not trained.
+
+    `out_features` or `out_indices` of the configuration choose the maps, `"stem"` (what the first stage gets) or
+    `"stage1"` and so on; `channels` has their widths in the same order. With `frozen_stages`, the first stages keep
+    their weights, draw no dropout and do not update their BatchNorm statistics, in training mode too.
+    """
+
+    def frozen_modules(self) -> list[nn.Module]:
+        embeddings = getattr(self.base_model, "embeddings", None)
+        frozen = list(self.base_model.stages[: self.config.frozen_stages])
+        return [embeddings, *frozen] if frozen and embeddings is not None else frozen
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for module in self.frozen_modules():  # loading makes all weights trainable, and ends with a call of `eval`
+            module.eval().requires_grad_(False)
+        return self
+
+    def feature_maps_of(self, hidden_states: tuple[torch.Tensor, ...], image_size: torch.Size) -> tuple:
+        """A map for each of `stage_names`."""
+        return hidden_states
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
+                Normalised images of any size. Sides that are no multiples of `size_divisor` pixels are filled up with
+                zeros on the right and at the bottom, and the maps cover these too.
+            output_hidden_states, output_attentions, return_dict (`bool`, *optional*):
+                As in the models.
+
+        Returns:
+            `BackboneOutput`: `feature_maps`, a tuple of maps `(B, channels[i], height / stride, width / stride)`, and
+            `hidden_states` and `attentions` when asked for.
+        """
+        height, width = pixel_values.shape[-2:]
+        padded = nn.functional.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
+        outputs = self.base_model(padded, **kwargs)
+        maps = dict(zip(self.stage_names, self.feature_maps_of(outputs.hidden_states, padded.shape[-2:])))
+        return BackboneOutput(
+            feature_maps=tuple(maps[name] for name in self.out_features),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
