@@ -98,8 +98,8 @@ PUBLISHED: dict[str, Variant] = {
         {IMAGENET_1K: Accuracy(81.0, 95.4, 86.9)},
         has_weights=False,
         recipe="vitae-13m",
-        note="The authors print size and accuracy of a 13M network, but their code builds a smaller one. That it is this"
-        " one is inferred from the size and from what the other variants have in common.",
+        note="The authors print size and accuracy of a 13M network, but their code builds a smaller one. That it is"
+        " this one is inferred from the size and from what the other variants have in common.",
     ),
     "vitae-s": Variant((VITAE,), 24_009_096, 6.180, {IMAGENET_1K: Accuracy(82.0, 95.9, 87.0)}),
     "vitae-b": Variant(
