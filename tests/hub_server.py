@@ -75,7 +75,7 @@ def metadata_errors(card: str) -> list[str]:
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset):
             errors.append(f'"datasets" must be names of the Hub, got {dataset!r}')
     for model in metadata.get("model-index") or []:
-        errors += [f'"model-index" lacks {name}' for name in ("name", "results") if not model.get(name)]
+        errors += [f'"model-index" lacks {name}' for name in ("name", "results") if name not in model]
         for result in model.get("results") or []:
             for part, names in {"task": ["type"], "dataset": ["type", "name"]}.items():
                 missing = [name for name in names if not result.get(part, {}).get(name)]

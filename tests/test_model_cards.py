@@ -19,7 +19,14 @@ from vitae_hf.report import published_card
 
 
 CARDS = REPOSITORY / "model_cards"
-SOURCE = {"file": "theirs.pth", "sha256": "0" * 64, "parameters": 7, "num_labels": 1000, "image_size": 224}
+SOURCE = {
+    "preset": "any",
+    "file": "theirs.pth",
+    "sha256": "0" * 64,
+    "parameters": 7,
+    "num_labels": 1000,
+    "image_size": 224,
+}
 
 
 def card(preset: str) -> ModelCard:

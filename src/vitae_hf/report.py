@@ -92,8 +92,7 @@ def published_card(repository: Path, preset: str, name: str | None = None, sourc
         repository: a checkout; read are `model_cards/published.md`, the recipe, and `results/parity_cpu.json`.
         preset: one of `PUBLISHED`.
         name: under which users load it; default: `org/` and the preset.
-        source: what was converted: `file`, its `sha256`, `parameters`, `num_labels`, `image_size`, and
-            `is_imagenet_1k`, whether its classes are the 1,000 of ImageNet-1k. Default: the variant itself.
+        source: what `convert_checkpoint` returned of the file that was converted; default: the variant itself.
 
     Raises:
         KeyError: the preset is not a published one.
@@ -101,7 +100,7 @@ def published_card(repository: Path, preset: str, name: str | None = None, sourc
     """
     variant, name = PUBLISHED[preset], name or f"org/{preset}"
     about = {"parameters": variant.parameters, "num_labels": 1000, "image_size": 224, "is_imagenet_1k": True}
-    about |= source or {}
+    about |= {key: source[key] for key in about if source}
     processor = ViTAEImageProcessorPil(size=about["image_size"])
     recipe = variant.recipe or preset
     parity = json.loads((repository / "results" / "parity_cpu.json").read_text())
