@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .image_processing_vitae import ViTAEImageProcessorPil
 from .presets import config_from_preset
-from .published import IMAGENET_1K, PUBLISHED, Accuracy
+from .published import IMAGENET_1K, PUBLISHED, Accuracy, Variant
 
 
 COMMON = {  # metadata of all cards
@@ -107,16 +107,7 @@ def published_card(repository: Path, preset: str, name: str | None = None, sourc
     is_comparable = about["is_imagenet_1k"] and about["image_size"] == 224
     # A file does not say which it is of several checkpoints of a variant for which the authors print figures.
     is_known = variant.has_weights and is_comparable and (source is None or len(variant.printed) == 1)
-    results = printed_results(variant.printed[IMAGENET_1K], variant.papers[-1].url) if is_known else None
-    data = ModelCardData(
-        license="other",
-        license_name="not-stated",
-        license_link="https://github.com/ViTAE-Transformer/ViTAE-Transformer#statement",
-        **{**COMMON, "tags": [*COMMON["tags"], *(f"arxiv:{paper.arxiv}" for paper in variant.papers)]},
-        datasets=["ILSVRC/imagenet-1k"] if about["is_imagenet_1k"] else None,
-        model_name=name.split("/")[-1] if results else None,
-        eval_results=results,
-    )
+    data = published_metadata(variant, name.split("/")[-1], about["is_imagenet_1k"], is_known)
     return ModelCard.from_template(
         data,
         template_path=str(repository / "model_cards" / "published.md"),
@@ -135,6 +126,20 @@ def published_card(repository: Path, preset: str, name: str | None = None, sourc
         measured_on=f"{parity['device']}, torch {parity['torch']}, {parity['date']}",
         measured_presets=list(parity["errors"]),
         **about,
+    )
+
+
+def published_metadata(variant: Variant, name: str, is_imagenet_1k: bool, has_results: bool) -> ModelCardData:
+    """Metadata of a published variant's card, with or without what the authors print of its accuracy."""
+    results = printed_results(variant.printed[IMAGENET_1K], variant.papers[-1].url) if has_results else None
+    return ModelCardData(
+        license="other",
+        license_name="not-stated",
+        license_link="https://github.com/ViTAE-Transformer/ViTAE-Transformer#statement",
+        **{**COMMON, "tags": [*COMMON["tags"], *(f"arxiv:{paper.arxiv}" for paper in variant.papers)]},
+        datasets=["ILSVRC/imagenet-1k"] if is_imagenet_1k else None,
+        model_name=name if has_results else None,
+        eval_results=results,
     )
 
 
