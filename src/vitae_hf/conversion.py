@@ -8,7 +8,7 @@ import math
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from .checksums import write_sums
+from .checksums import sha256, write_sums
 from .configuration_vitae import ViTAEFamilyConfig
 from .image_processing_vitae import ViTAEImageProcessorPil
 from .presets import PRESETS, config_from_preset
@@ -268,6 +268,7 @@ def convert_checkpoint(
     preset: str | None = None,
     labels: str | Path | None = None,
     verify: str | Path | None = None,
+    write_card: Callable[[Path, dict], None] | None = None,
 ) -> dict:
     """Write an original checkpoint as a folder for `from_pretrained` and the Hub, whole or not at all.
 
@@ -277,9 +278,11 @@ def convert_checkpoint(
         preset: which network it is; default: recognised from the tensors.
         labels: JSON list of class names; default: ImageNet-1k's for 1,000 classes, else generic ones.
         verify: image to classify with the reloaded folder.
+        write_card: adds a model card to the folder, for which it gets what is returned; default: there will be none.
 
     Returns:
-        The folder, and what was found: preset, parameters, labels, image size, and the labels of the `verify` image.
+        The folder, and what was found: name and SHA-256 of the file, preset, parameters, labels, whether these are
+        ImageNet-1k's, image size, and the labels of the `verify` image.
 
     Raises:
         ValueError: as [`load_original_checkpoint`], [`convert_original_state_dict`] and [`verify_folder`] say.
@@ -297,14 +300,19 @@ def convert_checkpoint(
     model.load_state_dict(convert_original_state_dict(state_dict, config))
     record = {
         "output": str(output),
+        "file": Path(checkpoint).name,
+        "sha256": sha256(Path(checkpoint)),
         "preset": preset,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_labels": config.num_labels,
+        "is_imagenet_1k": labels is None and config.num_labels == 1000,
         "image_size": config.image_size,
     }
     with whole_folder(output) as unfinished:
         model.save_pretrained(unfinished)
         ViTAEImageProcessorPil(size=config.image_size).save_pretrained(unfinished)
+        if write_card is not None:
+            write_card(unfinished, record)
         write_sums(unfinished, sorted(unfinished.iterdir()))
         if verify is not None:
             record["verified"] = verify_folder(unfinished, verify)
