@@ -184,9 +184,10 @@ def test_the_library_shards_while_loading(folder):
 def test_every_class_that_is_sharded_whole_is_in_the_model(tiny_config):
     model = AutoModelForImageClassification.from_config(tiny_config())
     classes = {type(module).__name__ for module in model.modules()}
-    kind = "ViTAEEmbeddings" if model.config.has_class_token else "ViTAEReductionCell"
-    assert {kind, "ViTAENormalCell"} <= model._no_split_modules <= classes
-    names = {name for name, _ in model.vitae.named_modules()}
+    prefix = "ViTAEv2" if model.config.model_type == "vitaev2" else "ViTAE"
+    first = "Embeddings" if model.config.has_class_token else "ReductionCell"
+    assert {prefix + first, f"{prefix}NormalCell"} <= model._no_split_modules <= classes
+    names = {name for name, _ in model.base_model.named_modules()}
     for rule in model.config.base_model_fsdp_plan:
         assert (
             rule.replace("*", "0", 1).replace("*", "1") in names or rule.replace("*", "2", 1).replace("*", "1") in names

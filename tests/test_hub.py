@@ -435,6 +435,7 @@ def change_weights(change):
         (remove("README.md"), "lacks README.md"),
         (remove("preprocessor_config.json"), "lacks preprocessor_config.json"),
         (remove("modeling_vitae.py"), "modeling_vitae.py is missing"),
+        (remove("layers_vitae.py"), "layers_vitae.py is missing"),
         (remove("model.safetensors"), "holds no weights"),
         (write("modeling_vitae.py", "import os\n"), "modeling_vitae.py differs from this package's"),
         (write("README.md", "---\nlicense: [\n---\n"), "README.md has no valid metadata"),

@@ -26,19 +26,14 @@ def test_weights_decay_and_nothing_else_does(tiny_config):
 
 def test_each_layer_learns_slower_than_the_one_above(tiny_config):
     model = AutoModelForImageClassification.from_config(tiny_config())
-    expected = {
-        False: [
-            "stages.0.reduction_cell",
-            "stages.1.reduction_cell",
-            "stages.1.normal_cells.0",
-            "stages.2.reduction_cell",
-        ]
-        + ["stages.2.normal_cells.0", "stages.2.normal_cells.1", "head"],
-        True: ["embeddings", "stages.0.normal_cells.0", "stages.0.normal_cells.1", "head"],
-    }[model.config.has_class_token]
+    expected = ["embeddings"] if model.config.has_class_token else []
+    for stage, depth in enumerate(model.config.depths):
+        expected += [] if model.config.has_class_token else [f"stages.{stage}.reduction_cell"]
+        expected += [f"stages.{stage}.normal_cells.{cell}" for cell in range(depth)]
+    expected += ["head"]
     assert layer_names(model) == expected
     for name, (learning_rate, _) in by_name(model, layer_decay=0.5).items():
-        layer = next((layer for layer in expected if f"vitae.{layer}." in name), "head")
+        layer = next((layer for layer in expected if f"{model.base_model_prefix}.{layer}." in name), "head")
         assert learning_rate == pytest.approx(0.5 ** (len(expected) - 1 - expected.index(layer))), name
 
 

@@ -23,6 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import httpx
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers.dynamic_module_utils import get_relative_imports
 
 from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
 
@@ -51,13 +52,16 @@ def matches(name: str, patterns: list[str]) -> bool:
 
 
 def code_files(folder: Path) -> list[str]:
-    """Names of the code files that the folder's `auto_map`s ask for."""
-    names = set()
+    """Names of the code files that the folder's `auto_map`s ask for, and of those that these import."""
+    names = []
     for path in (folder / "config.json", folder / "preprocessor_config.json"):
         for references in json.loads(path.read_text()).get("auto_map", {}).values():
             for reference in references.values() if isinstance(references, dict) else [references]:
-                names.add(reference.split("--")[-1].split(".")[0] + ".py")
-    return sorted(names)
+                names.append(reference.split("--")[-1].split(".")[0] + ".py")
+    for name in names:  # which grows
+        if (folder / name).is_file():
+            names += {f"{module}.py" for module in get_relative_imports(folder / name)} - set(names)
+    return sorted(set(names))
 
 
 @torch.no_grad()
