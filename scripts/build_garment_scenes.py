@@ -3,9 +3,9 @@
 
     python scripts/build_garment_scenes.py --output examples/garment_scenes
 
-Each scene has 2 to 5 Fashion-MNIST images from `examples/fashion_mnist_mini`, at random scales, places and tints, painted
-one over the other on a coloured background. A garment is where its image is not black. Scenes for validation use
-garments of the test split. The same seed gives the same pixels.
+Each scene has 2 to 5 Fashion-MNIST images from `examples/fashion_mnist_mini`, at random scales, places and tints,
+painted one over the other on a coloured background. A garment is where its image is not black. Scenes for validation
+use garments of the test split. The same seed gives the same pixels.
 """
 
 import argparse

@@ -190,17 +190,24 @@ def decode(row: dict, num_labels: int | None = None, name: str = "a row") -> PIL
         ValueError: the picture is missing or damaged, or its label is missing, or `num_labels` or more; the message has
             the file, or the row's name where there is none.
     """
-    image, label = row["image"] or {}, row["label"]
-    where = image.get("path") or name
-    if not image.get("bytes") and not image.get("path"):
-        raise ValueError(f"{where} has no picture")
+    picture, label = read_image(row["image"], name), row["label"]
+    where = row["image"].get("path") or name
     if label is None or label < 0:
         raise ValueError(f"{where} has no label")
     if num_labels is not None and label >= num_labels:
         raise ValueError(f"{where} has label {label}, but there are {num_labels} classes, counted from 0")
+    return picture
+
+
+def read_image(image: dict | None, name: str, convert: Callable = to_rgb):
+    """What `convert` makes of an undecoded image; see [`decode`]."""
+    image = image or {}
+    where = image.get("path") or name
+    if not image.get("bytes") and not image.get("path"):
+        raise ValueError(f"{where} has no picture")
     try:
         with PIL.Image.open(BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
-            return to_rgb(picture)
+            return convert(picture)
     except Exception as error:  # Pillow's plugins raise of every kind
         raise ValueError(f"cannot read {where}: {error}") from error
 
