@@ -33,16 +33,17 @@ def dense_config(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
 
     Args:
         config: of a network or a backbone, such as `config_from_preset("vitae-b")`.
-        changes: fields to set, such as `drop_path_rate=0.2`, `frozen_stages=1` or `feature_pyramid_channels=128`.
+        changes: fields to set, such as `drop_path_rate=0.2`, `frozen_stages=1`, `feature_pyramid_channels=128` or, for
+            fewer maps, `out_features`.
     """
-    fields = {**config.to_dict(), **changes}
+    fields = config.to_dict()
     for derived in ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "architectures"):
         fields.pop(derived, None)
     if getattr(config, "has_class_token", False):
-        fields["feature_pyramid_channels"] = fields.get("feature_pyramid_channels") or 256
+        fields["feature_pyramid_channels"] = config.feature_pyramid_channels or 256  # its maps are then the default
     else:
         fields["out_features"] = config.stage_names[1:]
-    return type(config)(**fields)
+    return type(config)(**{**fields, **changes})
 
 
 def new_segmenter(
@@ -185,7 +186,7 @@ def draw_overlays(
     for triple, (picture, mask, prediction) in zip(axes, rows):
         triple[0].imshow(picture)
         for axis, classes in zip(triple[1:], (mask, prediction)):
-            axis.imshow(_overlay(np.asarray(picture) / 255, classes, colours, names, opacity))
+            axis.imshow(_overlay(np.asarray(picture.convert("L")) / 255, classes, colours, names, opacity))
     for column, what in enumerate(("picture", "truth", "prediction") * 2):
         figure.axes[column].set_title(what, fontsize=10)
     occurring = np.bincount(np.concatenate([classes.ravel() for row in rows for classes in row[1:]]), minlength=256)
@@ -198,8 +199,8 @@ def draw_overlays(
 
 
 def _overlay(picture: np.ndarray, classes: np.ndarray, colours: np.ndarray, names: list[str], opacity: float):
-    """A picture `(height, width, 3)` tinted by class; black where a mask says nothing."""
+    """A grey picture `(height, width)` tinted by class: `(height, width, 3)`; black where a mask says nothing."""
     is_known = classes < len(names)
     tint = np.where(is_known[..., None], colours[np.where(is_known, classes, 0)], 0)
     share = opacity * np.where(is_known, np.array([name != "background" for name in names])[is_known * classes], 1)
-    return picture * (1 - share[..., None]) + tint * share[..., None]
+    return picture[..., None] * (1 - share[..., None]) + tint * share[..., None]
