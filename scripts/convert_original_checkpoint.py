@@ -3,8 +3,9 @@
 
     python scripts/convert_original_checkpoint.py ViTAE-S.pth.tar --output vitae-s --verify
 
-The folder holds configuration, safetensors weights, image processor, model code and the class names. Nothing in the
-checkpoint is executed, resized or left out; a tensor that does not fit is an error that names it.
+The folder holds configuration, safetensors weights, image processor, model code, class names, checksums and a model
+card: `scripts/push_to_hub.py` takes it as it is. Nothing in the checkpoint is executed, resized or left out; a tensor
+that does not fit is an error that names it.
 """
 
 import argparse
@@ -15,9 +16,19 @@ from pathlib import Path
 from vitae_hf.conversion import convert_checkpoint
 from vitae_hf.environment import environment
 from vitae_hf.presets import PRESETS
+from vitae_hf.published import PUBLISHED
+from vitae_hf.report import published_card
 
 
-EXAMPLE_IMAGE = Path(__file__).parents[1] / "examples" / "chelsea.png"
+REPOSITORY = Path(__file__).parents[1]
+EXAMPLE_IMAGE = REPOSITORY / "examples" / "chelsea.png"
+
+
+def write_card(folder: Path, record: dict) -> None:
+    """The card of the published variant as `README.md`; a network of our own, like `vitae-nano`, gets none."""
+    if record["preset"] in PUBLISHED:
+        card = published_card(REPOSITORY, record["preset"], Path(record["output"]).name, record)
+        card.save(folder / "README.md")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -39,7 +50,7 @@ def main(argv: list[str] | None = None) -> dict:
     arguments = parser.parse_args(argv)
     try:
         record = convert_checkpoint(
-            arguments.checkpoint, arguments.output, arguments.preset, arguments.labels, arguments.verify
+            arguments.checkpoint, arguments.output, arguments.preset, arguments.labels, arguments.verify, write_card
         )
     except (OSError, ValueError, ImportError) as error:
         parser.exit(1, f"error: {error}\n")

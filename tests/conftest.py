@@ -12,7 +12,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from vitae_hf import ViTAEConfig, config_from_preset  # noqa: E402
+from vitae_hf import ViTAEConfig, ViTAEv2Config, config_from_preset  # noqa: E402
 from vitae_hf.conversion import original_layout  # noqa: E402
 
 
@@ -44,12 +44,34 @@ def class_token_config(**overrides) -> ViTAEConfig:
     return config_from_preset("vitae-b", image_size=64, conv_groups=(8,), num_labels=5, **{**tiny, **overrides})
 
 
-CONFIGS = {"pyramid": pyramid_config, "class_token": class_token_config}
+def windowed_config(**overrides) -> ViTAEv2Config:
+    """ViTAEv2 in three stages, windows that do not divide the maps in two of them."""
+    fields = {
+        "image_size": 64,
+        "strides": (4, 2, 2),
+        "reduction_kernel_sizes": (7, 3, 3),
+        "reduction_dilations": ((1, 2, 3), (1, 2), (1, 2)),
+        "reduction_channels": (8, 8, 16),
+        "reduction_conv_groups": (1, 2, 4),
+        "reduction_num_attention_heads": (1, 2, 2),
+        "hidden_sizes": (16, 24, 32),
+        "depths": (1, 1, 2),
+        "num_attention_heads": (1, 3, 2),
+        "window_sizes": (3, 5, None),
+        "conv_groups": (1, 6, 8),
+        "mlp_ratio": 2.0,
+        "num_labels": 5,
+    }
+    overrides.pop("reduction_dropout_prob", None)  # a field of ViTAE alone
+    return ViTAEv2Config(**{**fields, **overrides})
+
+
+CONFIGS = {"pyramid": pyramid_config, "class_token": class_token_config, "windowed": windowed_config}
 
 
 @pytest.fixture(params=list(CONFIGS))
 def tiny_config(request):
-    """A function that makes the tiny configuration of either kind, with overrides."""
+    """A function that makes the tiny configuration of each kind, with overrides."""
     return CONFIGS[request.param]
 
 

@@ -82,8 +82,81 @@ def normal_cell(weights, prefix, tokens, height, width, num_heads, num_class_tok
     return tokens + _linear(weights, f"{prefix}.mlp.fc2", hidden)
 
 
+def _attend(query, key, value, num_heads):
+    """Softmax attention of tokens (T, C), one head after the other."""
+    width = query.shape[-1] // num_heads
+    heads = []
+    for head in range(num_heads):
+        q, k, v = (x[:, head * width : (head + 1) * width] for x in (query, key, value))
+        heads.append(torch.softmax(q @ k.T / math.sqrt(width), -1) @ v)
+    return torch.cat(heads, -1)
+
+
+def attention_v2(weights, prefix, tokens, height, width, num_heads, window, value_skip):
+    """ViTAEv2's attention, window by window over a zero-padded copy of the grid, or once over all of it."""
+    size = window or max(height, width)
+    rows, columns = (-(-side // size) * size for side in (height, width)) if window else (height, width)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    output = []
+    for image in tokens:
+        grid = torch.zeros(rows, columns, image.shape[-1], dtype=image.dtype)
+        grid[top : top + height, left : left + width] = image.reshape(height, width, -1)
+        result = None
+        for row in range(0, rows, size if window else rows):
+            for column in range(0, columns, size if window else columns):
+                part = grid[row : row + size, column : column + size]
+                flat = part.reshape(-1, part.shape[-1])
+                qkv = linear(flat, weights[f"{prefix}.qkv.weight"], weights.get(f"{prefix}.qkv.bias"))
+                query, key, value = qkv.chunk(3, -1)
+                attended = _linear(weights, f"{prefix}.proj", _attend(query, key, value, num_heads))
+                attended = attended + value if value_skip else attended
+                if result is None:
+                    result = torch.zeros(rows, columns, attended.shape[-1], dtype=image.dtype)
+                result[row : row + size, column : column + size] = attended.reshape(*part.shape[:2], -1)
+        output.append(result[top : top + height, left : left + width].reshape(height * width, -1))
+    return torch.stack(output)
+
+
+def _branch_v2(weights, prefix, x, strides):
+    x = silu(_batch_norm(weights, f"{prefix}.1", _convolution(weights, f"{prefix}.0", x, strides[0])))
+    x = silu(_batch_norm(weights, f"{prefix}.4", _convolution(weights, f"{prefix}.3", x, strides[1])))
+    return _tokens(_convolution(weights, f"{prefix}.6", x))
+
+
+def _mlp_v2(weights, prefix, tokens):
+    return _linear(weights, f"{prefix}.fc2", gelu(_linear(weights, f"{prefix}.fc1", tokens)))
+
+
+def logits_v2(weights, config, pixel_values):
+    """Logits of the ViTAEv2 network that `config` describes, for any valid height and width, in eval mode."""
+    x = pixel_values
+    for stage in range(len(config.depths)):
+        kernel_size, stride, cell = config.reduction_kernel_sizes[stage], config.strides[stage], f"layers.{stage}.RC"
+        window = config.window_sizes[stage]
+        height, width = x.shape[2] // stride, x.shape[3] // stride
+        maps = []
+        for index, dilation in enumerate(config.reduction_dilations[stage]):
+            padding = math.ceil(((kernel_size - 1) * dilation + 1 - stride) / 2)
+            maps.append(gelu(_convolution(weights, f"{cell}.PRM.convs.{index}.0", x, stride, padding, dilation)))
+        tokens = _layer_norm(weights, f"{cell}.attn.norm1", _tokens(torch.cat(maps, 1)), 1e-5)
+        heads = config.reduction_num_attention_heads[stage]
+        tokens = attention_v2(weights, f"{cell}.attn.attn", tokens, height, width, heads, window, not window)
+        tokens = tokens + _branch_v2(weights, f"{cell}.PCM", x, (2, stride // 2))
+        normalised = _layer_norm(weights, f"{cell}.attn.norm2", tokens, 1e-5)
+        tokens = tokens + _mlp_v2(weights, f"{cell}.attn.mlp", normalised)
+        for index in range(config.depths[stage]):
+            cell, heads = f"layers.{stage}.NC.{index}", config.num_attention_heads[stage]
+            normalised = _layer_norm(weights, f"{cell}.norm1", tokens, 1e-6)
+            attended = attention_v2(weights, f"{cell}.attn", normalised, height, width, heads, window, False)
+            grid = tokens.permute(0, 2, 1).reshape(len(x), -1, height, width)
+            tokens = tokens + attended + _branch_v2(weights, f"{cell}.PCM", grid, (1, 1))
+            tokens = tokens + _mlp_v2(weights, f"{cell}.mlp", _layer_norm(weights, f"{cell}.norm2", tokens, 1e-6))
+        x = tokens.permute(0, 2, 1).reshape(len(x), -1, height, width)
+    return _linear(weights, "head", x.mean((2, 3)))
+
+
 def logits(weights, config, pixel_values):
-    """Logits of the network that `config` describes, for any valid height and width, in eval mode."""
+    """Logits of the ViTAE network that `config` describes, for any valid height and width, in eval mode."""
     x, (height, width) = pixel_values, pixel_values.shape[-2:]
     plain = config.reduction_types == ("patch",)
     for stage in range(len(config.depths)):

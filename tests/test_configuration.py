@@ -10,24 +10,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitae_hf import PRESETS, ViTAEConfig, ViTAEForImageClassification, config_from_preset, configuration_vitae
 from vitae_hf.conversion import original_layout
+from vitae_hf.published import IMAGENET_1K, PUBLISHED
 
 
-PUBLISHED = {  # parameters and GMACs, counted from the released networks with 1,000 classes at 224²; nano is ours
-    "vitae-t": (4_882_792, 1.757),
-    "vitae-6m": (6_610_024, 2.152),
-    "vitae-13m": (10_830_632, 3.036),
-    "vitae-13m-paper": (13_192_552, 3.496),
-    "vitae-s": (24_009_096, 6.180),
-    "vitae-b": (89_341_672, 18.08),
-    "vitae-l": (311_724_008, 62.94),
-    "vitae-h": (644_528_360, 129.63),
-    "vitae-nano": (216_074, 0.012),
-}
+FIGURES = {name: (variant.parameters, variant.gmacs) for name, variant in PUBLISHED.items()}
+FIGURES["vitae-nano"] = (216_074, 0.012)  # ours
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_have_the_published_parameters_and_multiply_adds(name):
-    parameters, gmacs = PUBLISHED[name]
+    parameters, gmacs = FIGURES[name]
     config = config_from_preset(name, attn_implementation="eager")
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model = ViTAEForImageClassification(config).eval()
@@ -38,9 +30,13 @@ def test_presets_have_the_published_parameters_and_multiply_adds(name):
 
 def test_the_readme_states_these_figures():
     readme = (REPOSITORY / "README.md").read_text()
-    for name, (parameters, gmacs) in PUBLISHED.items():
+    for name, (parameters, gmacs) in FIGURES.items():
         row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
         assert f" {parameters:,} | {gmacs:.5g} |" in row.replace("**", ""), name
+        if name in PUBLISHED:
+            printed = PUBLISHED[name].printed.get(IMAGENET_1K)
+            accuracy = " / ".join("–" if value is None else str(value) for value in printed) if printed else "–"
+            assert row.split(" | ")[3] == accuracy, name
 
 
 def test_the_defaults_are_vitae_s():

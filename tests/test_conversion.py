@@ -32,7 +32,9 @@ def meta_weights(name: str, **overrides) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["vitae-t", "vitae-6m", "vitae-13m", "vitae-13m-paper", "vitae-s", "vitae-b", "vitae-l", "vitae-h"]
+    "name",
+    """vitae-t vitae-6m vitae-13m vitae-13m-paper vitae-s vitae-b vitae-l vitae-h
+    vitaev2-s vitaev2-48m vitaev2-b""".split(),
 )
 def test_every_preset_is_recognised(name):
     weights = meta_weights(name, num_labels=21841)
@@ -47,7 +49,7 @@ def test_the_position_table_gives_the_image_size():
 
 
 def test_unknown_networks_are_refused():
-    with pytest.raises(ValueError, match="not the tensors of a ViTAE v1 variant"):
+    with pytest.raises(ValueError, match="not the tensors of a ViTAE variant"):
         detect_preset({"layer1.conv.weight": torch.zeros(1)})
 
 

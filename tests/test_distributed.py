@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from test_scripts import last_line
 from test_train import options
 from torch import nn
+from transformers import AutoModelForImageClassification
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
 from vitae_hf.augmentation import soft_target_loss
@@ -181,7 +182,7 @@ def test_the_library_shards_while_loading(folder):
 
 
 def test_every_class_that_is_sharded_whole_is_in_the_model(tiny_config):
-    model = ViTAEForImageClassification(tiny_config())
+    model = AutoModelForImageClassification.from_config(tiny_config())
     classes = {type(module).__name__ for module in model.modules()}
     kind = "ViTAEEmbeddings" if model.config.has_class_token else "ViTAEReductionCell"
     assert {kind, "ViTAENormalCell"} <= model._no_split_modules <= classes
@@ -198,8 +199,8 @@ def test_every_class_that_is_sharded_whole_is_in_the_model(tiny_config):
 def test_synchronised_batch_norms_change_nothing_around_them(tiny_config, tmp_path):
     """Keys, parameter groups, gradient checkpointing and reloading, of a model with SyncBatchNorm in one process."""
     torch.manual_seed(0)
-    plain = ViTAEForImageClassification(tiny_config(drop_path_rate=0.0, reduction_dropout_prob=0.0))
-    synchronised = ViTAEForImageClassification(plain.config)
+    plain = AutoModelForImageClassification.from_config(tiny_config(drop_path_rate=0.0, reduction_dropout_prob=0.0))
+    synchronised = type(plain)(plain.config)
     synchronised.load_state_dict(plain.state_dict())
     nn.SyncBatchNorm.convert_sync_batchnorm(synchronised)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in synchronised.modules())
@@ -212,7 +213,7 @@ def test_synchronised_batch_norms_change_nothing_around_them(tiny_config, tmp_pa
     for ours, theirs in zip(plain.parameters(), synchronised.parameters()):
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-5)
     synchronised.save_pretrained(tmp_path)
-    assert_close(ViTAEForImageClassification.from_pretrained(tmp_path).state_dict(), synchronised.state_dict(), 0)
+    assert_close(type(plain).from_pretrained(tmp_path).state_dict(), synchronised.state_dict(), 0)
 
 
 def test_several_processes_synchronise_batch_norms_and_one_does_not(tmp_path, monkeypatch):

@@ -12,12 +12,12 @@ import pytest
 import torch
 from conftest import REPOSITORY, original_weights, pyramid_config
 from hub_server import READER, WRITER, HubServer
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from test_remote_code import IMAGE, python_path_without
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
-from vitae_hf.checksums import verify_checkpoint, write_sums
-from vitae_hf.conversion import convert_checkpoint
+from vitae_hf.checksums import SUMS_NAME, sha256, verify_checkpoint, write_sums
 from vitae_hf.publishing import check_folder, compute_outputs
 
 
@@ -165,9 +165,9 @@ def published(hub, client, loaders, tmp_path_factory):
     """Folders and the names under which they were pushed: a converted vitae-t, and a vitae-nano trained elsewhere."""
     root = tmp_path_factory.mktemp("published")
     torch.save(original_weights(config_from_preset("vitae-t")), root / "t.pth")
-    convert_checkpoint(root / "t.pth", root / "converted")
+    answer = client.run("convert_original_checkpoint", root / "t.pth", "--output", root / "converted")
+    assert answer["status"] == 0, answer["stderr"]
     assert verify_checkpoint(root / "converted")["unchecked"] == ["SHA256SUMS"]
-    (root / "converted" / "README.md").write_text(CARD)
     torch.manual_seed(0)
     ViTAEForImageClassification(config_from_preset("vitae-nano")).save_pretrained(root / "nano")
     arguments = ["--dataset", REPOSITORY / "examples" / "fashion_mnist_mini", "--model_name_or_path", root / "nano"]
@@ -203,6 +203,16 @@ def test_a_training_run_publishes_the_same_layout_as_the_script(hub, published):
     assert files["ema"] == UPLOADED | {".gitattributes", "training_curves.png"}
     averaged = (published["org/vitae-nano-trained"] / "model.safetensors").read_bytes()
     assert hub.content("org/vitae-nano-trained", "model.safetensors") == averaged
+
+
+def test_a_converted_folder_is_published_with_the_card_that_conversion_wrote(hub, published):
+    card = ModelCard(hub.content("org/vitae-t", "README.md").decode())
+    record = {"name": "t.pth", "sum": sha256(published["org/vitae-t"].parent / "t.pth")}
+    assert "converted from `{name}` (SHA-256 `{sum}`)".format(**record) in card.text
+    assert [result.metric_value for result in card.data.eval_results] == [75.3, 92.7, 82.9]
+    assert (
+        f"{sha256(published['org/vitae-t'] / 'README.md')}  README.md" in hub.content("org/vitae-t", SUMS_NAME).decode()
+    )
 
 
 def test_an_interrupted_download_of_large_weights_is_resumed_where_it_stopped(hub, published, client):
@@ -364,17 +374,38 @@ def test_a_training_run_that_could_not_publish_is_refused_before_it_trains(hub, 
     assert "org/too-late: it takes one that may write" in sentence
 
 
-def test_where_nothing_listens_the_script_ends_with_one_sentence(folder, tmp_path):
-    variables = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": WRITER}
+def push_in_a_process_of_its_own(folder: Path, repo_id: str, variables: dict) -> str:
+    """Exit status and all are a shell's: what stderr ends with when it fails."""
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "scripts" / "push_to_hub.py", folder, "--repo_id", "org/nowhere"],
-        env={**os.environ, **variables, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"},
+        [sys.executable, REPOSITORY / "scripts" / "push_to_hub.py", folder, "--repo_id", repo_id],
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 1 and "Traceback" not in done.stderr and WRITER not in done.stdout + done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: no connection to http://127.0.0.1:9 for org/nowhere")
+    assert done.returncode == 1 and not done.stdout.startswith("{")
+    assert "Traceback" not in done.stderr and variables["HF_TOKEN"] not in done.stdout + done.stderr
+    assert [line for line in done.stderr.splitlines() if line][-1].startswith("error: ")
+    return done.stderr.splitlines()[-1]
+
+
+def test_where_nothing_listens_the_script_ends_with_one_sentence(hub, folder, tmp_path):
+    variables = {**hub.environment(tmp_path / "home"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    sentence = push_in_a_process_of_its_own(folder, "org/nowhere", variables)
+    assert sentence.startswith("error: no connection to http://127.0.0.1:9 for org/nowhere")
+
+
+def test_with_a_wrong_token_the_script_ends_with_one_sentence(hub, folder, tmp_path):
+    variables = hub.environment(tmp_path / "home", token="hf_wrong")
+    sentence = push_in_a_process_of_its_own(folder, "org/not-mine", variables)
+    assert sentence.startswith("error: org/not-mine is not there for you: the Hub token is not accepted")
+
+
+def test_a_card_that_the_hub_does_not_take_is_refused_with_its_reason(hub, client, folder):
+    (folder / "README.md").write_text(CARD.replace("---\n", "---\nlicense: mine\n", 1))
+    sentence = client.refusal("push_to_hub", folder, "--repo_id", "org/mine")
+    assert 'Invalid metadata in README.md. - "license" must be one of' in sentence
+    assert hub.repository("org/mine").history() == ["initial commit"]
 
 
 # Checks before a push

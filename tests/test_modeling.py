@@ -1,4 +1,4 @@
-"""What a Transformers user expects of a vision model, on tiny networks of both kinds."""
+"""What a Transformers user expects of a vision model, on tiny networks of every kind."""
 
 import copy
 import shutil
@@ -7,21 +7,22 @@ import pytest
 import torch
 import transformers
 from accelerate import infer_auto_device_map
-from conftest import class_token_config, images, pyramid_config
+from conftest import class_token_config, images, pyramid_config, windowed_config
 from huggingface_hub.errors import StrictDataclassError
 from packaging import version
 from transformers import AutoModel, AutoModelForImageClassification
 from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
 
 from vitae_hf import ViTAEForImageClassification, ViTAEModel, config_from_preset
-from vitae_hf.modeling_vitae import ViTAENormalCell, ViTAEReductionCell, random_feature_attention
+from vitae_hf.layers_vitae import ViTAECell
+from vitae_hf.modeling_vitae import ViTAENormalCell, random_feature_attention
 
 
-def classifier(config) -> ViTAEForImageClassification:
+def classifier(config):
     """A model in eval mode whose BatchNorms have seen data and whose positions are not zero."""
-    model = ViTAEForImageClassification(config)
+    model = AutoModelForImageClassification.from_config(config)
     if config.has_class_token:
-        torch.nn.init.normal_(model.vitae.embeddings.position_embeddings, std=0.2)
+        torch.nn.init.normal_(model.base_model.embeddings.position_embeddings, std=0.2)
     with torch.no_grad():
         model.train()(images(4))
     return model.eval()
@@ -32,7 +33,7 @@ def classifier(config) -> ViTAEForImageClassification:
 
 def test_outputs_have_the_documented_shapes():
     model = classifier(pyramid_config(attn_implementation="eager"))
-    outputs = model.vitae(images(2, 64, 96), output_hidden_states=True, output_attentions=True)
+    outputs = model.base_model(images(2, 64, 96), output_hidden_states=True, output_attentions=True)
     assert outputs.last_hidden_state.shape == (2, 4 * 6, 32)
     assert torch.allclose(outputs.pooler_output, outputs.last_hidden_state.mean(1), atol=1e-6)
     expected = [(2, 3, 64, 96), (2, 16, 16, 24), (2, 24, 8, 12), (2, 32, 4, 6)]
@@ -43,13 +44,23 @@ def test_outputs_have_the_documented_shapes():
     assert all(torch.allclose(weights.sum(-1), torch.ones(1), atol=1e-5) for weights in outputs.attentions)
 
 
+def test_windowed_outputs_have_the_documented_shapes():
+    model = classifier(windowed_config(attn_implementation="eager"))
+    outputs = model.vitaev2(images(2, 64, 96), output_hidden_states=True, output_attentions=True)
+    expected = [(2, 3, 64, 96), (2, 16, 16, 24), (2, 24, 8, 12), (2, 32, 4, 6)]
+    assert [tuple(feature_map.shape) for feature_map in outputs.hidden_states] == expected
+    assert torch.allclose(outputs.pooler_output, outputs.hidden_states[-1].mean((2, 3)), atol=1e-6)
+    windows = [(2 * 6 * 8, 1, 9, 9), (2 * 6 * 8, 1, 9, 9), (2 * 2 * 3, 2, 25, 25), (2 * 2 * 3, 3, 25, 25)]
+    assert [tuple(weights.shape) for weights in outputs.attentions] == [*windows, *[(2, 2, 24, 24)] * 3]
+
+
 def test_class_token_outputs_have_the_documented_shapes():
     model = classifier(class_token_config(attn_implementation="eager"))
-    outputs = model.vitae(images(2), output_hidden_states=True, output_attentions=True)
+    outputs = model.base_model(images(2), output_hidden_states=True, output_attentions=True)
     assert outputs.last_hidden_state.shape == (2, 17, 32)
     assert [tuple(tokens.shape) for tokens in outputs.hidden_states] == [(2, 17, 32), (2, 17, 32)]
     assert [tuple(weights.shape) for weights in outputs.attentions] == [(2, 2, 17, 17)] * 2
-    pooled = model.vitae.pooler.layernorm(outputs.last_hidden_state[:, 1:].mean(1))
+    pooled = model.base_model.pooler.layernorm(outputs.last_hidden_state[:, 1:].mean(1))
     assert torch.allclose(outputs.pooler_output, pooled, atol=1e-6)
     assert torch.allclose(model(images(2)).logits, model.classifier(pooled), atol=1e-6)
 
@@ -96,22 +107,22 @@ def test_losses_are_the_librarys(labels, problem_type, expected):
 @pytest.mark.parametrize("height, width, nearest", [(60, 64, "height 48 or 64 and width 64"), (64, 7, "width 16")])
 def test_a_size_off_the_stride_names_the_nearest(tiny_config, height, width, nearest):
     with pytest.raises(ValueError, match=f"multiples of 16.*{nearest}"):
-        ViTAEModel(tiny_config())(torch.zeros(1, 3, height, width))
+        AutoModel.from_config(tiny_config())(torch.zeros(1, 3, height, width))
 
 
 @pytest.mark.parametrize("shape", [(3, 64, 64), (1, 1, 64, 64)])
 def test_wrong_shapes_are_named(tiny_config, shape):
     with pytest.raises(ValueError, match=r"\(batch, 3, height, width\).*got \(" + str(shape[0])):
-        ViTAEModel(tiny_config())(torch.zeros(shape))
+        AutoModel.from_config(tiny_config())(torch.zeros(shape))
 
 
 def test_missing_pixels_are_named(tiny_config):
     with pytest.raises(ValueError, match="specify pixel_values"):
-        ViTAEModel(tiny_config())()
+        AutoModel.from_config(tiny_config())()
 
 
 def test_positions_are_interpolated_only_when_asked_and_as_vit_does(tiny_config):
-    model = classifier(tiny_config()).vitae
+    model = classifier(tiny_config()).base_model
     if not model.config.has_class_token:
         model(images(1, 96, 32))  # no positions, nothing to ask for
         return
@@ -151,7 +162,7 @@ def test_flash_attention_is_offered():
 def test_half_precision_stays_close_and_keeps_the_projection_in_float32(tiny_config, dtype, tmp_path):
     model = classifier(tiny_config())
     model.save_pretrained(tmp_path)
-    half = ViTAEForImageClassification.from_pretrained(tmp_path, dtype=dtype).eval()
+    half = AutoModelForImageClassification.from_pretrained(tmp_path, dtype=dtype).eval()
     assert half.dtype == dtype
     assert all(buffer.dtype == torch.float32 for name, buffer in half.named_buffers() if "random_projection" in name)
     logits, expected = half(images()).logits, model(images()).logits
@@ -212,7 +223,7 @@ def gradients_and_statistics(model, reentrant: bool | None):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_changes_nothing_but_memory(tiny_config, reentrant):
     """Same gradients, with dropout and drop path on, and BatchNorm statistics that saw each batch once."""
-    model = ViTAEForImageClassification(tiny_config(hidden_dropout_prob=0.1, drop_path_rate=0.3))
+    model = AutoModelForImageClassification.from_config(tiny_config(hidden_dropout_prob=0.1, drop_path_rate=0.3))
     expected_gradients, expected_buffers = gradients_and_statistics(model, None)
     gradients, buffers = gradients_and_statistics(model, reentrant)
     assert all(torch.equal(buffers[name], value) for name, value in expected_buffers.items())
@@ -221,13 +232,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tiny_config, reentran
 
 
 def test_gradient_checkpointing_recomputes_every_cell(tiny_config, monkeypatch):
-    model = ViTAEForImageClassification(tiny_config()).train()
+    model = AutoModelForImageClassification.from_config(tiny_config()).train()
     model.gradient_checkpointing_enable()
     passes = []
     for cell in model.modules():
-        if isinstance(cell, (ViTAENormalCell, ViTAEReductionCell)):
+        if isinstance(cell, ViTAECell):
             cell.layernorm_before.register_forward_hook(lambda *_: passes.append(1))
-    cells = sum(isinstance(cell, (ViTAENormalCell, ViTAEReductionCell)) for cell in model.modules())
+    cells = sum(isinstance(cell, ViTAECell) for cell in model.modules())
     loss = model(images(), labels=torch.tensor([0, 1])).loss
     assert len(passes) == cells
     loss.backward()
@@ -235,7 +246,9 @@ def test_gradient_checkpointing_recomputes_every_cell(tiny_config, monkeypatch):
 
 
 def test_compiled_checkpointing_counts_each_batch_once(tiny_config):
-    model = ViTAEForImageClassification(tiny_config(drop_path_rate=0.0, reduction_dropout_prob=0.0)).train()
+    model = AutoModelForImageClassification.from_config(
+        tiny_config(drop_path_rate=0.0, reduction_dropout_prob=0.0)
+    ).train()
     plain = copy.deepcopy(model)
     plain(images(4), labels=torch.arange(4)).loss.backward()
     model.gradient_checkpointing_enable()
@@ -257,7 +270,7 @@ def test_replicas_of_data_parallel_work_and_count_their_batches_once(tiny_config
             replica._buffers[name] = buffer
         return replica
 
-    model = ViTAEForImageClassification(tiny_config()).train()
+    model = AutoModelForImageClassification.from_config(tiny_config()).train()
     model.gradient_checkpointing_enable()
     replica = replicate(model)
     assert not list(replica.parameters())
@@ -267,7 +280,7 @@ def test_replicas_of_data_parallel_work_and_count_their_batches_once(tiny_config
 
 
 def test_one_training_step_reaches_every_parameter(tiny_config):
-    model = ViTAEForImageClassification(tiny_config(drop_path_rate=0.0)).train()
+    model = AutoModelForImageClassification.from_config(tiny_config(drop_path_rate=0.0)).train()
     model(images(), labels=torch.tensor([0, 1])).loss.backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
 
@@ -304,7 +317,7 @@ def test_initialisation_follows_the_authors():
             assert 0 < module.bias.abs().max() <= bound, name
         elif isinstance(module, (torch.nn.LayerNorm, torch.nn.BatchNorm2d)):
             assert (module.weight == 1).all() and not module.bias.any(), name
-    projection = model.vitae.stages[0].reduction_cell.attention.random_projection
+    projection = model.base_model.stages[0].reduction_cell.attention.random_projection
     assert torch.allclose(projection @ projection.T, 32 * torch.eye(32), atol=1e-4)
 
 
@@ -316,10 +329,10 @@ def test_saved_models_reload_bitwise_through_the_auto_classes(tiny_config, tmp_p
     assert torch.equal(reloaded(images()).logits, model(images()).logits)
     base, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
-    assert torch.equal(base.eval()(images()).pooler_output, model.vitae(images()).pooler_output)
+    assert torch.equal(base.eval()(images()).pooler_output, model.base_model(images()).pooler_output)
     base.save_pretrained(tmp_path / "base")
     fresh_head = AutoModelForImageClassification.from_pretrained(tmp_path / "base").eval()
-    assert torch.equal(fresh_head.vitae(images()).pooler_output, model.vitae(images()).pooler_output)
+    assert torch.equal(fresh_head.base_model(images()).pooler_output, model.base_model(images()).pooler_output)
 
 
 def test_a_new_head_is_drawn_and_the_rest_kept_with_ignore_mismatched_sizes(tiny_config, tmp_path):
@@ -333,7 +346,7 @@ def test_a_new_head_is_drawn_and_the_rest_kept_with_ignore_mismatched_sizes(tiny
     ).eval()
     assert resized.classifier.out_features == 3 and resized.config.id2label == names
     assert resized.classifier.weight.std().item() == pytest.approx(0.02, rel=0.3)
-    assert torch.equal(resized.vitae(images()).pooler_output, model.vitae(images()).pooler_output)
+    assert torch.equal(resized.base_model(images()).pooler_output, model.base_model(images()).pooler_output)
 
 
 def test_device_map_places_whole_cells(tiny_config, tmp_path):
@@ -378,9 +391,9 @@ def test_lora_trains_the_projections_alone(tiny_config, tmp_path):
 
 
 def test_another_image_size_becomes_the_models_own(tiny_config, tmp_path):
-    model = ViTAEForImageClassification(tiny_config()).eval()
-    if model.vitae.embeddings is not None:
-        torch.nn.init.normal_(model.vitae.embeddings.position_embeddings)
+    model = AutoModelForImageClassification.from_config(tiny_config()).eval()
+    if model.config.has_class_token:
+        torch.nn.init.normal_(model.base_model.embeddings.position_embeddings)
     pixels = images(2, 96, 32)
     with torch.no_grad():
         expected = model(pixels, interpolate_pos_encoding=True).logits
@@ -388,7 +401,7 @@ def test_another_image_size_becomes_the_models_own(tiny_config, tmp_path):
         assert torch.equal(model(pixels).logits, expected)
         assert torch.equal(model(pixels, interpolate_pos_encoding=True).logits, expected)
     model.save_pretrained(tmp_path)
-    reloaded = ViTAEForImageClassification.from_pretrained(tmp_path).eval()
+    reloaded = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
     assert reloaded.config.image_height_width == (96, 32)
     reloaded(pixels).logits.sum().backward()
     assert all(parameter.grad is not None for parameter in reloaded.parameters())

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from timm.scheduler import CosineLRScheduler
+from transformers import AutoModel, AutoModelForImageClassification
 
-from vitae_hf import ViTAEForImageClassification, ViTAEModel
 from vitae_hf.optimization import cosine_schedule, layer_names, parameter_groups, scaled_learning_rate
 
 
@@ -15,7 +15,7 @@ def by_name(model, **options) -> dict[str, tuple[float, float]]:
 
 
 def test_weights_decay_and_nothing_else_does(tiny_config):
-    model = ViTAEForImageClassification(tiny_config())
+    model = AutoModelForImageClassification.from_config(tiny_config())
     groups = by_name(model)
     assert groups.keys() == dict(model.named_parameters()).keys()
     for name, (learning_rate, weight_decay) in groups.items():
@@ -25,7 +25,7 @@ def test_weights_decay_and_nothing_else_does(tiny_config):
 
 
 def test_each_layer_learns_slower_than_the_one_above(tiny_config):
-    model = ViTAEForImageClassification(tiny_config())
+    model = AutoModelForImageClassification.from_config(tiny_config())
     expected = {
         False: [
             "stages.0.reduction_cell",
@@ -43,14 +43,14 @@ def test_each_layer_learns_slower_than_the_one_above(tiny_config):
 
 
 def test_frozen_parameters_are_left_out_and_a_base_model_works(tiny_config):
-    model = ViTAEModel(tiny_config())
+    model = AutoModel.from_config(tiny_config())
     model.stages[0].requires_grad_(False)
     assert not any(name.startswith("stages.0") for name in by_name(model, layer_decay=0.9))
 
 
 def test_a_layer_decay_out_of_range_is_named(tiny_config):
     with pytest.raises(ValueError, match="`layer_decay` must be above 0 and at most 1, got 1.5"):
-        parameter_groups(ViTAEModel(tiny_config()), 1.0, 0.05, layer_decay=1.5)
+        parameter_groups(AutoModel.from_config(tiny_config()), 1.0, 0.05, layer_decay=1.5)
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 30])
@@ -71,7 +71,7 @@ def test_the_schedule_equals_timms_at_every_step(warmup_steps):
 
 
 def test_layers_keep_their_proportion_along_the_schedule(tiny_config):
-    model = ViTAEForImageClassification(tiny_config())
+    model = AutoModelForImageClassification.from_config(tiny_config())
     optimizer = torch.optim.AdamW(parameter_groups(model, 1e-3, 0.05, layer_decay=0.8))
     first = [group["lr"] for group in optimizer.param_groups]
     schedule = cosine_schedule(optimizer, 1e-3, steps=10)

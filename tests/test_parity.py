@@ -9,13 +9,14 @@ import torch
 from conftest import GOLDEN, images, original_weights
 from measure_parity import golden_state_dict, measure
 from torch import nn
+from transformers import AutoModelForImageClassification
 
-from vitae_hf import ViTAEForImageClassification, config_from_preset, convert_original_state_dict, detect_preset
+from vitae_hf import config_from_preset, convert_original_state_dict, detect_preset
 from vitae_hf.conversion import original_layout
 from vitae_hf.modeling_vitae import random_feature_attention
 
 
-NO_DROPOUT = {"reduction_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "drop_path_rate": 0.0}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "drop_path_rate": 0.0}
 
 
 def assert_close(actual: torch.Tensor, expected: np.ndarray, what: str, tolerance: float = 2e-5):
@@ -23,13 +24,14 @@ def assert_close(actual: torch.Tensor, expected: np.ndarray, what: str, toleranc
     assert error < tolerance, f"{what} differs by {error:.2g} of its standard deviation"
 
 
-@pytest.fixture(scope="module", params=["vitae-t", "vitae-6m", "vitae-s", "vitae-b"])
+@pytest.fixture(scope="module", params=["vitae-t", "vitae-6m", "vitae-s", "vitae-b", "vitaev2-s"])
 def network(request):
     """(golden arrays, model with the golden weights, what each stage gave in eval mode)."""
     golden = np.load(GOLDEN / f"{request.param}_224_seed0.npz")
     state_dict = golden_state_dict(request.param)
     assert detect_preset(state_dict) == request.param
-    model = ViTAEForImageClassification(config_from_preset(request.param, **NO_DROPOUT))
+    more = {} if request.param.startswith("vitaev2") else {"reduction_dropout_prob": 0.0}
+    model = AutoModelForImageClassification.from_config(config_from_preset(request.param, **NO_DROPOUT, **more))
     model.load_state_dict(convert_original_state_dict(state_dict))
     return golden, model
 
@@ -38,7 +40,7 @@ def test_logits_features_and_stages_equal_the_authors(network):
     golden, model = network
     with torch.no_grad():
         outputs = model.eval()(images(2, 224, 224), output_hidden_states=True)
-        features = model.vitae(images(2, 224, 224)).pooler_output
+        features = model.base_model(images(2, 224, 224)).pooler_output
     assert_close(outputs.logits, golden["logits"], "logits")
     assert_close(features, golden["features"], "features")
     if model.config.has_class_token:  # three stages there, of which the first two are the embedding
@@ -47,6 +49,19 @@ def test_logits_features_and_stages_equal_the_authors(network):
         stages = [feature_map.flatten(2).transpose(1, 2) for feature_map in outputs.hidden_states[1:]]
     for index, tokens in enumerate(stages, start=1):
         assert tokens.shape == tuple(golden[f"stage{index}_shape"])
+        sample = np.random.RandomState(1).choice(tokens.numel(), 4096, replace=False)
+        assert_close(tokens.flatten()[np.sort(sample)], golden[f"stage{index}_sample"], f"stage {index}")
+
+
+def test_vitaev2_equals_the_authors_where_windows_need_padding():
+    golden = np.load(GOLDEN / "vitaev2-s_256_seed0.npz")
+    model = AutoModelForImageClassification.from_config(config_from_preset("vitaev2-s")).eval()
+    model.load_state_dict(convert_original_state_dict(golden_state_dict("vitaev2-s")))
+    with torch.no_grad():
+        outputs = model(images(len(golden["logits"]), 256, 256), output_hidden_states=True)
+    assert_close(outputs.logits, golden["logits"], "logits")
+    for index, feature_map in enumerate(outputs.hidden_states[1:], start=1):
+        tokens = feature_map.flatten(2).transpose(1, 2)
         sample = np.random.RandomState(1).choice(tokens.numel(), 4096, replace=False)
         assert_close(tokens.flatten()[np.sort(sample)], golden[f"stage{index}_sample"], f"stage {index}")
 
@@ -76,14 +91,14 @@ def test_training_pass_equals_the_authors(network):
 def test_any_size_equals_a_plain_float64_reference(tiny_config, height, width):
     config = tiny_config()
     weights = original_weights(config)
-    model = ViTAEForImageClassification(config).eval()
+    model = AutoModelForImageClassification.from_config(config).eval()
     model.load_state_dict(convert_original_state_dict(weights, config))
     pixel_values = images(3, height, width)
     with torch.no_grad():
         logits = model(pixel_values, interpolate_pos_encoding=True).logits
-    expected = reference.logits(
-        {name: value.double() for name, value in weights.items()}, config, pixel_values.double()
-    )
+    plain_logits = reference.logits_v2 if config.model_type == "vitaev2" else reference.logits
+    weights = {name: value.double() for name, value in weights.items()}
+    expected = plain_logits(weights, config, pixel_values.double())
     assert_close(logits, expected.numpy(), "logits")
 
 
@@ -113,14 +128,14 @@ def test_half_precision_is_finite_and_within_two_percent_of_the_spread():
 
 
 def test_constants_that_parity_hardly_sees():
-    for preset in ("vitae-s", "vitae-b"):
+    for preset in ("vitae-s", "vitae-b", "vitaev2-s"):
         with torch.device("meta"):
-            model = ViTAEForImageClassification(config_from_preset(preset))
+            model = AutoModelForImageClassification.from_config(config_from_preset(preset))
         for name, module in model.named_modules():
             if isinstance(module, nn.LayerNorm):
                 assert module.eps == (1e-5 if "reduction_cell" in name else 1e-6), name
             elif isinstance(module, nn.BatchNorm2d):
                 assert (module.eps, module.momentum) == (1e-5, 0.1), name
-            elif isinstance(module, nn.Dropout) and "reduction_cell" in name:
+            elif isinstance(module, nn.Dropout) and "reduction_cell" in name and preset == "vitae-s":
                 assert module.p == 0.1, name
     assert inspect.signature(random_feature_attention).parameters["eps"].default == 1e-8

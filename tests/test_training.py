@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import images, pyramid_config
 from torch import nn
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, set_seed
 
 from vitae_hf import ViTAEForImageClassification
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
@@ -32,7 +32,7 @@ def train(config, folder, resume: bool = False, trainer_class=Trainer, **overrid
         "remove_unused_columns": False,
     }
     set_seed(4 if resume else 3)  # a resumed model must take everything from its checkpoint
-    model = ViTAEForImageClassification(config)
+    model = AutoModelForImageClassification.from_config(config)
     arguments_class = ViTAETrainingArguments if trainer_class is ViTAETrainer else TrainingArguments
     trainer = trainer_class(model, arguments_class(**{**arguments, **overrides}), train_dataset=dataset())
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-3") if resume else None)
@@ -49,7 +49,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_config
 
 def test_the_trainer_gives_no_bias_and_no_norm_weight_decay(tiny_config, tmp_path):
     """It goes by names, so a BatchNorm that is not called a norm would decay."""
-    model = ViTAEForImageClassification(tiny_config())
+    model = AutoModelForImageClassification.from_config(tiny_config())
     trainer = Trainer(model, TrainingArguments(output_dir=tmp_path, report_to="none", use_cpu=True))
     decayed = set(trainer.get_decay_parameter_names(model))
     for module_name, module in model.named_modules():

@@ -1,26 +1,32 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""ViTAE for Hugging Face Transformers. Importing this package makes the Auto classes know the `vitae` model type."""
+"""ViTAE for Hugging Face Transformers. Importing this package makes the Auto classes know `vitae` and `vitaev2`."""
 
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
 from .configuration_vitae import ViTAEConfig
+from .configuration_vitaev2 import ViTAEv2Config
 from .conversion import convert_original_state_dict, detect_preset, load_original_checkpoint
 from .image_processing_vitae import ViTAEImageProcessor, ViTAEImageProcessorPil
 from .modeling_vitae import ViTAEBackbone, ViTAEForImageClassification, ViTAEModel, ViTAEPreTrainedModel
+from .modeling_vitaev2 import ViTAEv2Backbone, ViTAEv2ForImageClassification, ViTAEv2Model, ViTAEv2PreTrainedModel
 from .presets import PRESETS, config_from_preset
 
 
 __version__ = "0.1.0"
 
-AutoConfig.register("vitae", ViTAEConfig, exist_ok=True)
-AutoModel.register(ViTAEConfig, ViTAEModel, exist_ok=True)
-AutoModelForImageClassification.register(ViTAEConfig, ViTAEForImageClassification, exist_ok=True)
-AutoBackbone.register(ViTAEConfig, ViTAEBackbone, exist_ok=True)
-AutoImageProcessor.register(
-    ViTAEConfig,
-    image_processor_classes={"torchvision": ViTAEImageProcessor, "pil": ViTAEImageProcessorPil},
-    exist_ok=True,
-)
+for config_class, model_class, classifier_class, backbone_class in (
+    (ViTAEConfig, ViTAEModel, ViTAEForImageClassification, ViTAEBackbone),
+    (ViTAEv2Config, ViTAEv2Model, ViTAEv2ForImageClassification, ViTAEv2Backbone),
+):
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModel.register(config_class, model_class, exist_ok=True)
+    AutoModelForImageClassification.register(config_class, classifier_class, exist_ok=True)
+    AutoBackbone.register(config_class, backbone_class, exist_ok=True)
+    AutoImageProcessor.register(
+        config_class,
+        image_processor_classes={"torchvision": ViTAEImageProcessor, "pil": ViTAEImageProcessorPil},
+        exist_ok=True,
+    )
 
 __all__ = [
     "PRESETS",
@@ -31,6 +37,11 @@ __all__ = [
     "ViTAEImageProcessorPil",
     "ViTAEModel",
     "ViTAEPreTrainedModel",
+    "ViTAEv2Backbone",
+    "ViTAEv2Config",
+    "ViTAEv2ForImageClassification",
+    "ViTAEv2Model",
+    "ViTAEv2PreTrainedModel",
     "config_from_preset",
     "convert_original_state_dict",
     "detect_preset",

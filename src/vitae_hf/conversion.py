@@ -8,7 +8,7 @@ import math
 import pickle
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -16,61 +16,77 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from .checksums import write_sums
-from .configuration_vitae import ViTAEConfig
+from .checksums import sha256, write_sums
+from .configuration_vitae import ViTAEFamilyConfig
 from .image_processing_vitae import ViTAEImageProcessorPil
-from .modeling_vitae import ViTAEForImageClassification
 from .presets import PRESETS, config_from_preset
 
 
-# Our tensor names -> the authors'. All patterns are applied, in this order.
-PATTERNS = [
+# Our tensor names -> the authors'. All patterns of a model type are applied, in this order.
+_BOTH = [
     (r"^classifier\.", "head."),
-    (r"^vitae\.pooler\.layernorm\.", "fc_norm."),
-    (r"^vitae\.embeddings\.projection\.", "layers.0.RC.PRM.proj."),
-    (r"^vitae\.embeddings\.cls_token$", "layers.0.RC.cls_token"),
-    (r"^vitae\.embeddings\.position_embeddings$", "layers.0.RC.pos_embed"),
-    (r"^vitae\.stages\.(\d+)\.reduction_cell\.", r"layers.\1.RC."),
-    (r"^vitae\.stages\.(\d+)\.normal_cells\.", r"layers.\1.NC."),
+    (r"^vitae(?:v2)?\.stages\.(\d+)\.reduction_cell\.", r"layers.\1.RC."),
+    (r"^vitae(?:v2)?\.stages\.(\d+)\.normal_cells\.", r"layers.\1.NC."),
     # reduction cell
     (r"(RC)\.(?:pyramid_reduction\.)?convs\.(\d+)\.", r"\1.PRM.convs.\2.0."),
     (r"(RC)\.layernorm_before\.", r"\1.attn.norm1."),
     (r"(RC)\.layernorm_after\.", r"\1.attn.norm2."),
-    (r"(RC)\.attention\.random_projection$", r"\1.attn.w"),
-    (r"(RC)\.attention\.[qkv]_proj\.", r"\1.attn.kqv."),
-    (r"(RC)\.attention\.o_proj\.", r"\1.attn.proj."),
-    (r"(RC)\.mlp\.fc1\.", r"\1.attn.mlp.0."),
-    (r"(RC)\.mlp\.fc2\.", r"\1.attn.mlp.2."),
-    (r"(RC)\.conv_branch\.0\.conv\.", r"\1.PCM.0."),
-    (r"(RC)\.conv_branch\.1\.conv\.", r"\1.PCM.2."),
-    (r"(RC)\.conv_branch\.1\.norm\.", r"\1.PCM.3."),
-    (r"(RC)\.conv_branch\.2\.conv\.", r"\1.PCM.5."),
     # normal cell
     (r"(NC\.\d+)\.layernorm_before\.", r"\1.norm1."),
     (r"(NC\.\d+)\.layernorm_after\.", r"\1.norm2."),
     (r"(NC\.\d+)\.attention\.[qkv]_proj\.", r"\1.attn.qkv."),
     (r"(NC\.\d+)\.attention\.o_proj\.", r"\1.attn.proj."),
-    (r"(NC\.\d+)\.conv_branch\.0\.conv\.", r"\1.PCM.0."),
-    (r"(NC\.\d+)\.conv_branch\.0\.norm\.", r"\1.PCM.1."),
-    (r"(NC\.\d+)\.conv_branch\.1\.conv\.", r"\1.PCM.3."),
-    (r"(NC\.\d+)\.conv_branch\.1\.norm\.", r"\1.PCM.4."),
-    (r"(NC\.\d+)\.conv_branch\.2\.conv\.", r"\1.PCM.6."),
 ]
+_CONV_BRANCH = [  # of a normal cell, and of ViTAEv2's reduction cell
+    (r"\.conv_branch\.0\.conv\.", ".PCM.0."),
+    (r"\.conv_branch\.0\.norm\.", ".PCM.1."),
+    (r"\.conv_branch\.1\.conv\.", ".PCM.3."),
+    (r"\.conv_branch\.1\.norm\.", ".PCM.4."),
+    (r"\.conv_branch\.2\.conv\.", ".PCM.6."),
+]
+PATTERNS = {
+    "vitae": [
+        *_BOTH,
+        (r"^vitae\.pooler\.layernorm\.", "fc_norm."),
+        (r"^vitae\.embeddings\.projection\.", "layers.0.RC.PRM.proj."),
+        (r"^vitae\.embeddings\.cls_token$", "layers.0.RC.cls_token"),
+        (r"^vitae\.embeddings\.position_embeddings$", "layers.0.RC.pos_embed"),
+        (r"(RC)\.attention\.random_projection$", r"\1.attn.w"),
+        (r"(RC)\.attention\.[qkv]_proj\.", r"\1.attn.kqv."),
+        (r"(RC)\.attention\.o_proj\.", r"\1.attn.proj."),
+        (r"(RC)\.mlp\.fc1\.", r"\1.attn.mlp.0."),
+        (r"(RC)\.mlp\.fc2\.", r"\1.attn.mlp.2."),
+        (r"(RC)\.conv_branch\.0\.conv\.", r"\1.PCM.0."),
+        (r"(RC)\.conv_branch\.1\.conv\.", r"\1.PCM.2."),
+        (r"(RC)\.conv_branch\.1\.norm\.", r"\1.PCM.3."),
+        (r"(RC)\.conv_branch\.2\.conv\.", r"\1.PCM.5."),
+        *_CONV_BRANCH,
+    ],
+    "vitaev2": [
+        *_BOTH,
+        (r"(RC)\.attention\.[qkv]_proj\.", r"\1.attn.attn.qkv."),
+        (r"(RC)\.attention\.o_proj\.", r"\1.attn.attn.proj."),
+        (r"(RC)\.mlp\.", r"\1.attn.mlp."),
+        *_CONV_BRANCH,
+    ],
+}
+# A table of ViTAEv2's windows that no network reads.
+IGNORED = "relative_position_index"
 
 
-def original_name(name: str, config: ViTAEConfig) -> str:
-    """The authors' name of the tensor that holds our tensor `name` of a [`ViTAEForImageClassification`]."""
+def original_name(name: str, config: ViTAEFamilyConfig) -> str:
+    """The authors' name of the tensor that holds our tensor `name` of a classifier with this configuration."""
     if config.has_class_token:  # their plain variants have three stages, of which only the last has normal cells
         name = name.replace("vitae.stages.0.", "vitae.stages.2.")
-    for pattern, replacement in PATTERNS:
+    for pattern, replacement in PATTERNS[config.model_type]:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def original_layout(config: ViTAEConfig) -> dict[str, dict[str, torch.Size]]:
+def original_layout(config: ViTAEFamilyConfig) -> dict[str, dict[str, torch.Size]]:
     """Every tensor of an original checkpoint, and our tensors (name -> shape) that it holds, stacked in this order."""
     with torch.device("meta"):
-        ours = ViTAEForImageClassification(config).state_dict()
+        ours = AutoModelForImageClassification.from_config(config).state_dict()
     layout = {}
     for name, tensor in ours.items():
         layout.setdefault(original_name(name, config), {})[name] = tensor.shape
@@ -85,26 +101,28 @@ def detect_preset(state_dict: Mapping[str, torch.Tensor]) -> str:
     """Name of the preset that an original state dict belongs to, from its normal cells.
 
     Raises:
-        ValueError: it is none of the v1 variants; the message says what was found.
+        ValueError: it is none of the variants; the message says what was found.
     """
     cells = {match.groups() for key in state_dict if (match := re.match(r"layers\.(\d+)\.NC\.(\d+)\.", key))}
     first = state_dict.get("layers.2.NC.0.PCM.0.weight")
     first_convolution = None if first is None else tuple(first.shape)
     for name in PRESETS:
         config = config_from_preset(name)
-        hidden_size, groups = config.hidden_size, config.conv_groups[-1]
+        third = 0 if config.has_class_token else 2  # the authors' third stage, which has cells in every variant
+        hidden_size, groups = config.hidden_sizes[third], config.conv_groups[third]
         convolution = (int(config.mlp_ratio * hidden_size), hidden_size // groups, 3, 3)
-        in_last_stage = {("2", str(cell)) for cell in range(config.depths[-1])}
+        depths = (0, 0, *config.depths) if config.has_class_token else config.depths
+        expected_cells = {(str(stage), str(cell)) for stage, depth in enumerate(depths) for cell in range(depth)}
         has_class_token = "fc_norm.weight" in state_dict
-        if (cells, first_convolution, has_class_token) == (in_last_stage, convolution, config.has_class_token):
+        if (cells, first_convolution, has_class_token) == (expected_cells, convolution, config.has_class_token):
             return name
     raise ValueError(
-        f"these are not the tensors of a ViTAE v1 variant ({len(cells)} normal cells, first convolution"
+        f"these are not the tensors of a ViTAE variant ({len(cells)} normal cells, first convolution"
         f" {first_convolution or 'missing'}); known: {', '.join(PRESETS)}"
     )
 
 
-def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | None = None) -> ViTAEConfig:
+def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | None = None) -> ViTAEFamilyConfig:
     """The configuration of an original state dict: its preset, with the label count and image size of its tensors.
 
     Raises:
@@ -127,21 +145,23 @@ def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | N
 
 
 def convert_original_state_dict(
-    state_dict: Mapping[str, torch.Tensor], config: ViTAEConfig | None = None
+    state_dict: Mapping[str, torch.Tensor], config: ViTAEFamilyConfig | None = None
 ) -> dict[str, torch.Tensor]:
     """Rename the tensors of an original state dict, splitting fused projections. Nothing is resized or left out.
+
+    (But for ViTAEv2's `relative_position_index`, which no network reads.)
 
     Args:
         state_dict: the authors' names, with or without `module.` before them, -> tensors.
         config: what network it is; default: recognised by [`config_from_original`].
 
     Returns:
-        The state dict of a [`ViTAEForImageClassification`] with that configuration.
+        The state dict of a classifier with that configuration.
 
     Raises:
         ValueError: a tensor is missing, left over or of another shape; the message lists them all.
     """
-    state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items() if IGNORED not in name}
     config = config or config_from_original(state_dict)
     layout = original_layout(config)
     problems = [f"missing: {name}" for name in layout if name not in state_dict]
@@ -248,6 +268,7 @@ def convert_checkpoint(
     preset: str | None = None,
     labels: str | Path | None = None,
     verify: str | Path | None = None,
+    write_card: Callable[[Path, dict], None] | None = None,
 ) -> dict:
     """Write an original checkpoint as a folder for `from_pretrained` and the Hub, whole or not at all.
 
@@ -257,9 +278,11 @@ def convert_checkpoint(
         preset: which network it is; default: recognised from the tensors.
         labels: JSON list of class names; default: ImageNet-1k's for 1,000 classes, else generic ones.
         verify: image to classify with the reloaded folder.
+        write_card: adds a model card to the folder, for which it gets what is returned; default: there will be none.
 
     Returns:
-        The folder, and what was found: preset, parameters, labels, image size, and the labels of the `verify` image.
+        The folder, and what was found: name and SHA-256 of the file, preset, parameters, labels, whether these are
+        ImageNet-1k's, image size, and the labels of the `verify` image.
 
     Raises:
         ValueError: as [`load_original_checkpoint`], [`convert_original_state_dict`] and [`verify_folder`] say.
@@ -273,18 +296,23 @@ def convert_checkpoint(
     config = config_from_original(state_dict, preset)
     if id2label := read_labels(labels, config.num_labels):
         config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
-    model = ViTAEForImageClassification(config)
+    model = AutoModelForImageClassification.from_config(config)
     model.load_state_dict(convert_original_state_dict(state_dict, config))
     record = {
         "output": str(output),
+        "file": Path(checkpoint).name,
+        "sha256": sha256(Path(checkpoint)),
         "preset": preset,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_labels": config.num_labels,
+        "is_imagenet_1k": labels is None and config.num_labels == 1000,
         "image_size": config.image_size,
     }
     with whole_folder(output) as unfinished:
         model.save_pretrained(unfinished)
         ViTAEImageProcessorPil(size=config.image_size).save_pretrained(unfinished)
+        if write_card is not None:
+            write_card(unfinished, record)
         write_sums(unfinished, sorted(unfinished.iterdir()))
         if verify is not None:
             record["verified"] = verify_folder(unfinished, verify)

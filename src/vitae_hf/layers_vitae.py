@@ -81,24 +81,36 @@ def eager_attention_forward(
     return output.transpose(1, 2).contiguous(), weights
 
 
+def window_grid(height: int, width: int, window_size: int) -> tuple[int, int, tuple[int, ...]]:
+    """Rows and columns of windows that cover a grid, and what it lacks on the left, right, top and bottom of them."""
+    rows, columns = -(-height // window_size), -(-width // window_size)
+    pad_height, pad_width = rows * window_size - height, columns * window_size - width
+    top, left = pad_height // 2, pad_width // 2
+    return rows, columns, (left, pad_width - left, top, pad_height - top)
+
+
 def split_into_windows(tokens: torch.Tensor, height: int, width: int, window_size: int) -> torch.Tensor:
     """(B, N, C) -> (windows of the batch, window_size², C); what the grid lacks is zero, half of it on either side."""
-    pad_height, pad_width = -height % window_size, -width % window_size
-    top, left = pad_height // 2, pad_width // 2
+    batch, _, channels = tokens.shape
+    rows, columns, padding = window_grid(height, width, window_size)
     grid = tokens.unflatten(1, (height, width))
-    grid = nn.functional.pad(grid, (0, 0, left, pad_width - left, top, pad_height - top))
-    grid = grid.unflatten(2, (-1, window_size)).unflatten(1, (-1, window_size))  # (B, rows, size, columns, size, C)
-    return grid.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+    if torch.compiler.is_exporting() or any(padding):  # an exported program serves all sizes
+        grid = nn.functional.pad(grid, (0, 0, *padding))
+    grid = grid.view(batch, rows, window_size, columns, window_size, channels).transpose(2, 3)
+    # Cloned, since `reshape` would look whether it must, which an exported program remembers for all sizes.
+    return grid.clone(memory_format=torch.contiguous_format).view(batch * rows * columns, window_size**2, channels)
 
 
 def join_windows(windows: torch.Tensor, height: int, width: int, window_size: int) -> torch.Tensor:
-    """Inverse of [`split_into_windows`], zeros cut off: (windows in the batch, window_size², C) -> (B, N, C)."""
-    pad_height, pad_width = -height % window_size, -width % window_size
-    top, left = pad_height // 2, pad_width // 2
-    rows, columns = (height + pad_height) // window_size, (width + pad_width) // window_size
-    grid = windows.unflatten(1, (window_size, window_size)).unflatten(0, (-1, rows, columns)).transpose(2, 3)
-    grid = grid.flatten(3, 4).flatten(1, 2)  # (B, H and zeros, W and zeros, C)
-    return grid[:, top : top + height, left : left + width].flatten(1, 2)
+    """Inverse of [`split_into_windows`], zeros cut off: (windows of the batch, window_size², C) -> (B, N, C)."""
+    rows, columns, padding = window_grid(height, width, window_size)
+    batch, channels = windows.shape[0] // (rows * columns), windows.shape[-1]
+    grid = windows.view(batch, rows, columns, window_size, window_size, channels).transpose(2, 3)
+    grid = grid.clone(memory_format=torch.contiguous_format)
+    grid = grid.view(batch, rows * window_size, columns * window_size, channels)
+    if torch.compiler.is_exporting() or any(padding):
+        grid = nn.functional.pad(grid, (0, 0, *(-side for side in padding)))
+    return grid.view(batch, height * width, channels)
 
 
 class ViTAEAttention(nn.Module):
@@ -473,6 +485,25 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
             return self.base_model.get_input_embeddings()
         reduction_cell = self.stages[0].reduction_cell
         return getattr(reduction_cell, "pyramid_reduction", reduction_cell)
+
+    def resize_position_embeddings(self, new_image_size: int | tuple[int, int]) -> None:
+        """Make another image size the model's own, to fine-tune at it, say: same output as with interpolation.
+
+        Args:
+            new_image_size: side, or height and width, in pixels. Learned positions are resampled for it; variants
+                without any take every size, and only the configuration changes.
+
+        Raises:
+            StrictDataclassError: the size is not a multiple of the stride; the model stays as it was.
+        """
+        old_image_size, self.config.image_size = self.config.image_size, new_image_size
+        try:
+            self.config.validate()
+        except Exception:
+            self.config.image_size = old_image_size
+            raise
+        if self.config.has_class_token:
+            self.base_model.embeddings.resize(self.config.image_height_width)
 
     def validate_pixel_values(self, pixel_values: torch.Tensor | None):
         if pixel_values is None:

@@ -223,7 +223,7 @@ class ViTAEPooler(nn.Module):
 
 
 class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
-    """Base class: how ViTAE's weights are initialised, and how its positions are resized."""
+    """Base class: how ViTAE's weights are initialised, loaded, saved and split over devices."""
 
     config: ViTAEConfig
     base_model_prefix = "vitae"
@@ -241,26 +241,6 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
             init.zeros_(module.position_embeddings)
         else:
             super()._init_weights(module)
-
-    def resize_position_embeddings(self, new_image_size: int | tuple[int, int]) -> None:
-        """Make another image size the model's own, to fine-tune at it, say: same output as with interpolation.
-
-        Args:
-            new_image_size: side, or height and width, in pixels. Learned positions are resampled for it; variants
-                without any take every size, and only the configuration changes.
-
-        Raises:
-            StrictDataclassError: the size is not a multiple of the stride; the model stays as it was.
-        """
-        old_image_size, self.config.image_size = self.config.image_size, new_image_size
-        try:
-            self.config.validate()
-        except Exception:
-            self.config.image_size = old_image_size
-            raise
-        for module in self.modules():
-            if isinstance(module, ViTAEEmbeddings):
-                module.resize(self.config.image_height_width)
 
 
 class ViTAEModel(ViTAEPreTrainedModel):

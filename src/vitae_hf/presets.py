@@ -1,12 +1,13 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""The published variants, and a small one, as differences from the defaults of `ViTAEConfig` (ViTAE-S)."""
+"""The published variants, and small ones, as differences from the defaults of their configurations (S of each)."""
 
 from dataclasses import fields
 from difflib import get_close_matches
 
 from huggingface_hub.errors import StrictDataclassError
 
-from .configuration_vitae import ViTAEConfig
+from .configuration_vitae import ViTAEConfig, ViTAEFamilyConfig
+from .configuration_vitaev2 import ViTAEv2Config
 
 
 _TINY = {  # what T, 6M and 13M share
@@ -43,7 +44,7 @@ def _plain(hidden_size: int, depth: int, num_heads: int) -> dict:
     }
 
 
-PRESETS: dict[str, dict] = {
+_VITAE = {
     "vitae-t": {**_TINY, "depths": (0, 0, 7)},
     "vitae-6m": {**_TINY, "depths": (0, 0, 10)},
     "vitae-13m": _13M,  # as released: 10.8M parameters
@@ -65,7 +66,37 @@ PRESETS: dict[str, dict] = {
         "num_labels": 10,
     },
 }
-"""Name of a variant -> the fields in which its `ViTAEConfig` differs from the defaults. 1,000 labels unless given."""
+_VITAEV2 = {
+    "vitaev2-s": {},
+    "vitaev2-48m": {
+        "reduction_channels": (64, 64, 192, 384),
+        "hidden_sizes": (96, 192, 384, 768),
+        "depths": (2, 2, 11, 2),
+    },
+    "vitaev2-b": {
+        "reduction_channels": (96, 96, 256, 512),
+        "reduction_num_attention_heads": (1, 1, 4, 8),
+        "hidden_sizes": (128, 256, 512, 1024),
+        "depths": (2, 2, 12, 2),
+        "num_attention_heads": (1, 4, 8, 16),
+    },
+    "vitaev2-nano": {  # not published: small enough to train on a CPU
+        "image_size": 64,
+        "reduction_channels": (16, 16, 16, 32),
+        "reduction_conv_groups": (1, 4, 8, 16),
+        "reduction_num_attention_heads": (1, 1, 1, 2),
+        "hidden_sizes": (16, 24, 32, 64),
+        "depths": (1, 1, 2, 1),
+        "num_attention_heads": (1, 1, 2, 4),
+        "window_sizes": (4, 4, None, None),
+        "conv_groups": (1, 6, 8, 16),
+        "mlp_ratio": 2.0,
+        "drop_path_rate": 0.0,
+        "num_labels": 10,
+    },
+}
+PRESETS: dict[str, dict] = {**_VITAE, **_VITAEV2}
+"""Name of a variant -> the fields in which its configuration differs from the defaults. 1,000 labels unless given."""
 
 
 def _closest(name: str, names) -> str:
@@ -73,15 +104,16 @@ def _closest(name: str, names) -> str:
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def config_from_preset(name: str, **overrides) -> ViTAEConfig:
+def config_from_preset(name: str, **overrides) -> ViTAEFamilyConfig:
     """The configuration of a published variant.
 
     Args:
         name: one of `PRESETS`, such as `"vitae-s"`.
-        **overrides: fields of [`ViTAEConfig`] that replace the preset's, such as `num_labels=10` or `image_size=384`.
+        **overrides: fields of its configuration that replace the preset's, such as `num_labels=10` or `image_size=384`.
 
     Returns:
-        `ViTAEConfig`: with 1,000 labels, the ImageNet-1k classes, unless the preset or an override says otherwise.
+        [`ViTAEConfig`] or [`ViTAEv2Config`]: with 1,000 labels, the ImageNet-1k classes, unless preset or override say
+        otherwise.
 
     Raises:
         ValueError: no such preset or field (the message names the closest), or a value that no network can have.
@@ -89,16 +121,17 @@ def config_from_preset(name: str, **overrides) -> ViTAEConfig:
     if name not in PRESETS:
         closest = _closest(str(name).lower(), PRESETS)
         raise ValueError(f"unknown preset {name!r}{closest} Presets: {', '.join(PRESETS)}.")
-    known = {field.name.removeprefix("_") for field in fields(ViTAEConfig)} | {"num_labels", "attn_implementation"}
+    config_class = ViTAEv2Config if name in _VITAEV2 else ViTAEConfig
+    known = {field.name.removeprefix("_") for field in fields(config_class)} | {"num_labels", "attn_implementation"}
     for field in overrides:
         if field not in known:
-            raise ValueError(f"ViTAEConfig has no field {field!r}{_closest(field, known)}")
+            raise ValueError(f"{config_class.__name__} has no field {field!r}{_closest(field, known)}")
     preset = {"num_labels": 1000, **PRESETS[name]}
     if "label2id" in overrides:
         overrides.setdefault("id2label", {index: label for label, index in overrides["label2id"].items()})
     if "id2label" in overrides:
         del preset["num_labels"]
     try:
-        return ViTAEConfig(**{**preset, **overrides})
+        return config_class(**{**preset, **overrides})
     except StrictDataclassError as error:
         raise ValueError(f"preset {name!r} with {overrides}: {error}") from error

@@ -1,10 +1,23 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What a training run leaves for people to read: its curves and its model card."""
+"""For people to read: the curves of a training run, and model cards, of a run and of a published variant."""
 
+import json
 from pathlib import Path
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from matplotlib.figure import Figure
+
+from .image_processing_vitae import ViTAEImageProcessorPil
+from .presets import config_from_preset
+from .published import IMAGENET_1K, PUBLISHED, Accuracy, Variant
+
+
+COMMON = {  # metadata of all cards
+    "library_name": "transformers",
+    "pipeline_tag": "image-classification",
+    "tags": ["vitae", "vision", "image-classification"],
+    "metrics": ["accuracy"],
+}
 
 
 # What a task's metadata call its figures: metric type, name, and key among the metrics.
@@ -28,6 +41,8 @@ def draw_curves(log_history: list[dict], path: Path, task: str = "image-classifi
         path: what to write.
         task: whose figures to draw, one of `FIGURES`.
     """
+    from matplotlib.figure import Figure  # not at the top: those who convert a checkpoint may not have it
+
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     curves = {
         "loss": ("loss", "eval_loss"),
@@ -69,13 +84,15 @@ def model_card(
         jinja2.UndefinedError: the template uses a value that is missing in a way that cannot be printed.
     """
     is_hub_name = not Path(dataset).exists()
+    task_metadata = {
+        "pipeline_tag": task,
+        "tags": ["vitae", "vision", task],
+        "metrics": sorted({metric_type for metric_type, _, _ in FIGURES[task]}),
+    }
     data = ModelCardData(
+        **{**COMMON, **task_metadata},
         model_name=str(values["model_name"]),
-        library_name="transformers",
-        pipeline_tag=task,
-        tags=["vitae", "vision", task],
         datasets=[dataset] if is_hub_name else None,
-        metrics=sorted({metric_type for metric_type, _, _ in FIGURES[task]}),
         eval_results=[
             EvalResult(
                 task_type=task,
@@ -92,3 +109,82 @@ def model_card(
     return ModelCard.from_template(
         data, template_path=str(template), dataset=dataset, eval_split=eval_split, **metrics, **values
     )
+
+
+def published_card(repository: Path, preset: str, name: str | None = None, source: dict | None = None) -> ModelCard:
+    """The card of a published variant, or of a checkpoint of it that was converted.
+
+    Args:
+        repository: a checkout; read are `model_cards/published.md`, the recipe, and `results/parity_cpu.json`.
+        preset: one of `PUBLISHED`.
+        name: under which users load it; default: `org/` and the preset.
+        source: what `convert_checkpoint` returned of the file that was converted; default: the variant itself.
+
+    Raises:
+        KeyError: the preset is not a published one.
+        OSError: a file of the repository is missing.
+    """
+    variant, name = PUBLISHED[preset], name or f"org/{preset}"
+    about = {"parameters": variant.parameters, "num_labels": 1000, "image_size": 224, "is_imagenet_1k": True}
+    about |= {key: source[key] for key in about if source}
+    processor = ViTAEImageProcessorPil(size=about["image_size"])
+    recipe = variant.recipe or preset
+    parity = json.loads((repository / "results" / "parity_cpu.json").read_text())
+    is_comparable = about["is_imagenet_1k"] and about["image_size"] == 224
+    # A file does not say which it is of several checkpoints of a variant for which the authors print figures.
+    is_known = variant.has_weights and is_comparable and (source is None or len(variant.printed) == 1)
+    data = published_metadata(variant, name.split("/")[-1], about["is_imagenet_1k"], is_known)
+    return ModelCard.from_template(
+        data,
+        template_path=str(repository / "model_cards" / "published.md"),
+        name=name,
+        preset=preset,
+        variant=variant,
+        source=source,
+        is_comparable=is_comparable,
+        hidden_size=config_from_preset(preset).hidden_size,
+        resized=int(about["image_size"] / processor.crop_pct),
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        recipe_file=f"recipes/{recipe}.yaml",
+        recipe=yaml.safe_load((repository / "recipes" / f"{recipe}.yaml").read_text()),
+        errors=parity["errors"].get(preset),
+        measured_on=f"{parity['device']}, torch {parity['torch']}, {parity['date']}",
+        measured_presets=list(parity["errors"]),
+        **about,
+    )
+
+
+def published_metadata(variant: Variant, name: str, is_imagenet_1k: bool, has_results: bool) -> ModelCardData:
+    """Metadata of a published variant's card, with or without what the authors print of its accuracy."""
+    results = printed_results(variant.printed[IMAGENET_1K], variant.papers[-1].url) if has_results else None
+    return ModelCardData(
+        license="other",
+        license_name="not-stated",
+        license_link="https://github.com/ViTAE-Transformer/ViTAE-Transformer#statement",
+        **{**COMMON, "tags": [*COMMON["tags"], *(f"arxiv:{paper.arxiv}" for paper in variant.papers)]},
+        datasets=["ILSVRC/imagenet-1k"] if is_imagenet_1k else None,
+        model_name=name if has_results else None,
+        eval_results=results,
+    )
+
+
+def printed_results(accuracy: Accuracy, url: str) -> list[EvalResult]:
+    """What the authors print, for a card's metadata."""
+    names = {"top1": "top-1 accuracy (%)", "top5": "top-5 accuracy (%)", "real": "top-1 accuracy with ReaL labels (%)"}
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="ILSVRC/imagenet-1k",
+            dataset_name=IMAGENET_1K,
+            dataset_split="validation",
+            metric_type="accuracy",
+            metric_name=names[key],
+            metric_value=value,
+            verified=False,
+            source_name="as printed by the authors",
+            source_url=url,
+        )
+        for key, value in accuracy._asdict().items()
+        if value is not None
+    ]

@@ -1,0 +1,38 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Do the model cards of the published variants say what is known? Builds them from one source of figures.
+
+    python scripts/build_model_cards.py          # writes model_cards/vitae-*.md
+    python scripts/build_model_cards.py --check  # writes nothing; status 1 if a card there is another one
+
+Figures come from `src/vitae_hf/published.py`, `recipes/` and `results/`, the text from `model_cards/published.md`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from vitae_hf.environment import environment
+from vitae_hf.published import PUBLISHED
+from vitae_hf.report import published_card
+
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "model_cards", help="folder of the cards")
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    arguments = parser.parse_args(argv)
+    cards = {arguments.output / f"{preset}.md": str(published_card(REPOSITORY, preset)) for preset in PUBLISHED}
+    stale = [path for path, card in cards.items() if not path.is_file() or path.read_text() != card]
+    if arguments.check and stale:
+        parser.exit(1, f"error: not as built: {', '.join(map(str, stale))}; run this without --check\n")
+    for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(cards[path])
+    return {"output": str(arguments.output), "cards": len(cards), "changed": len(stale), **environment()}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))

@@ -1,0 +1,188 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""ViTAEv2: four stages of ViTAE's cells, with attention inside windows where the maps are large.
+
+The shape key and what it shares with ViTAE are in `layers_vitae.py`.
+
+Source: Zhang et al. 2022, "ViTAEv2: Vision Transformer Advanced by Exploring Inductive Bias for Image Recognition and
+Beyond", arXiv 2202.10108.
+"""
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_vitaev2 import ViTAEv2Config
+from .layers_vitae import (
+    ViTAEAttention,
+    ViTAEFamilyBackbone,
+    ViTAEFamilyNormalCell,
+    ViTAEFamilyPreTrainedModel,
+    ViTAEFamilyReductionCell,
+    ViTAENormalConvBranch,
+    ViTAEReductionConvBranch,
+    map_to_tokens,
+    pyramid_size,
+    tokens_to_map,
+)
+
+
+class ViTAEv2ReductionCell(ViTAEFamilyReductionCell):
+    """The reduction cell with softmax attention: (B, Cin, H·s, W·s) -> (B, N, C).
+
+    In windows the attention is the usual one; over all tokens it has no bias in its queries, keys and values, and adds
+    the value to its output.
+    """
+
+    def __init__(self, config: ViTAEv2Config, stage_idx: int):
+        window_size = config.window_sizes[stage_idx]
+        attention = ViTAEAttention(
+            config,
+            pyramid_size(config, stage_idx),
+            config.hidden_sizes[stage_idx],
+            config.reduction_num_attention_heads[stage_idx],
+            qkv_bias=window_size is not None,
+            window_size=window_size,
+            value_residual=window_size is None,
+        )
+        conv_branch = ViTAEReductionConvBranch(config, stage_idx, first_norm=True, last_act=False)
+        super().__init__(config, stage_idx, attention, conv_branch, dropout_prob=config.hidden_dropout_prob)
+
+
+class ViTAEv2NormalCell(ViTAEFamilyNormalCell):
+    """The normal cell with attention in windows or over all tokens: (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, config: ViTAEv2Config, stage_idx: int, cell_idx: int):
+        hidden_size, num_heads = config.hidden_sizes[stage_idx], config.num_attention_heads[stage_idx]
+        window_size = config.window_sizes[stage_idx]
+        attention = ViTAEAttention(config, hidden_size, hidden_size, num_heads, window_size=window_size)
+        conv_branch = ViTAENormalConvBranch(config, stage_idx, last_act=False)
+        super().__init__(config, stage_idx, cell_idx, attention, conv_branch)
+
+
+class ViTAEv2Stage(nn.Module):
+    """One reduction cell, then the normal cells: (B, Cin, H·s, W·s) -> (B, C, H, W)."""
+
+    def __init__(self, config: ViTAEv2Config, stage_idx: int):
+        super().__init__()
+        self.reduction_cell = ViTAEv2ReductionCell(config, stage_idx)
+        self.normal_cells = nn.ModuleList(
+            ViTAEv2NormalCell(config, stage_idx, cell_idx) for cell_idx in range(config.depths[stage_idx])
+        )
+
+    def forward(self, feature_map: torch.Tensor, height: int, width: int, **kwargs) -> torch.Tensor:
+        hidden_states = self.reduction_cell(feature_map, **kwargs)  # (B, N, C)
+        for normal_cell in self.normal_cells:
+            hidden_states = normal_cell(hidden_states, height, width, **kwargs)
+        return tokens_to_map(hidden_states, height, width)
+
+
+class ViTAEv2PreTrainedModel(ViTAEFamilyPreTrainedModel):
+    """Base class: how ViTAEv2's weights are initialised, loaded, saved and split over devices."""
+
+    config: ViTAEv2Config
+    base_model_prefix = "vitaev2"
+    _no_split_modules = ["ViTAEv2ReductionCell", "ViTAEv2NormalCell"]
+    _can_record_outputs = {"hidden_states": ViTAEv2Stage, "attentions": ViTAEAttention}
+
+
+class ViTAEv2Model(ViTAEv2PreTrainedModel):
+    """ViTAEv2 without a head: tokens of the last stage and their mean."""
+
+    def __init__(self, config: ViTAEv2Config):
+        super().__init__(config)
+        self.stages = nn.ModuleList(ViTAEv2Stage(config, stage_idx) for stage_idx in range(config.num_stages))
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
+                Normalised images; both sides are multiples of `config.total_stride`, 32.
+            output_hidden_states (`bool`, *optional*):
+                Return `hidden_states`: the image, then the map `(B, hidden_sizes[i], height/stride, width/stride)` of
+                each stage, at strides 4, 8, 16 and 32.
+            output_attentions (`bool`, *optional*):
+                Return `attentions`, the softmax weights of every cell in order, the reduction cell of a stage first:
+                `(B, heads, N, N)`, or `(B · windows, heads, size², size²)`, windows row by row, where attention is in
+                windows; this takes `attn_implementation="eager"`.
+            return_dict (`bool`, *optional*, defaults to `True`):
+                `False` gives a tuple.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `last_hidden_state` `(B, N, C)`, the tokens of the last stage row by row;
+            `pooler_output` `(B, C)`, their mean, which the classifier reads.
+
+        Raises:
+            ValueError: the shape of `pixel_values` is not as above.
+        """
+        self.validate_pixel_values(pixel_values)
+        height, width = pixel_values.shape[-2:]
+        hidden_states = pixel_values.to(self.get_input_embeddings().dtype)
+        for stage, stride in zip(self.stages, self.config.strides):
+            height, width = height // stride, width // stride
+            hidden_states = stage(hidden_states, height, width, **kwargs)
+        hidden_states = map_to_tokens(hidden_states)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(1))
+
+
+class ViTAEv2ForImageClassification(ViTAEv2PreTrainedModel):
+    """ViTAEv2 with a linear classifier on the mean of its tokens."""
+
+    def __init__(self, config: ViTAEv2Config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vitaev2 = ViTAEv2Model(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
+                As in [`ViTAEv2Model.forward`], like the other arguments.
+            labels (`torch.Tensor` of shape `(B,)`, or `(B, num_labels)` for multi-label, *optional*):
+                What to compute the loss against. `config.problem_type` names the loss; unset, it follows from the
+                number of labels and their dtype, as everywhere in transformers.
+
+        Returns:
+            `ImageClassifierOutput`: `loss` (with `labels`), `logits` `(B, num_labels)`, and, when asked for,
+            `hidden_states` and `attentions`.
+        """
+        outputs = self.vitaev2(pixel_values, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class ViTAEv2Backbone(ViTAEFamilyBackbone, ViTAEv2PreTrainedModel):
+    """ViTAEv2 as a backbone for detection and segmentation: its stages' maps, at strides 4, 8, 16 and 32."""
+
+    def __init__(self, config: ViTAEv2Config):
+        super().__init__(config)
+        self.vitaev2 = ViTAEv2Model(config)
+        self.size_divisor = config.total_stride
+        self.num_features = [config.num_channels, *config.hidden_sizes]
+        self.post_init()
+
+
+ViTAEv2Model.register_for_auto_class("AutoModel")
+ViTAEv2ForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+ViTAEv2Backbone.register_for_auto_class("AutoBackbone")
+
+__all__ = ["ViTAEv2Backbone", "ViTAEv2ForImageClassification", "ViTAEv2Model", "ViTAEv2PreTrainedModel"]

@@ -1,0 +1,124 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What is known of the published variants: who describes them, how large they are, what the authors print for them.
+
+The README's table and the cards of `model_cards/` take their figures from here; none is measured by us. The authors
+print the accuracies in their papers and in the README of github.com/ViTAE-Transformer/ViTAE-Transformer, that of 13M in
+an earlier version of it.
+"""
+
+from typing import NamedTuple
+
+
+class Paper(NamedTuple):
+    """Where the authors describe a variant; `citation` is BibTeX."""
+
+    title: str
+    arxiv: str
+    citation: str
+
+    @property
+    def url(self) -> str:
+        return f"https://arxiv.org/abs/{self.arxiv}"
+
+
+class Accuracy(NamedTuple):
+    """On ImageNet-1k's validation images at 224², in percent, as printed by the authors; None: they print none.
+
+    `real` is the top-1 accuracy with the reassessed labels of Beyer et al. 2020 (arXiv 2006.07159).
+    """
+
+    top1: float
+    top5: float | None
+    real: float | None
+
+
+class Variant(NamedTuple):
+    """A published network.
+
+    Args:
+        papers: that describe it; its figures are those of the last.
+        parameters: trainable ones, counted from the released network with 1,000 classes at 224².
+        gmacs: its multiply-adds for one image, in 1e9.
+        printed: accuracy by the data that the weights were trained on; empty if none was printed.
+        has_weights: whether the authors released or announced weights.
+        recipe: file in `recipes/`, if it is not the one of the variant's name.
+        note: what else one should know.
+    """
+
+    papers: tuple[Paper, ...]
+    parameters: int
+    gmacs: float
+    printed: dict[str, Accuracy] = {}
+    has_weights: bool = True
+    recipe: str | None = None
+    note: str = ""
+
+
+IMAGENET_1K = "ImageNet-1k"
+IMAGENET_22K = "ImageNet-22k, then ImageNet-1k"
+
+VITAE = Paper(
+    "ViTAE: Vision Transformer Advanced by Exploring Intrinsic Inductive Bias",
+    "2106.03348",
+    """\
+@inproceedings{xu2021vitae,
+  title={ViTAE: Vision Transformer Advanced by Exploring Intrinsic Inductive Bias},
+  author={Xu, Yufei and Zhang, Qiming and Zhang, Jing and Tao, Dacheng},
+  booktitle={Advances in Neural Information Processing Systems},
+  year={2021}
+}""",
+)
+VITAE_V2 = Paper(
+    "ViTAEv2: Vision Transformer Advanced by Exploring Inductive Bias for Image Recognition and Beyond",
+    "2202.10108",
+    """\
+@article{zhang2022vitaev2,
+  title={ViTAEv2: Vision Transformer Advanced by Exploring Inductive Bias for Image Recognition and Beyond},
+  author={Zhang, Qiming and Xu, Yufei and Zhang, Jing and Tao, Dacheng},
+  journal={arXiv preprint arXiv:2202.10108},
+  year={2022}
+}""",
+)
+SCALED_UP = (VITAE, VITAE_V2)  # the second paper scales the first one's cells up
+
+PUBLISHED: dict[str, Variant] = {
+    "vitae-t": Variant((VITAE,), 4_882_792, 1.757, {IMAGENET_1K: Accuracy(75.3, 92.7, 82.9)}),
+    "vitae-6m": Variant((VITAE,), 6_610_024, 2.152, {IMAGENET_1K: Accuracy(77.9, 94.1, 84.9)}),
+    "vitae-13m": Variant(
+        (VITAE,),
+        10_830_632,
+        3.036,
+        has_weights=False,
+        note="It is the 13M network of the authors' code; the one of their paper is larger: `vitae-13m-paper`.",
+    ),
+    "vitae-13m-paper": Variant(
+        (VITAE,),
+        13_192_552,
+        3.496,
+        {IMAGENET_1K: Accuracy(81.0, 95.4, 86.9)},
+        has_weights=False,
+        recipe="vitae-13m",
+        note="The authors print size and accuracy of a 13M network, but their code builds a smaller one. That it is"
+        " this one is inferred from the size and from what the other variants have in common.",
+    ),
+    "vitae-s": Variant((VITAE,), 24_009_096, 6.180, {IMAGENET_1K: Accuracy(82.0, 95.9, 87.0)}),
+    "vitae-b": Variant(
+        SCALED_UP,
+        89_341_672,
+        18.08,
+        {IMAGENET_1K: Accuracy(83.8, None, 89.4), IMAGENET_22K: Accuracy(84.8, None, 89.9)},
+    ),
+    "vitae-l": Variant(
+        SCALED_UP,
+        311_724_008,
+        62.94,
+        {IMAGENET_1K: Accuracy(86.0, None, 90.3), IMAGENET_22K: Accuracy(87.5, None, 90.8)},
+    ),
+    "vitae-h": Variant(
+        SCALED_UP,
+        644_528_360,
+        129.63,
+        {IMAGENET_1K: Accuracy(86.9, None, 90.6), IMAGENET_22K: Accuracy(88.0, None, 90.7)},
+    ),
+}
+"""Name of a preset -> what is published about it. A preset that is not here, such as `vitae-nano`, is ours."""

@@ -1,0 +1,151 @@
+"""Cards of the published variants: as built, valid, true to their sources, and with code that runs."""
+
+import json
+import re
+import shutil
+
+import build_model_cards
+import pytest
+import yaml
+from conftest import REPOSITORY
+from convert_original_checkpoint import write_card
+from hub_server import metadata_errors
+from huggingface_hub import ModelCard
+from transformers.pipelines import SUPPORTED_TASKS
+
+from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
+from vitae_hf.published import IMAGENET_1K, PUBLISHED
+from vitae_hf.report import published_card
+
+
+CARDS = REPOSITORY / "model_cards"
+SOURCE = {
+    "preset": "any",
+    "file": "theirs.pth",
+    "sha256": "0" * 64,
+    "parameters": 7,
+    "num_labels": 1000,
+    "image_size": 224,
+}
+
+
+def card(preset: str) -> ModelCard:
+    return ModelCard.load(CARDS / f"{preset}.md")
+
+
+def source_card(preset: str, is_imagenet_1k: bool = True, **overrides) -> ModelCard:
+    """The card of a converted file."""
+    source = {**SOURCE, "is_imagenet_1k": is_imagenet_1k, **overrides}
+    return ModelCard(str(published_card(REPOSITORY, preset, "converted", source)))
+
+
+def paragraph(text: str, beginning: str) -> str:
+    return " ".join(next(part for part in text.split("\n\n") if part.startswith(beginning)).split())
+
+
+def test_the_cards_are_as_built_and_a_changed_one_is_noticed(tmp_path, capsys):
+    assert build_model_cards.main(["--check"])["cards"] == len(PUBLISHED)
+    assert {path.stem for path in CARDS.glob("vitae*.md")} == set(PUBLISHED)
+    assert build_model_cards.main(["--output", str(tmp_path)])["changed"] == len(PUBLISHED)
+    (tmp_path / "vitae-l.md").write_text(str(card("vitae-l")).replace("86.0", "86.1"))
+    with pytest.raises(SystemExit, match="1"):
+        build_model_cards.main(["--output", str(tmp_path), "--check"])
+    assert "vitae-l.md; run this" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_the_metadata_is_what_the_hub_takes_and_gives_the_printed_figures_back(preset):
+    found = card(preset).data
+    assert not metadata_errors(str(card(preset)))
+    assert found.pipeline_tag in SUPPORTED_TASKS and found.library_name == "transformers"
+    assert {f"arxiv:{paper.arxiv}" for paper in PUBLISHED[preset].papers} < set(found.tags)
+    printed = PUBLISHED[preset].printed.get(IMAGENET_1K) if PUBLISHED[preset].has_weights else None
+    results = found.eval_results or []
+    assert [result.metric_value for result in results] == [value for value in printed or () if value is not None]
+    for result in results:
+        assert result.verified is False and result.source_name == "as printed by the authors"
+        assert (result.dataset_type, result.dataset_split) == ("ILSVRC/imagenet-1k", "validation")
+
+
+@pytest.mark.parametrize(
+    "text, replacement, error",
+    [
+        ("license: other", "license: apache", '"license" must be one of'),
+        ("license_name: not-stated", "license_name: Not stated", '"license_name" must be'),
+        ("license_link: https", "license_link: nowhere", '"license_link" must be'),
+        ("- ILSVRC/imagenet-1k", "- all of it/x", '"datasets" must be'),
+        ("      type: ILSVRC/imagenet-1k\n", "", "lacks dataset.type"),
+        ("      value: 82.0\n", "", "lacks metrics.value"),
+        ("tags:", "tags: [", "no YAML"),
+    ],
+)
+def test_metadata_that_the_hub_would_refuse_is_found(text, replacement, error):
+    good = str(card("vitae-s"))
+    assert text in good and error in metadata_errors(good.replace(text, replacement, 1))[0]
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_a_card_states_no_measured_figure_but_those_in_the_results(preset):
+    """Measured are only distances from the authors' network; what is printed of the accuracy is said to be theirs."""
+    text = card(preset).text
+    measured = json.loads((REPOSITORY / "results" / "parity_cpu.json").read_text())
+    stated = paragraph(text, "**Equal to the authors' network**")
+    if preset in measured["errors"]:
+        errors = measured["errors"][preset]
+        found = re.search(r"at most (\S+) of .* float32, (\S+) % .* bfloat16 and (\S+) % in float16 \((.+?);", stated)
+        assert float(found[1]) == pytest.approx(errors["float32"]["max_over_std"], rel=0.05)
+        assert float(found[2]) == pytest.approx(100 * errors["bfloat16"]["max_over_range"], abs=0.005)
+        assert float(found[3]) == pytest.approx(100 * errors["float16"]["max_over_range"], abs=0.005)
+        assert found[4] == f"{measured['device']}, torch {measured['torch']}, {measured['date']}"
+    else:
+        assert "not measured for this variant" in stated and not re.search(r"\d\.\d|%", stated)
+    assert len(re.findall("measured", text)) == 2  # there, and where it says that accuracy is not
+    if PUBLISHED[preset].printed:
+        assert "as printed by the authors** for the variant; we have measured none of it" in text
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_recipes_expect_what_the_authors_print(preset):
+    about = yaml.safe_load((REPOSITORY / "recipes" / f"{PUBLISHED[preset].recipe or preset}.yaml").read_text())["about"]
+    if PUBLISHED[preset].has_weights:
+        assert about["expected"].startswith(f"{PUBLISHED[preset].printed[IMAGENET_1K].top1} top-1")
+    assert PUBLISHED[preset].papers[-1].arxiv in about["source"]
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_the_code_in_a_card_runs_as_it_is_written(preset, tmp_path, monkeypatch, capsys):
+    """With one cell instead of all, in a folder that has the model and the picture of which the code speaks."""
+    depths = config_from_preset(preset).depths
+    config = config_from_preset(preset, depths=(*[0] * (len(depths) - 1), 1))
+    ViTAEForImageClassification(config).save_pretrained(tmp_path / "org" / preset)
+    ViTAEImageProcessor().save_pretrained(tmp_path / "org" / preset)
+    shutil.copy(REPOSITORY / "examples" / "chelsea.png", tmp_path / "picture.jpg")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", card(preset).text, flags=re.DOTALL)
+    for block in blocks:
+        exec(compile(block, f"{preset}.md", "exec"), {})  # noqa: S102
+    predictions, shape = capsys.readouterr().out.splitlines()
+    assert predictions.count("'score'") == 3 and shape == f"torch.Size([1, {config.hidden_size}])"
+    assert f"one row of {config.hidden_size} for" in blocks[1]
+
+
+def test_a_converted_files_card_names_the_file_and_claims_nothing_that_is_not_known_of_it():
+    whole = source_card("vitae-s")
+    assert f"converted from `theirs.pth` (SHA-256 `{'0' * 64}`)" in whole.text
+    assert 'model="converted"' in whole.text and "Whether this file reaches them is not tested" in whole.text
+    assert whole.data.model_name == "converted" and whole.data.eval_results[0].metric_value == 82.0
+    several = source_card("vitae-b")
+    assert several.data.eval_results is None and "nor does it say which row it belongs to" in several.text
+    for other in (
+        source_card("vitae-s", is_imagenet_1k=False, num_labels=21841),
+        source_card("vitae-b", image_size=384),
+    ):
+        assert other.data.eval_results is None and "says nothing about these weights" in other.text
+        assert "as printed by the authors" not in other.text
+    assert source_card("vitae-s", is_imagenet_1k=False).data.datasets is None
+    assert "shorter side to 426 pixels" in source_card("vitae-b", image_size=384).text
+
+
+def test_a_network_of_our_own_gets_no_card_of_the_authors(tmp_path):
+    write_card(tmp_path, {"preset": "vitae-nano", "output": "nano"})
+    assert not list(tmp_path.iterdir())
