@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoModelForImageClassification,
     SwinConfig,
     SwinForImageClassification,
     ViTConfig,
@@ -30,7 +31,7 @@ from transformers import (
     set_seed,
 )
 
-from vitae_hf import PRESETS, ViTAEForImageClassification, config_from_preset
+from vitae_hf import PRESETS, config_from_preset
 from vitae_hf.environment import environment
 from vitae_hf.optimization import parameter_groups
 
@@ -46,7 +47,7 @@ OTHERS = {
 def build(network: str):
     if network in OTHERS:
         return OTHERS[network]()
-    return ViTAEForImageClassification(config_from_preset(network))
+    return AutoModelForImageClassification.from_config(config_from_preset(network))
 
 
 def measure(network: str, device: str, batch_size: int, steps: int, compiled: bool, checkpointing: bool) -> dict:

@@ -34,7 +34,7 @@ from datasets import load_dataset_builder
 from huggingface_hub import HfApi
 from transformers import AutoModelForImageClassification, EvalPrediction, HfArgumentParser, set_seed
 
-from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
+from vitae_hf import ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
 from vitae_hf.checkpoints import last_checkpoint
 from vitae_hf.data import class_names, load_labelled_images, pick_split
@@ -77,6 +77,7 @@ class RunArguments:
     image_size: int | None = dataclasses.field(default=None, metadata={"help": "Side in pixels; default: the model's."})
     crop_pct: float = dataclasses.field(default=0.9, metadata={"help": "Crop ratio of the evaluation."})
     drop_path_rate: float | None = dataclasses.field(default=None, metadata={"help": "Default: the model's."})
+    hidden_dropout_prob: float | None = dataclasses.field(default=None, metadata={"help": "Default: the model's."})
     base_learning_rate: float | None = dataclasses.field(
         default=None, metadata={"help": "Sets learning_rate to this times global batch / 512."}
     )
@@ -133,11 +134,11 @@ def parse(argv: list[str] | None):
 def build_model(run: RunArguments, names: dict[int, str]):
     """A new model of a preset, or a trained one with a head for these classes."""
     overrides = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
-    if run.drop_path_rate is not None:
-        overrides["drop_path_rate"] = run.drop_path_rate
+    rates = {"drop_path_rate": run.drop_path_rate, "hidden_dropout_prob": run.hidden_dropout_prob}
+    overrides |= {name: rate for name, rate in rates.items() if rate is not None}
     if run.preset is not None:
         size = {} if run.image_size is None else {"image_size": run.image_size}
-        return ViTAEForImageClassification(config_from_preset(run.preset, **size, **overrides))
+        return AutoModelForImageClassification.from_config(config_from_preset(run.preset, **size, **overrides))
     model = AutoModelForImageClassification.from_pretrained(
         run.model_name_or_path, ignore_mismatched_sizes=True, **overrides
     )

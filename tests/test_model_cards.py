@@ -11,9 +11,10 @@ from conftest import REPOSITORY
 from convert_original_checkpoint import write_card
 from hub_server import metadata_errors
 from huggingface_hub import ModelCard
+from transformers import AutoModelForImageClassification
 from transformers.pipelines import SUPPORTED_TASKS
 
-from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
+from vitae_hf import ViTAEImageProcessor, config_from_preset
 from vitae_hf.published import IMAGENET_1K, PUBLISHED
 from vitae_hf.report import published_card
 
@@ -117,7 +118,7 @@ def test_the_code_in_a_card_runs_as_it_is_written(preset, tmp_path, monkeypatch,
     """With one cell instead of all, in a folder that has the model and the picture of which the code speaks."""
     depths = config_from_preset(preset).depths
     config = config_from_preset(preset, depths=(*[0] * (len(depths) - 1), 1))
-    ViTAEForImageClassification(config).save_pretrained(tmp_path / "org" / preset)
+    AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "org" / preset)
     ViTAEImageProcessor().save_pretrained(tmp_path / "org" / preset)
     shutil.copy(REPOSITORY / "examples" / "chelsea.png", tmp_path / "picture.jpg")
     monkeypatch.chdir(tmp_path)

@@ -120,5 +120,13 @@ PUBLISHED: dict[str, Variant] = {
         129.63,
         {IMAGENET_1K: Accuracy(86.9, None, 90.6), IMAGENET_22K: Accuracy(88.0, None, 90.7)},
     ),
+    "vitaev2-s": Variant((VITAE_V2,), 19_355_688, 5.753, {IMAGENET_1K: Accuracy(82.6, 96.2, 87.6)}),
+    "vitaev2-48m": Variant((VITAE_V2,), 48_674_632, 13.34, {IMAGENET_1K: Accuracy(83.8, 96.6, 88.4)}),
+    "vitaev2-b": Variant(
+        (VITAE_V2,),
+        89_693_352,
+        24.37,
+        {IMAGENET_1K: Accuracy(84.6, 96.9, 88.7), IMAGENET_22K: Accuracy(86.1, 97.9, 89.9)},
+    ),
 }
 """Name of a preset -> what is published about it. A preset that is not here, such as `vitae-nano`, is ours."""
