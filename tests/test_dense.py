@@ -16,6 +16,7 @@ import yaml
 from conftest import REPOSITORY, class_token_config, images, pyramid_config, windowed_config
 from huggingface_hub import ModelCard
 from test_scripts import last_line, run
+from torchvision import tv_tensors
 from transformers import (
     AutoBackbone,
     AutoImageProcessor,
@@ -31,6 +32,7 @@ from vitae_hf import PRESETS, ViTAEBackbone, ViTAEForImageClassification, config
 from vitae_hf.masks import (
     MaskAugmentationArguments,
     MaskedImages,
+    VariedCrop,
     collate_masks,
     evaluation_sample,
     load_masked_images,
@@ -247,6 +249,15 @@ def test_pictures_and_masks_are_augmented_together():
         assert agreement > 0.85  # but where colours blend at edges
         assert (sample["labels"][known].bincount() / known.sum()).max() <= 0.6
     assert any((labels == 255).any() for labels in drawn) and not torch.equal(drawn[0], drawn[1])
+
+
+def test_a_crop_with_too_much_of_one_class_is_drawn_again():
+    mask = torch.zeros(40, 40, dtype=torch.uint8)
+    mask[:, 20:32] = 1
+    crop = VariedCrop(16, max_class_share=0.75, fill=(0, 0, 0))
+    crops = [crop(tv_tensors.Image(torch.zeros(3, 40, 40)), tv_tensors.Mask(mask))[1] for _ in range(40)]
+    varied = [0.25 <= labels.double().mean() <= 0.75 for labels in crops]
+    assert sum(varied) >= 38  # ten draws; less than half of them would be
 
 
 def test_a_crop_of_one_class_alone_is_taken_when_there_is_no_other():
