@@ -291,6 +291,20 @@ def test_bad_masks_are_named_with_what_was_expected():
         MaskedImages(masked_rows((picture, mask)), None, num_labels=256)
 
 
+def test_pictures_in_a_folder_with_metadata_are_read(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / split / "masks").mkdir(parents=True)
+        PIL.Image.new("RGB", (4, 3)).save(tmp_path / split / "a.jpg")
+        mask = PIL.Image.fromarray(np.array([[0, 1, 1, 255]] * 3, np.uint8))
+        mask.putpalette(list(range(256)) * 3)  # indices count, not colours
+        mask.save(tmp_path / split / "masks" / "a.png")
+        row = {"file_name": "a.jpg", "mask_file_name": "masks/a.png"}
+        (tmp_path / split / "metadata.jsonl").write_text(json.dumps(row) + "\n")
+    data = load_masked_images(str(tmp_path))
+    assert set(data) == {"train", "validation"}
+    assert MaskedImages(data["train"], None, num_labels=2).read(0)[1].tolist() == [[0, 1, 1, 255]] * 3
+
+
 def test_missing_columns_and_names_are_named(tmp_path):
     picture = PIL.Image.new("RGB", (4, 4))
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
