@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from accelerate import infer_auto_device_map
-from conftest import class_token_config, images, pyramid_config, windowed_config
+from conftest import CONFIGS, class_token_config, images, pyramid_config, windowed_config
 from huggingface_hub.errors import StrictDataclassError
 from packaging import version
 from transformers import AutoModel, AutoModelForImageClassification
@@ -197,8 +197,26 @@ def test_compiles_without_graph_breaks(tiny_config):
     assert torch.allclose(outputs.logits, model(images()).logits, atol=1e-5)
 
 
-def test_exports_with_dynamic_batch_height_and_width(tiny_config):
-    model = classifier(tiny_config())
+ONE_WINDOWED_STAGE = {  # tracing the shapes of several takes minutes
+    "strides": (4,),
+    "reduction_kernel_sizes": (7,),
+    "reduction_dilations": ((1, 2),),
+    "reduction_channels": (8,),
+    "reduction_conv_groups": (1,),
+    "reduction_num_attention_heads": (1,),
+    "hidden_sizes": (16,),
+    "depths": (1,),
+    "num_attention_heads": (2,),
+    "window_sizes": (3,),
+    "conv_groups": (4,),
+}
+
+
+@pytest.mark.parametrize(
+    "config", [pyramid_config(), class_token_config(), windowed_config(**ONE_WINDOWED_STAGE)], ids=CONFIGS
+)
+def test_exports_with_dynamic_batch_height_and_width(config):
+    model = classifier(config)
     batch, rows, columns = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "rows", "columns"))
     shapes = {"pixel_values": {0: batch, 2: 16 * rows, 3: 16 * columns}, "interpolate_pos_encoding": None}
     arguments = {"pixel_values": images(2, 64, 96), "interpolate_pos_encoding": True}
@@ -388,6 +406,15 @@ def test_lora_trains_the_projections_alone(tiny_config, tmp_path):
         restored(pixel_values=images()).logits, adapted.eval()(pixel_values=images()).logits, atol=1e-5
     )
     assert not torch.allclose(adapted(pixel_values=images()).logits, model(images()).logits, atol=1e-3)
+
+
+def test_a_damaged_file_of_weights_is_named(tiny_config, tmp_path):
+    """Of several, the one that is; the library's own error names none."""
+    classifier(tiny_config()).save_pretrained(tmp_path, max_shard_size="50KB")
+    damaged = sorted(tmp_path.glob("*.safetensors"))[1]
+    damaged.write_bytes(b"\xff" * 8 + damaged.read_bytes()[8:])
+    with pytest.raises(OSError, match=f"the weights in \\S*{damaged.name} are damaged: .*header"):
+        AutoModelForImageClassification.from_pretrained(tmp_path)
 
 
 def test_another_image_size_becomes_the_models_own(tiny_config, tmp_path):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import REPOSITORY, class_token_config, pyramid_config
+from conftest import REPOSITORY, class_token_config, pyramid_config, windowed_config
 from packaging import version
+from transformers import AutoModel, AutoModelForImageClassification
 
 from vitae_hf import (
     ViTAEConfig,
@@ -19,22 +20,25 @@ from vitae_hf import (
     ViTAEImageProcessor,
     ViTAEImageProcessorPil,
     ViTAEModel,
+    ViTAEv2ForImageClassification,
 )
 
 
 IMAGE = REPOSITORY / "examples" / "chelsea.png"
 CODE_FILES = {"configuration_vitae.py", "image_processing_vitae.py", "layers_vitae.py", "modeling_vitae.py"}
+CODE_FILES_V2 = CODE_FILES - {"modeling_vitae.py"} | {"configuration_vitaev2.py", "modeling_vitaev2.py"}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """One folder per class that can be saved: classifiers of both kinds, and a base model."""
+    """Classifiers of every kind, and a base model."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("remote") / "folders"
     models = {
         "base": ViTAEModel(pyramid_config()),
         "classifier": ViTAEForImageClassification(pyramid_config()),
         "class_token": ViTAEForImageClassification(class_token_config()),
+        "windowed": ViTAEv2ForImageClassification(windowed_config()),
     }
     for name, model in models.items():
         model.save_pretrained(root / name)
@@ -70,13 +74,13 @@ def test_folders_load_without_the_package_and_give_the_same_bits(folders, tmp_pa
         for folder in folders.iterdir():
             assert record["processor"][folder.name][0] == processor_class.__name__
             assert torch.equal(record["processor"][folder.name][1], inputs.pixel_values)
-            base = ViTAEModel.from_pretrained(folder).eval()
+            base = AutoModel.from_pretrained(folder).eval()
             assert torch.equal(record["pooled"][folder.name], base(**inputs).pooler_output)
             if folder.name != "base":
-                model = ViTAEForImageClassification.from_pretrained(folder).eval()
+                model = AutoModelForImageClassification.from_pretrained(folder).eval()
                 assert torch.equal(record["logits"][folder.name], model(**inputs).logits)
-    assert CODE_FILES | {"config.json", "model.safetensors", "preprocessor_config.json"} == set(record["again"])
-    assert torch.equal(record["pooled_again"], record["pooled"]["classifier"])
+    assert CODE_FILES_V2 | {"config.json", "model.safetensors", "preprocessor_config.json"} == set(record["again"])
+    assert torch.equal(record["pooled_again"], record["pooled"]["windowed"])
 
 
 def test_all_auto_classes_are_in_the_folder_whichever_class_was_saved(folders, tmp_path):
@@ -96,7 +100,8 @@ def test_the_code_files_import_nothing_but_what_every_user_has(folders):
     from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
     allowed = {"huggingface_hub", "numpy", "PIL", "torch", "transformers"} | set(sys.stdlib_module_names)
-    for name in CODE_FILES:
-        path = folders / "classifier" / name
-        assert set(get_imports(path)) <= allowed, name
-        assert {f"{module}.py" for module in get_relative_imports(path)} <= CODE_FILES, name
+    for folder, code_files in (("classifier", CODE_FILES), ("windowed", CODE_FILES_V2)):
+        assert {path.name for path in (folders / folder).glob("*.py")} == code_files
+        for path in (folders / folder).glob("*.py"):
+            assert set(get_imports(path)) <= allowed, path
+            assert {f"{module}.py" for module in get_relative_imports(path)} <= code_files, path

@@ -20,7 +20,7 @@ record = {
     "logits": {},
 }
 for folder in sorted(folders.iterdir()):
-    assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "vitae"
+    assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type in ("vitae", "vitaev2")
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     inputs = processor(image, return_tensors="pt")
     record["processor"][folder.name] = (type(processor).__name__, inputs.pixel_values)

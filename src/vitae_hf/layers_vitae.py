@@ -83,7 +83,7 @@ def eager_attention_forward(
 
 def window_grid(height: int, width: int, window_size: int) -> tuple[int, int, tuple[int, ...]]:
     """Rows and columns of windows that cover a grid, and what it lacks on the left, right, top and bottom of them."""
-    rows, columns = -(-height // window_size), -(-width // window_size)
+    rows, columns = (height + window_size - 1) // window_size, (width + window_size - 1) // window_size
     pad_height, pad_width = rows * window_size - height, columns * window_size - width
     top, left = pad_height // 2, pad_width // 2
     return rows, columns, (left, pad_width - left, top, pad_height - top)
@@ -101,10 +101,10 @@ def split_into_windows(tokens: torch.Tensor, height: int, width: int, window_siz
     return grid.clone(memory_format=torch.contiguous_format).view(batch * rows * columns, window_size**2, channels)
 
 
-def join_windows(windows: torch.Tensor, height: int, width: int, window_size: int) -> torch.Tensor:
+def join_windows(windows: torch.Tensor, batch: int, height: int, width: int, window_size: int) -> torch.Tensor:
     """Inverse of [`split_into_windows`], zeros cut off: (windows of the batch, window_size², C) -> (B, N, C)."""
     rows, columns, padding = window_grid(height, width, window_size)
-    batch, channels = windows.shape[0] // (rows * columns), windows.shape[-1]
+    channels = windows.shape[-1]
     grid = windows.view(batch, rows, columns, window_size, window_size, channels).transpose(2, 3)
     grid = grid.clone(memory_format=torch.contiguous_format)
     grid = grid.view(batch, rows * window_size, columns * window_size, channels)
@@ -149,6 +149,7 @@ class ViTAEAttention(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, height: int, width: int, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch = hidden_states.shape[0]
         if self.window_size is not None:
             hidden_states = split_into_windows(hidden_states, height, width, self.window_size)
         query, key, value = (
@@ -172,7 +173,7 @@ class ViTAEAttention(nn.Module):
         if self.value_residual:
             output = output + value.transpose(1, 2).flatten(2)
         if self.window_size is not None:
-            output = join_windows(output, height, width, self.window_size)
+            output = join_windows(output, batch, height, width, self.window_size)
         return output, weights
 
 
