@@ -528,7 +528,7 @@ def test_a_model_to_begin_with_is_asked_for(tmp_path):
 
 def test_overlays_tell_many_classes_apart_and_show_what_is_ignored():
     colours = class_colours(150)
-    assert len(np.unique(colours.round(6), axis=0)) == 150
+    assert len(np.unique(colours.round(6), axis=0)) == 150 and np.ptp(colours, axis=1).min() > 0.01
     mask = np.full((20, 30), 255, np.uint8)
     mask[:10] = 3
     figure = draw_overlays(

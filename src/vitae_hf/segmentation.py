@@ -160,8 +160,8 @@ def segment(model: UperNetForSemanticSegmentation, processor, picture: PIL.Image
 
 
 def class_colours(num_labels: int) -> np.ndarray:
-    """A colour for each class, `(num_labels, 3)` from 0 to 1, and none twice; the first 20 are easy to tell apart."""
-    base = np.array(colormaps["tab20"].colors)
+    """A colour for each class, `(num_labels, 3)` from 0 to 1, none twice and none grey; the first 18 are far apart."""
+    base = np.delete(np.array(colormaps["tab20"].colors), [14, 15], axis=0)
     base = np.concatenate([base[::2], base[1::2]])
     shades = [base * shade for shade in np.linspace(1, 0.3, -(-num_labels // len(base)))]
     return np.concatenate(shades)[:num_labels]
