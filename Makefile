@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-slow check train-smoke data-fashion-mnist
+.PHONY: demo test test-slow check train-smoke segmentation-demo data-fashion-mnist
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed  ## train vitae-nano on real images and use it
@@ -30,6 +30,10 @@ train-smoke: $(VENV)/installed  ## the whole path in a minute: pretrain by recip
 	    --max_steps 5 --learning_rate 1e-3 --save_strategy no --output_dir $(SMOKE)/fine-tuned
 	$(RUN) scripts/evaluate.py --model_name_or_path $(SMOKE)/fine-tuned --dataset examples/fashion_mnist_mini \
 	    --output $(SMOKE)/evaluation
+
+SCENES := outputs/garment-scenes
+segmentation-demo: $(VENV)/installed  ## train UperNet on vitae-nano to find the garments in rendered scenes, some minutes
+	$(RUN) scripts/train_segmentation.py --config recipes/upernet-garment-scenes.yaml --output_dir $(SCENES)
 
 data-fashion-mnist: $(VENV)/installed  ## all 70,000 images as parquet, from Debian's package; elsewhere give scripts the Hub name
 	rm -rf data/debian && mkdir -p data/debian

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .metrics import ReaLAccuracy, TopKAccuracy
+from .metrics import ReaLAccuracy, TopKAccuracy, confusion_matrix
 from .samples import LabelledImages, collate
 
 
@@ -125,12 +125,6 @@ def predict(model, data: LabelledImages, batch_size: int = 64, num_workers: int 
 def _collate_with_presence(samples: list[dict | None]) -> tuple[dict | None, list[bool]]:
     present = [sample for sample in samples if sample is not None]
     return collate(present) if present else None, [sample is not None for sample in samples]
-
-
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """How many images of class i (row) were taken for class j (column): `(num_classes, num_classes)`."""
-    pairs = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
-    return pairs.reshape(num_classes, num_classes)
 
 
 def report(scores: np.ndarray, labels: np.ndarray, names: list[str], real: list[list[int]] | None = None) -> dict:

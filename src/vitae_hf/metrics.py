@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Metrics as `evaluate` modules that need no network: top-k accuracy, and ReaL for ImageNet's cleaned labels."""
+"""Metrics as `evaluate` modules that need no network: top-k accuracy, ReaL for ImageNet's cleaned labels, mean IoU."""
 
 import datasets
 import evaluate
@@ -16,6 +16,12 @@ def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     own = np.take_along_axis(scores, labels[:, None], axis=1)
     ties_before = (scores == own) & (np.arange(scores.shape[1]) < labels[:, None])
     return ((scores > own) | ties_before).sum(1)
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """How many images, or pixels, of class i (row) were taken for class j (column): `(num_classes, num_classes)`."""
+    pairs = np.bincount(labels * num_classes + predictions, minlength=num_classes**2)
+    return pairs.reshape(num_classes, num_classes)
 
 
 class TopKAccuracy(evaluate.Metric):
@@ -85,3 +91,80 @@ class ReaLAccuracy(evaluate.Metric):
     def _compute(self, predictions, references) -> dict[str, float]:
         right = [prediction in labels for prediction, labels in zip(predictions, references) if len(labels)]
         return {"real": float(100 * np.mean(right)) if right else float("nan"), "images": len(right)}
+
+
+class MeanIoU(evaluate.Metric):
+    """Intersection over union of each class and its mean over classes, in percent, over all pixels of all images.
+
+    `add_batch(predictions=classes, references=masks)` counts pixels into one confusion matrix and keeps nothing else;
+    both are whole numbers of one shape, and batches may differ in theirs. `compute()` gives the figures and begins
+    anew; it takes `predictions` and `references` too, for what is small. A class that is neither in the masks nor
+    predicted has no IoU and does not count in the mean.
+
+    Args:
+        names: of the classes.
+        ignored: values of masks that do not count. By default 255, as masks have them, and -100, with which the Trainer
+            fills up what it gathers from several processes.
+
+    Raises:
+        ValueError: the shapes differ, a value is not the index of a class, or there is no pixel that counts.
+
+    Example:
+
+    ```python
+    >>> figures = MeanIoU(["sky", "sea"]).compute(predictions=[[0, 0, 1]], references=[[0, 1, 1]])
+    >>> figures["mean_iou"], figures["iou"]
+    (50.0, {'sky': 50.0, 'sea': 50.0})
+    ```
+    """
+
+    def __init__(self, names: list[str], ignored: tuple[int, ...] = (255, -100), **kwargs):
+        self.names, self.ignored = list(names), ignored
+        self.confusion = np.zeros((len(self.names), len(self.names)), np.int64)
+        super().__init__(keep_in_memory=True, **kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        maps = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
+        features = datasets.Features({"predictions": maps, "references": maps})
+        return evaluate.MetricInfo(description=self.__doc__, citation="", inputs_description="", features=features)
+
+    def add(self, *, prediction=None, reference=None, **kwargs) -> None:
+        """Count the pixels of one image."""
+        self.add_batch(predictions=prediction, references=reference)
+
+    def add_batch(self, *, predictions=None, references=None, **kwargs) -> None:
+        """Count pixels: classes and masks of one shape, whichever."""
+        predictions, references = np.asarray(predictions), np.asarray(references)
+        if predictions.shape != references.shape:
+            raise ValueError(f"predictions {predictions.shape} and masks {references.shape} must have one shape")
+        counted = ~np.isin(references, self.ignored)
+        predictions, references = predictions[counted].astype(np.int64), references[counted].astype(np.int64)
+        for what, values in (("predictions", predictions), ("masks", references)):
+            if values.size and not 0 <= values.min() <= values.max() < len(self.names):
+                raise ValueError(
+                    f"{what} must be from 0 to {len(self.names) - 1}, as there are {len(self.names)} classes, or one of"
+                    f" {self.ignored} in masks; got {values.min()} to {values.max()}"
+                )
+        self.confusion += confusion_matrix(references, predictions, len(self.names))
+
+    def compute(self, *, predictions=None, references=None, **kwargs) -> dict:
+        """Figures of all that was added: `mean_iou`, `pixel_accuracy`, `mean_accuracy` (over classes that the masks
+        have), `constant_mean_iou` (of giving every pixel the most frequent class), `iou` and `pixels` by class name.
+        """
+        if predictions is not None:
+            self.add_batch(predictions=predictions, references=references)
+        confusion, self.confusion = self.confusion, np.zeros_like(self.confusion)
+        if not confusion.sum():
+            raise ValueError("there is no pixel that counts: no masks, or all of them to be ignored")
+        right, pixels = confusion.diagonal(), confusion.sum(1)
+        union = pixels + confusion.sum(0) - right
+        iou = 100 * right[union > 0] / union[union > 0]
+        by_class = dict(zip(np.flatnonzero(union), iou.tolist()))
+        return {
+            "mean_iou": float(iou.mean()),
+            "pixel_accuracy": float(100 * right.sum() / pixels.sum()),
+            "mean_accuracy": float(100 * (right[pixels > 0] / pixels[pixels > 0]).mean()),
+            "constant_mean_iou": float(100 * pixels.max() / pixels.sum() / (pixels > 0).sum()),
+            "iou": {name: by_class.get(index) for index, name in enumerate(self.names)},
+            "pixels": dict(zip(self.names, pixels.tolist())),
+        }

@@ -20,19 +20,33 @@ COMMON = {  # metadata of all cards
 }
 
 
-def draw_curves(log_history: list[dict], path: Path) -> None:
+# What a task's metadata call its figures: metric type, name, and key among the metrics.
+FIGURES = {
+    "image-classification": (
+        ("accuracy", "top-1 accuracy (%)", "top1"),
+        ("accuracy", "top-5 accuracy (%)", "top5"),
+    ),
+    "image-segmentation": (
+        ("mean_iou", "mean IoU (%)", "mean_iou"),
+        ("accuracy", "pixel accuracy (%)", "pixel_accuracy"),
+    ),
+}
+
+
+def draw_curves(log_history: list[dict], path: Path, task: str = "image-classification") -> None:
     """Loss, accuracy and learning rate over epochs, as a picture.
 
     Args:
         log_history: of the Trainer's state.
         path: what to write.
+        task: whose figures to draw, one of `FIGURES`.
     """
     from matplotlib.figure import Figure  # not at the top: those who convert a checkpoint may not have it
 
     figure = Figure(figsize=(13, 3.6), layout="constrained")
     curves = {
         "loss": ("loss", "eval_loss"),
-        "accuracy (%)": ("eval_top1", "eval_top5"),
+        "accuracy (%)": tuple(f"eval_{key}" for _, _, key in FIGURES[task]),
         "learning rate": ("learning_rate",),
     }
     for axis, (title, keys) in zip(figure.subplots(1, 3), curves.items()):
@@ -48,36 +62,48 @@ def draw_curves(log_history: list[dict], path: Path) -> None:
 
 
 def model_card(
-    template: Path, *, dataset: str, eval_split: str, metrics: dict[str, float], **values: object
+    template: Path,
+    *,
+    dataset: str,
+    eval_split: str,
+    metrics: dict[str, float],
+    task: str = "image-classification",
+    **values: object,
 ) -> ModelCard:
-    """The card of a trained classifier, with its accuracy in the metadata.
+    """The card of a trained model, with its figures in the metadata.
 
     Args:
-        template: Jinja file; see `model_cards/trained.md`.
+        template: Jinja file; see `model_cards`.
         dataset: Hub name or folder.
         eval_split: what was evaluated.
-        metrics: `top1` and `top5` in percent, and `loss`.
+        metrics: those of the task in `FIGURES`, in percent, and whatever the template names.
+        task: one of `FIGURES`.
         values: whatever else the template names.
 
     Raises:
         jinja2.UndefinedError: the template uses a value that is missing in a way that cannot be printed.
     """
     is_hub_name = not Path(dataset).exists()
+    task_metadata = {
+        "pipeline_tag": task,
+        "tags": ["vitae", "vision", task],
+        "metrics": sorted({metric_type for metric_type, _, _ in FIGURES[task]}),
+    }
     data = ModelCardData(
-        **COMMON,
+        **{**COMMON, **task_metadata},
         model_name=str(values["model_name"]),
         datasets=[dataset] if is_hub_name else None,
         eval_results=[
             EvalResult(
-                task_type="image-classification",
+                task_type=task,
                 dataset_type=dataset if is_hub_name else "imagefolder",
                 dataset_name=Path(dataset).name,
                 dataset_split=eval_split,
-                metric_type="accuracy",
+                metric_type=metric_type,
                 metric_name=name,
                 metric_value=round(metrics[key], 3),
             )
-            for name, key in (("top-1 accuracy (%)", "top1"), ("top-5 accuracy (%)", "top5"))
+            for metric_type, name, key in FIGURES[task]
         ],
     )
     return ModelCard.from_template(

@@ -190,17 +190,29 @@ def decode(row: dict, num_labels: int | None = None, name: str = "a row") -> PIL
         ValueError: the picture is missing or damaged, or its label is missing, or `num_labels` or more; the message has
             the file, or the row's name where there is none.
     """
-    image, label = row["image"] or {}, row["label"]
-    where = image.get("path") or name
-    if not image.get("bytes") and not image.get("path"):
-        raise ValueError(f"{where} has no picture")
+    label, where = row["label"], place(row["image"], name)
     if label is None or label < 0:
         raise ValueError(f"{where} has no label")
     if num_labels is not None and label >= num_labels:
         raise ValueError(f"{where} has label {label}, but there are {num_labels} classes, counted from 0")
+    return read_image(row["image"], name)
+
+
+def place(image: dict | None, name: str) -> str:
+    """Where an undecoded image is from: its file, or the name of its row; an error if there is no picture."""
+    image = image or {}
+    where = image.get("path") or name
+    if not image.get("bytes") and not image.get("path"):
+        raise ValueError(f"{where} has no picture")
+    return where
+
+
+def read_image(image: dict | None, name: str, convert: Callable = to_rgb):
+    """What `convert` makes of an undecoded image; see [`decode`]."""
+    where = place(image, name)
     try:
         with PIL.Image.open(BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
-            return to_rgb(picture)
+            return convert(picture)
     except Exception as error:  # Pillow's plugins raise of every kind
         raise ValueError(f"cannot read {where}: {error}") from error
 
