@@ -18,7 +18,7 @@ from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import rotate_checkpoints
 
-from .augmentation import DeviceAugmentation
+from .augmentation import DeviceAugmentation, DeviceNormalization
 from .callbacks import (
     AverageWeights,
     ImageProgress,
@@ -132,7 +132,7 @@ class ViTAETrainer(Trainer):
         ValueError: `ema_decay` with FSDP, or `sync_batch_norm` with several processes on CPUs.
     """
 
-    def __init__(self, *args, augmentation: DeviceAugmentation | None = None, **kwargs):
+    def __init__(self, *args, augmentation: DeviceAugmentation | DeviceNormalization | None = None, **kwargs):
         """
         Args:
             augmentation: what to do to each training batch on the device, after the data loader; see there.
@@ -272,8 +272,10 @@ class ViTAETrainer(Trainer):
     def training_step(self, model, inputs: dict, num_items_in_batch=None):
         if self.augmentation is not None:
             inputs = self._prepare_inputs(inputs)
-            pixel_values, labels = self.augmentation(inputs["pixel_values"], inputs["labels"])
-            inputs = {**inputs, "pixel_values": pixel_values, "labels": labels}
+            pixel_values, labels = self.augmentation(inputs["pixel_values"], inputs.get("labels"))
+            inputs = {**inputs, "pixel_values": pixel_values}
+            if labels is not None:
+                inputs["labels"] = labels
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
