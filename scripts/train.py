@@ -19,23 +19,20 @@ import sys
 if __name__ == "__main__":  # look beside this script last, lest evaluate.py there hide the package `evaluate`
     sys.path.append(sys.path.pop(0))
 
-import argparse
 import dataclasses
 import json
 import os
 import shutil
 import signal
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
-import yaml
 from accelerate.utils import broadcast_object_list
 from datasets import load_dataset_builder
 from huggingface_hub import HfApi
-from transformers import AutoModelForImageClassification, EvalPrediction, HfArgumentParser, set_seed
+from transformers import AutoModelForImageClassification, EvalPrediction, set_seed
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
@@ -43,8 +40,8 @@ from vitae_hf.checkpoints import last_checkpoint
 from vitae_hf.data import class_names, load_labelled_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
-from vitae_hf.optimization import scaled_learning_rate
 from vitae_hf.publishing import plain_failures, publish
+from vitae_hf.recipes import parse_arguments
 from vitae_hf.report import draw_curves, model_card
 from vitae_hf.samples import IGNORED_LABEL, LabelledImages, collate, evaluation_pixels
 from vitae_hf.streaming import StreamedImages, find_shards
@@ -109,44 +106,13 @@ class RunArguments:
 
 def parse(argv: list[str] | None):
     """Arguments from the command line over those of `--config`, as (run, augmentation, training)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
     classes = (RunArguments, AugmentationArguments, ViTAETrainingArguments)
-    parser = HfArgumentParser(classes, description=__doc__, allow_abbrev=False)
-    parser.set_defaults(report_to="tensorboard", logging_steps=50, logging_first_step=True)
-    parser.add_argument("--config", type=Path, help="recipe: a YAML file of these arguments")
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
-    config = first.parse_known_args(argv)[0].config
-    recipe = {} if config is None else read_recipe(config, parser)
-    given = {word[2:].split("=")[0] for word in argv if word.startswith("--")}
-    for name in ("learning_rate", "ema_decay"):  # the one that follows the batch, and the one that does not
-        if {name, f"base_{name}"} <= given:
-            raise ValueError(f"--{name} and --base_{name} exclude each other")
-        if name in given:
-            recipe.pop(f"base_{name}", None)
-    parser.set_defaults(**recipe)
-    for action in parser._actions:
-        action.required = action.required and action.dest not in recipe
-    run, augmentation, training, _ = parser.parse_args_into_dataclasses(argv)
-    if run.base_learning_rate is not None:
-        training.learning_rate = scaled_learning_rate(run.base_learning_rate, training.global_batch_size)
+    run, augmentation, training = parse_arguments(argv, classes, __doc__)
     if run.base_ema_decay:
         training.ema_decay = run.base_ema_decay ** (training.global_batch_size / 512)
     if training.label_smoothing_factor:
         raise ValueError("smooth labels by --label_smoothing, not --label_smoothing_factor")
-    training.remove_unused_columns = False
     return run, augmentation, training
-
-
-def read_recipe(path: Path, parser: HfArgumentParser) -> dict:
-    """The arguments in a YAML file."""
-    recipe = yaml.safe_load(path.read_text()) or {}
-    recipe.pop("about", None)
-    known = {action.dest for action in parser._actions}
-    for name in recipe.keys() - known:
-        closest = get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise ValueError(f"{path}: there is no argument {name!r}; did you mean {closest!r}?")
-    return recipe
 
 
 def build_model(run: RunArguments, names: dict[int, str]):

@@ -8,19 +8,21 @@ from matplotlib.figure import Figure
 
 
 def draw_curves(log_history: list[dict], path: Path) -> None:
-    """Loss, accuracy and learning rate over epochs, as a picture.
+    """Loss, accuracy (where it was measured) and learning rate over epochs, as a picture.
 
     Args:
         log_history: of the Trainer's state.
         path: what to write.
     """
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
     curves = {
         "loss": ("loss", "eval_loss"),
         "accuracy (%)": ("eval_top1", "eval_top5"),
         "learning rate": ("learning_rate",),
     }
-    for axis, (title, keys) in zip(figure.subplots(1, 3), curves.items()):
+    if not any("eval_top1" in entry for entry in log_history):
+        del curves["accuracy (%)"]
+    figure = Figure(figsize=(13 / 3 * len(curves), 3.6), layout="constrained")
+    for axis, (title, keys) in zip(figure.subplots(1, len(curves)), curves.items()):
         for key in keys:
             points = [(entry["epoch"], float(entry[key])) for entry in log_history if key in entry]
             if points:
@@ -71,3 +73,64 @@ def model_card(
     return ModelCard.from_template(
         data, template_path=str(template), dataset=dataset, eval_split=eval_split, **metrics, **values
     )
+
+
+PRETRAINING_CARD = """---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+A ViTAE masked autoencoder (`{{ preset }}`, encoder of {{ "{:,}".format(encoder_parameters) }} parameters, decoder of
+{{ "{:,}".format(decoder_parameters) }}), pretrained at {{ size }} pixels on {{ train_images }} images of `{{ dataset }}`
+without their labels. Made with [vitae-hf](https://arxiv.org/abs/2106.03348), ViTAE for Hugging Face Transformers. It is a beginning for
+fine-tuning and classifies nothing by itself:
+
+```python
+from transformers import AutoModelForImageClassification
+
+model = AutoModelForImageClassification.from_pretrained("{{ model_name }}", num_labels=10, trust_remote_code=True)
+```
+
+loads the encoder, makes its 1×1 kernels 3×3 ones without changing the function, and draws a new classifier.
+
+## Results
+
+Mean squared error of the masked patches ({{ "{:.0%}".format(mask_ratio) }} of each image
+{{- ", normalised patch by patch" if norm_pix_loss else "" }}) on {{ eval_images }} images of the split
+`{{ eval_split }}`: {{ "{:.4f}".format(loss) }}.
+{% if skipped %}{{ skipped }} unreadable pictures were met and skipped.{% endif %}
+
+![Input, what the encoder saw, and what it made of it]({{ picture }})
+
+![Loss and learning rate over epochs](training_curves.png)
+
+## Training
+
+| setting | value |
+|---|---|
+{% for name, value in settings.items() -%}
+| {{ name }} | {{ value }} |
+{% endfor -%}
+| environment | {{ environment }} |
+
+## Limits
+
+What it has learned is what its images show. The licence of the weights follows from theirs; state it before publishing.
+"""
+
+
+def pretraining_card(*, dataset: str, **values: object) -> ModelCard:
+    """The card of a masked autoencoder.
+
+    Args:
+        dataset: Hub name or folder.
+        values: what `PRETRAINING_CARD` names.
+    """
+    data = ModelCardData(
+        model_name=str(values["model_name"]),
+        library_name="transformers",
+        tags=["vitae", "vision", "masked-autoencoder"],
+        datasets=None if Path(dataset).exists() else [dataset],
+    )
+    return ModelCard.from_template(data, template_str=PRETRAINING_CARD, dataset=dataset, **values)

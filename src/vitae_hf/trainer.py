@@ -428,6 +428,16 @@ class ViTAETrainer(Trainer):
         self._resumed_from = resume_from_checkpoint
 
 
+class ViTAEPreTrainer(ViTAETrainer):
+    """Trains a masked autoencoder; every evaluation hides the same patches and leaves the random state of training."""
+
+    def evaluation_loop(self, *args, **kwargs):
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.args.seed)
+            return super().evaluation_loop(*args, **kwargs)
+
+
 def _keep_workers(loader: DataLoader) -> DataLoader:
     """The loader, with workers that outlive a SIGTERM to all processes."""
     base = getattr(loader, "base_dataloader", loader)
