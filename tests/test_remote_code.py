@@ -23,7 +23,7 @@ from vitae_hf import (
 
 
 IMAGE = REPOSITORY / "examples" / "chelsea.png"
-CODE_FILES = {"configuration_vitae.py", "image_processing_vitae.py", "layers_vitae.py", "modeling_vitae.py"}
+CODE_FILES = {f"{name}_vitae.py" for name in ("configuration", "decoder", "image_processing", "layers", "modeling")}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,8 @@ def test_all_auto_classes_are_in_the_folder_whichever_class_was_saved(folders, t
     ViTAEConfig().save_pretrained(tmp_path / "config_only")
     for folder in [*folders.iterdir(), tmp_path / "config_only"]:
         auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
-        assert set(auto_map) == {"AutoBackbone", "AutoConfig", "AutoModel", "AutoModelForImageClassification"}
+        names = {"Backbone", "Config", "Model", "ModelForImageClassification", "ModelForPreTraining"}
+        assert set(auto_map) == {f"Auto{name}" for name in names}
         for reference in auto_map.values():
             module, name = reference.split(".")
             assert f"class {name}(" in (folder / f"{module}.py").read_text()

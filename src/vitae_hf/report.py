@@ -82,9 +82,9 @@ PRETRAINING_CARD = """---
 # {{ model_name }}
 
 A ViTAE masked autoencoder (`{{ preset }}`, encoder of {{ "{:,}".format(encoder_parameters) }} parameters, decoder of
-{{ "{:,}".format(decoder_parameters) }}), pretrained at {{ size }} pixels on {{ train_images }} images of `{{ dataset }}`
-without their labels. Made with [vitae-hf](https://arxiv.org/abs/2106.03348), ViTAE for Hugging Face Transformers. It is a beginning for
-fine-tuning and classifies nothing by itself:
+{{ "{:,}".format(decoder_parameters) }}), pretrained at {{ size }} pixels on {{ train_images }} images of
+`{{ dataset }}` without their labels. Made with [vitae-hf](https://arxiv.org/abs/2106.03348), ViTAE for Hugging Face
+Transformers. It is a beginning for fine-tuning and classifies nothing by itself:
 
 ```python
 from transformers import AutoModelForImageClassification
