@@ -3,11 +3,11 @@
 
     python scripts/compare_mae.py --output results/mae_nano.json
 
-Pretrains a masked autoencoder on the 6,000 training images of `examples/fashion_mnist_mini` for each seed, without their
-labels (`scripts/pretrain_mae.py`), then fine-tunes it on 1 % of them with labels, and trains the same network from
-scratch on the same 60 images for as many updates (`scripts/train.py`). The seed also draws the 60 images. Either way
-of training first gets the best learning rate of a grid: on 60 other training images, tested on 1,000 training images.
-The test images only give the final figures. A stopped comparison goes on after the last run that it finished.
+For each seed, pretrains a masked autoencoder on the 6,000 training images of `examples/fashion_mnist_mini` without
+their labels (`scripts/pretrain_mae.py`), fine-tunes it on 1 % of them with labels, and trains the same network from
+scratch on the same 60 images for as many updates (`scripts/train.py`). The seed also draws the 60 images. Either way of
+training first gets the best learning rate of a grid: of another draw of 60 training images, tested on 1,000 further
+ones. The test images only give the final figures. A stopped comparison goes on after the last run that it finished.
 """
 
 import sys
@@ -21,7 +21,6 @@ import json
 import os
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import pretrain_mae
@@ -89,16 +88,15 @@ class Comparison:
         os.replace(temporary, self.path)
 
     def pretrain(self, seed: int) -> Path:
-        folder = self.arguments.work / f"pretrained-{seed}"
-        runs = self.results["pretraining"]["runs"]
-        if not any(run["seed"] == seed for run in runs) or not (folder / "config.json").exists():
+        folder, runs = self.arguments.work / f"pretrained-{seed}", self.results["pretraining"]["runs"]
+        done = folder / "eval_results.json"  # the last thing that is written
+        if not done.exists():
             settings = {"dataset": self.arguments.data, "num_train_epochs": self.arguments.pretraining_epochs}
-            started = time.process_time()
-            done = pretrain_mae.main(words({**PRETRAINING, **settings, "seed": seed, "output_dir": folder}))
-            record = {"seed": seed, "eval_loss": done["eval_loss"], "cpu_seconds": time.process_time() - started}
-            self.results["pretraining"]["runs"] = [run for run in runs if run["seed"] != seed] + [record]
+            pretrain_mae.main(words({**PRETRAINING, **settings, "seed": seed, "output_dir": folder}))
+        if not any(run["seed"] == seed for run in runs):
+            runs.append({"seed": seed, "eval_loss": round(json.loads(done.read_text())["eval_loss"], 4)})
             self.save()
-            print(json.dumps(record), flush=True)
+            print(json.dumps(runs[-1]), flush=True)
         return folder
 
     def train(self, kind: str, dataset: Path, share: float, **settings) -> dict:

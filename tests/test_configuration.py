@@ -12,7 +12,7 @@ from vitae_hf import PRESETS, ViTAEConfig, ViTAEForImageClassification, config_f
 from vitae_hf.conversion import original_layout
 
 
-PUBLISHED = {  # parameters and GMACs, counted from the released networks with 1,000 classes at 224²; nano is ours
+PUBLISHED = {  # parameters and GMACs, counted from the released networks with 1,000 classes at 224²; nanos are ours
     "vitae-t": (4_882_792, 1.757),
     "vitae-6m": (6_610_024, 2.152),
     "vitae-13m": (10_830_632, 3.036),
@@ -22,6 +22,7 @@ PUBLISHED = {  # parameters and GMACs, counted from the released networks with 1
     "vitae-l": (311_724_008, 62.94),
     "vitae-h": (644_528_360, 129.63),
     "vitae-nano": (216_074, 0.012),
+    "vitae-nano-mae": (189_898, 0.014),
 }
 
 

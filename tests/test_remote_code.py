@@ -16,6 +16,7 @@ from packaging import version
 from vitae_hf import (
     ViTAEConfig,
     ViTAEForImageClassification,
+    ViTAEForPreTraining,
     ViTAEImageProcessor,
     ViTAEImageProcessorPil,
     ViTAEModel,
@@ -28,13 +29,14 @@ CODE_FILES = {f"{name}_vitae.py" for name in ("configuration", "decoder", "image
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """One folder per class that can be saved: classifiers of both kinds, and a base model."""
+    """One folder per class that can be saved: classifiers of both kinds, a base model and a masked autoencoder."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("remote") / "folders"
     models = {
         "base": ViTAEModel(pyramid_config()),
         "classifier": ViTAEForImageClassification(pyramid_config()),
         "class_token": ViTAEForImageClassification(class_token_config()),
+        "autoencoder": ViTAEForPreTraining(class_token_config(conv_kernel_size=1)),
     }
     for name, model in models.items():
         model.save_pretrained(root / name)
@@ -72,7 +74,10 @@ def test_folders_load_without_the_package_and_give_the_same_bits(folders, tmp_pa
             assert torch.equal(record["processor"][folder.name][1], inputs.pixel_values)
             base = ViTAEModel.from_pretrained(folder).eval()
             assert torch.equal(record["pooled"][folder.name], base(**inputs).pooler_output)
-            if folder.name != "base":
+            if folder.name == "autoencoder":  # the base model of which has 3×3 kernels
+                model = ViTAEForPreTraining.from_pretrained(folder)
+                assert torch.equal(record["predicted"], model(**inputs, noise=torch.arange(16.0)[None]).logits)
+            elif folder.name != "base":
                 model = ViTAEForImageClassification.from_pretrained(folder).eval()
                 assert torch.equal(record["logits"][folder.name], model(**inputs).logits)
     assert CODE_FILES | {"config.json", "model.safetensors", "preprocessor_config.json"} == set(record["again"])
