@@ -3,9 +3,9 @@
 
     python scripts/compare_mae.py --output results/mae_nano.json
 
-For each seed, pretrains a masked autoencoder on the 6,000 training images of `examples/fashion_mnist_mini` without
-their labels (`scripts/pretrain_mae.py`), fine-tunes it on 1 % of them with labels, and trains the same network from
-scratch on the same 60 images for as many updates (`scripts/train.py`). The seed also draws the 60 images. Either way of
+Pretrains a masked autoencoder on the 6,000 training images of `examples/fashion_mnist_mini` without their labels
+(`scripts/pretrain_mae.py`), fine-tunes it on 1 % of them with labels, and trains the same network from scratch on the
+same 60 images for as many updates (`scripts/train.py`), for three seeds, which also draw the 60 images. Either way of
 training first gets the best learning rate of a grid: of another draw of 60 training images, tested on 1,000 further
 ones. The test images only give the final figures. A stopped comparison goes on after the last run that it finished.
 """
@@ -50,6 +50,7 @@ PRETRAINING = {
     "learning_rate": 2e-3,
     "min_learning_rate": 0.0,
     "adam_beta2": 0.95,
+    "seed": 42,
 }
 TRAINING = {
     **COMMON,
@@ -71,13 +72,16 @@ def words(settings: dict) -> list[str]:
 
 
 class Comparison:
-    """The runs so far, kept in a JSON file after each; pretrained models in a folder."""
+    """The runs so far, kept in a JSON file after each; the pretrained model in a folder."""
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments, self.path = arguments, arguments.output
-        self.results = {"pretraining": {"recipe": PRETRAINING, "epochs": arguments.pretraining_epochs, "runs": []}}
-        self.results |= {"training": {"recipe": TRAINING, "ways": WAYS, "epochs": arguments.epochs}}
-        self.results |= {"learning_rate_runs": [], "runs": []}
+        self.results = {
+            "pretraining": {"recipe": PRETRAINING, "epochs": arguments.pretraining_epochs},
+            "training": {"recipe": TRAINING, "ways": WAYS, "epochs": arguments.epochs, "share": arguments.share},
+            "learning_rate_runs": [],
+            "runs": [],
+        }
         if self.path.exists():
             self.results = json.loads(self.path.read_text())
 
@@ -87,16 +91,13 @@ class Comparison:
         temporary.write_text(json.dumps(self.results, indent=1) + "\n")
         os.replace(temporary, self.path)
 
-    def pretrain(self, seed: int) -> Path:
-        folder, runs = self.arguments.work / f"pretrained-{seed}", self.results["pretraining"]["runs"]
-        done = folder / "eval_results.json"  # the last thing that is written
+    def pretrain(self) -> Path:
+        folder = self.arguments.work / "pretrained"
+        done = folder / "eval_results.json"  # written after the model
         if not done.exists():
             settings = {"dataset": self.arguments.data, "num_train_epochs": self.arguments.pretraining_epochs}
-            pretrain_mae.main(words({**PRETRAINING, **settings, "seed": seed, "output_dir": folder}))
-        if not any(run["seed"] == seed for run in runs):
-            runs.append({"seed": seed, "eval_loss": round(json.loads(done.read_text())["eval_loss"], 4)})
-            self.save()
-            print(json.dumps(runs[-1]), flush=True)
+            pretrain_mae.main(words({**PRETRAINING, **settings, "output_dir": folder}))
+        self.results["pretraining"]["eval_loss"] = round(json.loads(done.read_text())["eval_loss"], 4)
         return folder
 
     def train(self, kind: str, dataset: Path, share: float, **settings) -> dict:
@@ -105,10 +106,9 @@ class Comparison:
             if all(record[name] == value for name, value in settings.items()):
                 return record
         way, seed = settings["way"], settings["seed"]
-        pretraining_seed = self.arguments.seeds[0] if seed == DRAWN_FOR_RATES else seed
         start = {"preset": PRETRAINING["preset"]}
         if way == "pretrained":
-            start = {"model_name_or_path": self.pretrain(pretraining_seed)}
+            start = {"model_name_or_path": self.pretrain()}
         with tempfile.TemporaryDirectory() as folder:
             values = {**TRAINING, **WAYS[way], **start, "dataset": dataset, "train_share": share, "seed": seed}
             values |= {"num_train_epochs": self.arguments.epochs, "learning_rate": settings["learning_rate"]}
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--work", type=Path, default=Path("outputs/compare_mae"), help="folder of pretrained models")
+    parser.add_argument("--work", type=Path, default=Path("outputs/compare_mae"), help="folder of the pretrained model")
     parser.add_argument("--share", type=float, default=0.01, help="of the training images that have labels")
     parser.add_argument("--pretraining_epochs", type=float, default=20)
     parser.add_argument("--epochs", type=float, default=100)
