@@ -18,6 +18,7 @@ from test_train import DATA
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from vitae_hf import ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, ViTAEModel, config_from_preset
+from vitae_hf.data import load_images
 from vitae_hf.decoder_vitae import patchify, sin_cos_positions, unpatchify
 from vitae_hf.optimization import parameter_groups
 from vitae_hf.reconstruction import reconstruct
@@ -383,9 +384,10 @@ def test_it_is_fine_tuned_by_the_training_script_with_layer_decay_at_another_siz
     assert kernel[:, :, 0, 0].any()  # the zeros around have learned
 
 
-def test_streams_without_labels_give_pictures_alone(tmp_path):
+def test_data_without_their_labels_are_pictures_alone_in_memory_and_streamed(tmp_path):
+    assert load_images(str(DATA), splits=["test"])["test"].column_names == ["image"]
     rows = load_dataset("parquet", data_files=str(DATA / "test-*.parquet"), split="train[:10]")
-    Dataset.from_dict({"picture": rows["image"]}, features=None).to_parquet(tmp_path / "train-00000-of-00001.parquet")
+    Dataset.from_dict({"picture": rows["image"]}).to_parquet(tmp_path / "train-00000-of-00001.parquet")
     stream = StreamedImages(
         find_shards(str(tmp_path), labelled=False), lambda picture: torch.tensor(picture.size), batch_size=5
     )
