@@ -32,7 +32,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from datasets import load_dataset_builder
 from huggingface_hub import HfApi
-from transformers import AutoModelForImageClassification, EvalPrediction, HfArgumentParser, set_seed
+from transformers import AutoModelForImageClassification, EvalPrediction, set_seed
 
 from vitae_hf import ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
@@ -40,9 +40,8 @@ from vitae_hf.checkpoints import last_checkpoint
 from vitae_hf.data import class_names, load_labelled_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
-from vitae_hf.optimization import scaled_learning_rate
 from vitae_hf.publishing import plain_failures, publish
-from vitae_hf.recipes import find_recipe, use_recipe
+from vitae_hf.recipes import parse_arguments
 from vitae_hf.report import draw_curves, model_card
 from vitae_hf.samples import IGNORED_LABEL, LabelledImages, collate, evaluation_pixels
 from vitae_hf.streaming import StreamedImages, find_shards
@@ -108,26 +107,12 @@ class RunArguments:
 
 def parse(argv: list[str] | None):
     """Arguments from the command line over those of `--config`, as (run, augmentation, training)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
     classes = (RunArguments, AugmentationArguments, ViTAETrainingArguments)
-    parser = HfArgumentParser(classes, description=__doc__, allow_abbrev=False)
-    parser.set_defaults(report_to="tensorboard", logging_steps=50, logging_first_step=True)
-    recipe = find_recipe(argv, parser)
-    given = {word[2:].split("=")[0] for word in argv if word.startswith("--")}
-    for name in ("learning_rate", "ema_decay"):  # the one that follows the batch, and the one that does not
-        if {name, f"base_{name}"} <= given:
-            raise ValueError(f"--{name} and --base_{name} exclude each other")
-        if name in given:
-            recipe.pop(f"base_{name}", None)
-    use_recipe(recipe, parser)
-    run, augmentation, training, _ = parser.parse_args_into_dataclasses(argv)
-    if run.base_learning_rate is not None:
-        training.learning_rate = scaled_learning_rate(run.base_learning_rate, training.global_batch_size)
+    run, augmentation, training = parse_arguments(argv, classes, __doc__)
     if run.base_ema_decay:
         training.ema_decay = run.base_ema_decay ** (training.global_batch_size / 512)
     if training.label_smoothing_factor:
         raise ValueError("smooth labels by --label_smoothing, not --label_smoothing_factor")
-    training.remove_unused_columns = False
     return run, augmentation, training
 
 

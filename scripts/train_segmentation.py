@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from transformers import HfArgumentParser, SegformerImageProcessor, set_seed
+from transformers import SegformerImageProcessor, set_seed
 
 from vitae_hf import config_from_preset
 from vitae_hf.checkpoints import last_checkpoint
@@ -44,7 +44,7 @@ from vitae_hf.masks import (
     mask_class_names,
     training_transform,
 )
-from vitae_hf.recipes import find_recipe, use_recipe
+from vitae_hf.recipes import parse_arguments
 from vitae_hf.report import draw_curves, model_card
 from vitae_hf.segmentation import (
     SegmentationTrainer,
@@ -93,23 +93,17 @@ class RunArguments:
 
 def parse(argv: list[str] | None):
     """Arguments from the command line over those of `--config`, as (run, augmentation, training)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    classes = (RunArguments, MaskAugmentationArguments, ViTAETrainingArguments)
-    parser = HfArgumentParser(classes, description=__doc__, allow_abbrev=False)
-    parser.set_defaults(
-        report_to="tensorboard",
-        logging_steps=50,
-        logging_first_step=True,
+    run, augmentation, training = parse_arguments(
+        argv,
+        (RunArguments, MaskAugmentationArguments, ViTAETrainingArguments),
+        __doc__,
         lr_scheduler_type="polynomial",  # mmsegmentation's "poly"; linear unless the keywords say otherwise
         lr_scheduler_kwargs={"power": 1.0, "lr_end": 0.0},
         per_device_eval_batch_size=1,  # pictures of an evaluation differ in size
         dataloader_drop_last=True,  # BatchNorm cannot normalise a last batch of one
     )
-    use_recipe(find_recipe(argv, parser), parser)
-    run, augmentation, training, _ = parser.parse_args_into_dataclasses(argv)
     if training.push_to_hub:
         raise ValueError("--push_to_hub is for classifiers; publish a segmenter by its `push_to_hub`")
-    training.remove_unused_columns = False
     return run, augmentation, training
 
 

@@ -40,8 +40,9 @@ def pyramid_config(**overrides) -> ViTAEConfig:
 
 
 def class_token_config(**overrides) -> ViTAEConfig:
-    tiny = {"hidden_sizes": (32,), "reduction_channels": (32,), "depths": (2,), "num_attention_heads": (2,)}
-    return config_from_preset("vitae-b", image_size=64, conv_groups=(8,), num_labels=5, **{**tiny, **overrides})
+    tiny = {"image_size": 64, "hidden_sizes": (32,), "reduction_channels": (32,), "num_labels": 5}
+    tiny |= {"depths": (2,), "num_attention_heads": (2,), "conv_groups": (8,)}
+    return config_from_preset("vitae-b", **{**tiny, **overrides})
 
 
 def windowed_config(**overrides) -> ViTAEv2Config:

@@ -22,7 +22,11 @@ from vitae_hf.published import IMAGENET_1K, PUBLISHED
 
 
 FIGURES = {name: (variant.parameters, variant.gmacs) for name, variant in PUBLISHED.items()}
-FIGURES |= {"vitae-nano": (216_074, 0.012), "vitaev2-nano": (192_970, 0.011)}  # ours
+FIGURES |= {
+    "vitae-nano": (216_074, 0.012),
+    "vitaev2-nano": (192_970, 0.011),
+    "vitae-nano-mae": (189_898, 0.014),
+}  # ours
 
 
 @pytest.mark.parametrize("name", PRESETS)

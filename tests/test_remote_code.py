@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 from vitae_hf import (
     ViTAEConfig,
     ViTAEForImageClassification,
+    ViTAEForPreTraining,
     ViTAEImageProcessor,
     ViTAEImageProcessorPil,
     ViTAEModel,
@@ -25,13 +26,13 @@ from vitae_hf import (
 
 
 IMAGE = REPOSITORY / "examples" / "chelsea.png"
-CODE_FILES = {"configuration_vitae.py", "image_processing_vitae.py", "layers_vitae.py", "modeling_vitae.py"}
+CODE_FILES = {f"{name}_vitae.py" for name in ("configuration", "decoder", "image_processing", "layers", "modeling")}
 CODE_FILES_V2 = CODE_FILES - {"modeling_vitae.py"} | {"configuration_vitaev2.py", "modeling_vitaev2.py"}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Classifiers of every kind, and a base model."""
+    """Classifiers of every kind, a base model and a masked autoencoder."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("remote") / "folders"
     models = {
@@ -39,6 +40,7 @@ def folders(tmp_path_factory):
         "classifier": ViTAEForImageClassification(pyramid_config()),
         "class_token": ViTAEForImageClassification(class_token_config()),
         "windowed": ViTAEv2ForImageClassification(windowed_config()),
+        "autoencoder": ViTAEForPreTraining(class_token_config(conv_kernel_size=1)),
     }
     for name, model in models.items():
         model.save_pretrained(root / name)
@@ -76,7 +78,10 @@ def test_folders_load_without_the_package_and_give_the_same_bits(folders, tmp_pa
             assert torch.equal(record["processor"][folder.name][1], inputs.pixel_values)
             base = AutoModel.from_pretrained(folder).eval()
             assert torch.equal(record["pooled"][folder.name], base(**inputs).pooler_output)
-            if folder.name != "base":
+            if folder.name == "autoencoder":  # the base model of which has 3×3 kernels
+                model = ViTAEForPreTraining.from_pretrained(folder)
+                assert torch.equal(record["predicted"], model(**inputs, noise=torch.arange(16.0)[None]).logits)
+            elif folder.name != "base":
                 model = AutoModelForImageClassification.from_pretrained(folder).eval()
                 assert torch.equal(record["logits"][folder.name], model(**inputs).logits)
     assert CODE_FILES_V2 | {"config.json", "model.safetensors", "preprocessor_config.json"} == set(record["again"])
@@ -87,7 +92,8 @@ def test_all_auto_classes_are_in_the_folder_whichever_class_was_saved(folders, t
     ViTAEConfig().save_pretrained(tmp_path / "config_only")
     for folder in [*folders.iterdir(), tmp_path / "config_only"]:
         auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
-        assert set(auto_map) == {"AutoBackbone", "AutoConfig", "AutoModel", "AutoModelForImageClassification"}
+        names = {"Backbone", "Config", "Model", "ModelForImageClassification", "ModelForPreTraining"}
+        assert set(auto_map) == {f"Auto{name}" for name in names}
         for reference in auto_map.values():
             module, name = reference.split(".")
             assert f"class {name}(" in (folder / f"{module}.py").read_text()

@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    pipeline,
+)
 
 
 assert importlib.util.find_spec("vitae_hf") is None
@@ -27,7 +34,10 @@ for folder in sorted(folders.iterdir()):
     with torch.no_grad():
         base = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
         record["pooled"][folder.name] = base(**inputs).pooler_output
-        if folder.name != "base":
+        if folder.name == "autoencoder":
+            autoencoder = AutoModelForPreTraining.from_pretrained(folder, trust_remote_code=True)
+            record["predicted"] = autoencoder(**inputs, noise=torch.arange(16.0)[None]).logits
+        elif folder.name != "base":
             model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
             record["logits"][folder.name] = model(**inputs).logits
             top = pipeline("image-classification", model=str(folder), trust_remote_code=True)(image, top_k=1)

@@ -1,13 +1,26 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """ViTAE for Hugging Face Transformers. Importing this package makes the Auto classes know `vitae` and `vitaev2`."""
 
-from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
 
 from .configuration_vitae import ViTAEConfig
 from .configuration_vitaev2 import ViTAEv2Config
 from .conversion import convert_original_state_dict, detect_preset, load_original_checkpoint
 from .image_processing_vitae import ViTAEImageProcessor, ViTAEImageProcessorPil
-from .modeling_vitae import ViTAEBackbone, ViTAEForImageClassification, ViTAEModel, ViTAEPreTrainedModel
+from .modeling_vitae import (
+    ViTAEBackbone,
+    ViTAEForImageClassification,
+    ViTAEForPreTraining,
+    ViTAEModel,
+    ViTAEPreTrainedModel,
+)
 from .modeling_vitaev2 import ViTAEv2Backbone, ViTAEv2ForImageClassification, ViTAEv2Model, ViTAEv2PreTrainedModel
 from .presets import PRESETS, config_from_preset
 
@@ -27,12 +40,14 @@ for config_class, model_class, classifier_class, backbone_class in (
         image_processor_classes={"torchvision": ViTAEImageProcessor, "pil": ViTAEImageProcessorPil},
         exist_ok=True,
     )
+AutoModelForPreTraining.register(ViTAEConfig, ViTAEForPreTraining, exist_ok=True)
 
 __all__ = [
     "PRESETS",
     "ViTAEBackbone",
     "ViTAEConfig",
     "ViTAEForImageClassification",
+    "ViTAEForPreTraining",
     "ViTAEImageProcessor",
     "ViTAEImageProcessorPil",
     "ViTAEModel",

@@ -106,6 +106,21 @@ class DeviceAugmentation:
         return pixel_values, targets
 
 
+class DeviceNormalization:
+    """What the device does to a batch without labels: normalise uint8 pixels `(B, 3, height, width)`, nothing else."""
+
+    def __init__(
+        self,
+        image_mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
+        image_std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+    ):
+        self._statistics = cache(partial(_statistics, image_mean, image_std))
+
+    def __call__(self, pixel_values: torch.Tensor, labels: None = None) -> tuple[torch.Tensor, None]:
+        mean, std = self._statistics(pixel_values.device)
+        return (pixel_values.float() - mean) / std, labels
+
+
 def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
     """Mean and standard deviation of pixels from 0 to 255, `(1, 3, 1, 1)`."""
     return tuple(torch.tensor(values, device=device).view(1, -1, 1, 1) * 255 for values in (mean, std))

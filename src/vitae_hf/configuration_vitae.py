@@ -243,7 +243,8 @@ class ViTAEConfig(ViTAEFamilyConfig):
         conv_branch_depth (`int`, *optional*, defaults to 3):
             Convolutions in the branch of a normal cell: 3, or 2 as in the class-token variants.
         conv_kernel_size (`int`, *optional*, defaults to 3):
-            Kernel of the convolutions in the branch of a normal cell: 3, or 1 while a masked autoencoder is pretrained.
+            Kernel of the convolutions in the branch of a normal cell: 3, or 1 while a masked autoencoder is pretrained,
+            whose visible patches have no neighbours. `from_pretrained` makes 3 of 1 for all but pretraining.
         mlp_ratio (`float`, *optional*, defaults to 3.0):
             Width of the normal cells' MLP and of the inside of their convolution branch, over the width of the tokens.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
@@ -261,6 +262,19 @@ class ViTAEConfig(ViTAEFamilyConfig):
         feature_pyramid_channels (`int`, *optional*):
             As a backbone, class-token variants: width of four maps of strides 4 to 32 made from the last one, as in
             ViTDet, which are then returned by default. Unset, there are none.
+        mask_ratio (`float`, *optional*, defaults to 0.75):
+            As a masked autoencoder ([`ViTAEForPreTraining`], which alone reads this and the next five): share of the
+            patches that the encoder does not see.
+        decoder_hidden_size (`int`, *optional*, defaults to 512):
+            Width of the decoder's tokens.
+        decoder_num_hidden_layers (`int`, *optional*, defaults to 8):
+            Transformer blocks of the decoder.
+        decoder_num_attention_heads (`int`, *optional*, defaults to 16):
+            Attention heads of each.
+        decoder_intermediate_size (`int`, *optional*, defaults to 2048):
+            Width of the inside of their MLPs.
+        norm_pix_loss (`bool`, *optional*, defaults to `False`):
+            Whether the pixels to predict are normalised patch by patch.
         frozen_stages (`int`, *optional*, defaults to 0):
             As a backbone: how many of the first stages are not trained, their BatchNorm statistics included.
         out_features (`list[str]`, *optional*):
@@ -293,9 +307,10 @@ class ViTAEConfig(ViTAEFamilyConfig):
         "AutoConfig": "configuration_vitae.ViTAEConfig",
         "AutoModel": "modeling_vitae.ViTAEModel",
         "AutoModelForImageClassification": "modeling_vitae.ViTAEForImageClassification",
+        "AutoModelForPreTraining": "modeling_vitae.ViTAEForPreTraining",
         "AutoBackbone": "modeling_vitae.ViTAEBackbone",
     }
-    code_files = (*ViTAEFamilyConfig.code_files, "modeling_vitae.py")
+    code_files = (*ViTAEFamilyConfig.code_files, "decoder_vitae.py", "modeling_vitae.py")
 
     reduction_types: tuple[str, ...] | list[str] = ("random_feature", "random_feature", "pyramid")
     strides: tuple[int, ...] | list[int] = (4, 2, 2)
@@ -312,6 +327,12 @@ class ViTAEConfig(ViTAEFamilyConfig):
     conv_kernel_size: int = 3
     mlp_ratio: float | int = 3.0
     feature_pyramid_channels: int | None = None
+    mask_ratio: float | int = 0.75
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int = 2048
+    norm_pix_loss: bool = False
 
     def __post_init__(self, **kwargs):
         if self.feature_pyramid_channels is not None and not (kwargs.get("out_features") or kwargs.get("out_indices")):
@@ -347,11 +368,21 @@ class ViTAEConfig(ViTAEFamilyConfig):
         types = self.reduction_types
         require("patch" not in types or len(types) == 1, "reduction_types", 'have "patch" as the only stage', types)
         super().validate_architecture()
+        self._validate_decoder()
         if self.feature_pyramid_channels is not None:
             channels, is_possible = self.feature_pyramid_channels, self.has_class_token and self.total_stride == 16
             require(is_possible, "feature_pyramid_channels", "be left out without a class token", channels)
             require(channels >= 1, "feature_pyramid_channels", "be at least 1", channels)
             require(self.hidden_size % 4 == 0, "hidden_sizes", "be a multiple of 4 for a pyramid", self.hidden_sizes)
+
+    def _validate_decoder(self):
+        require(0 < self.mask_ratio < 1, "mask_ratio", "be above 0 and below 1", self.mask_ratio)
+        width, num_heads = self.decoder_hidden_size, self.decoder_num_attention_heads
+        require(width > 0 and width % 4 == 0, "decoder_hidden_size", "be a positive multiple of 4", width)
+        divides = num_heads >= 1 and width % num_heads == 0
+        require(divides, "decoder_num_attention_heads", f"divide `decoder_hidden_size` {width}", num_heads)
+        for name in ("decoder_num_hidden_layers", "decoder_intermediate_size"):
+            require(getattr(self, name) >= 1, name, "be at least 1", getattr(self, name))
 
     def _validate_reduction_cell(self, row: dict, in_channels: int, where: str):
         kind, stride, kernel_size = row["reduction_types"], row["strides"], row["reduction_kernel_sizes"]

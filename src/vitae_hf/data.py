@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Labelled pictures through `datasets`, whatever form they are kept in."""
+"""Pictures through `datasets`, with labels or without, whatever form they are kept in."""
 
 from collections.abc import Iterable
 
@@ -24,12 +24,7 @@ def load_labelled_images(
         ValueError: there is no single column of images and of labels, or no names for the labels; the message lists the
             columns.
     """
-    only = {}
-    if splits is not None:
-        builder = datasets.load_dataset_builder(source, name)
-        only["data_files"] = {split: list(builder.config.data_files[split]) for split in splits}
-        only["features"] = builder.info.features
-    data = datasets.load_dataset(source, name, **only)
+    data = _load(source, name, splits)
     columns = find_columns(next(iter(data.values())).features, source)
     data = data.select_columns(list(columns))
     data = data.rename_columns({column: role for column, role in columns.items() if column != role})
@@ -41,6 +36,43 @@ def load_labelled_images(
     return data.cast_column("image", datasets.Image(decode=False))
 
 
+def load_images(source: str, name: str | None = None, splits: list[str] | None = None) -> datasets.DatasetDict:
+    """As [`load_labelled_images`], but with the column `image` alone, whether there are labels or not.
+
+    A folder may hold images anywhere.
+
+    Raises:
+        ValueError: there is no single column of images; the message lists the columns.
+    """
+    data = _load(source, name, splits)
+    image = find_image(next(iter(data.values())).features, source)
+    data = data.select_columns([image])
+    if image != "image":
+        data = data.rename_column(image, "image")
+    return data.cast_column("image", datasets.Image(decode=False))
+
+
+def _load(source: str, name: str | None, splits: list[str] | None) -> datasets.DatasetDict:
+    only = {}
+    if splits is not None:
+        builder = datasets.load_dataset_builder(source, name)
+        only["data_files"] = {split: list(builder.config.data_files[split]) for split in splits}
+        only["features"] = builder.info.features
+    return datasets.load_dataset(source, name, **only)
+
+
+def find_image(features: datasets.Features, source: str) -> str:
+    """The only column of pictures.
+
+    Raises:
+        ValueError: there is none, or several.
+    """
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    if len(images) != 1:
+        raise ValueError(f"{source} must have one column for the images, got {images} of {features}")
+    return images[0]
+
+
 def find_columns(features: datasets.Features, source: str) -> dict[str, str]:
     """Which columns are the `image` and the `label`: the only pictures, and the only class labels, else whole numbers
     that are called label, labels or, as in WebDataset, cls.
@@ -48,15 +80,14 @@ def find_columns(features: datasets.Features, source: str) -> dict[str, str]:
     Raises:
         ValueError: there is not one of each.
     """
-    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    image = find_image(features, source)
     labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if not labels:
         numbers = (column for column in ("label", "labels", "cls") if column in features)
         labels = [column for column in numbers if "int" in getattr(features[column], "dtype", "")]
-    for role, matches in (("image", images), ("label", labels)):
-        if len(matches) != 1:
-            raise ValueError(f"{source} must have one column for the {role}s, got {matches} of {features}")
-    return {images[0]: "image", labels[0]: "label"}
+    if len(labels) != 1:
+        raise ValueError(f"{source} must have one column for the labels, got {labels} of {features}")
+    return {image: "image", labels[0]: "label"}
 
 
 def pick_split(available: Iterable[str], *names: str) -> str:

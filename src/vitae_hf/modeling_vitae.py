@@ -8,17 +8,26 @@ Source: Xu et al. 2021, "ViTAE: Vision Transformer Advanced by Exploring Intrins
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vitae import ViTAEConfig
+from .decoder_vitae import (
+    ViTAEDecoder,
+    interpolate_positions,
+    masked_patch_loss,
+    random_mask,
+    select_tokens,
+    sin_cos_positions,
+)
 from .layers_vitae import (
     ViTAEAttention,
     ViTAEFamilyBackbone,
@@ -136,17 +145,28 @@ class ViTAENormalCell(ViTAEFamilyNormalCell):
 
 
 class ViTAEEmbeddings(nn.Module):
-    """Patches, class token and learned positions of the class-token variants: (B, Cin, H·s, W·s) -> (B, 1 + N, C)."""
+    """Patches, class token and positions of the class-token variants: (B, Cin, H·s, W·s) -> (B, 1 + N, C).
 
-    def __init__(self, config: ViTAEConfig):
+    Positions are learned from zero, or fixed sines and cosines (`fixed_positions`), as in masked autoencoders.
+    """
+
+    def __init__(self, config: ViTAEConfig, fixed_positions: bool = False):
         super().__init__()
+        self.fixed_positions = fixed_positions
         hidden_size, stride = config.hidden_sizes[0], config.strides[0]
         height, width = config.image_height_width
         self.image_size = config.image_height_width
         self.grid_size = (height // stride, width // stride)
         self.projection = nn.Conv2d(config.num_channels, hidden_size, stride, stride=stride)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
-        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + self.grid_size[0] * self.grid_size[1], hidden_size))
+        positions = torch.zeros(1, 1 + self.grid_size[0] * self.grid_size[1], hidden_size)
+        self.position_embeddings = nn.Parameter(positions, requires_grad=not fixed_positions)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.fixed_positions:  # loading makes all weights trainable, and ends with a call of `eval`
+            self.position_embeddings.requires_grad_(False)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -154,22 +174,23 @@ class ViTAEEmbeddings(nn.Module):
 
     def interpolate_pos_encoding(self, grid_size: tuple[int, int]) -> torch.Tensor:
         """Positions for another grid, as ViT resamples them (bicubic, no antialiasing), the class token's kept."""
-        if not torch.compiler.is_exporting() and grid_size == self.grid_size:  # an exported program serves all sizes
-            return self.position_embeddings
-        class_position, positions = self.position_embeddings.split([1, self.position_embeddings.shape[1] - 1], dim=1)
-        grid = tokens_to_map(positions.float(), *self.grid_size)
-        grid = nn.functional.interpolate(grid, size=grid_size, mode="bicubic", align_corners=False)
-        return torch.cat([class_position, map_to_tokens(grid).to(class_position.dtype)], dim=1)
+        return interpolate_positions(self.position_embeddings, self.grid_size, grid_size)
 
     @torch.no_grad()
     def resize(self, image_size: tuple[int, int]) -> None:
-        """Make another image size the one that positions are learned for."""
+        """Make another image size the one that positions are for."""
         stride = self.projection.stride[0]
         grid_size = (image_size[0] // stride, image_size[1] // stride)
-        self.position_embeddings = nn.Parameter(self.interpolate_pos_encoding(grid_size).clone())
+        positions = self.interpolate_pos_encoding(grid_size).clone()
+        self.position_embeddings = nn.Parameter(positions, requires_grad=self.position_embeddings.requires_grad)
         self.image_size, self.grid_size = image_size, grid_size
 
-    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        ids_keep: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         height, width = pixel_values.shape[-2:]
         patches = self.projection(pixel_values)  # (B, C, H, W)
         if interpolate_pos_encoding:
@@ -182,7 +203,10 @@ class ViTAEEmbeddings(nn.Module):
                 " Pass `interpolate_pos_encoding=True` to interpolate the position embeddings."
             )
         class_tokens = self.cls_token.expand(pixel_values.shape[0], -1, -1)
-        return torch.cat([class_tokens, map_to_tokens(patches)], dim=1) + positions
+        tokens = torch.cat([class_tokens, map_to_tokens(patches)], dim=1) + positions
+        if ids_keep is not None:
+            tokens = torch.cat([tokens[:, :1], select_tokens(tokens[:, 1:], ids_keep)], dim=1)  # (B, 1 + K, C)
+        return tokens
 
 
 class ViTAEStage(nn.Module):
@@ -227,28 +251,79 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
 
     config: ViTAEConfig
     base_model_prefix = "vitae"
-    _no_split_modules = ["ViTAEEmbeddings", "ViTAEReductionCell", "ViTAEPyramidReduction", "ViTAENormalCell"]
+    _no_split_modules = [
+        "ViTAEEmbeddings",
+        "ViTAEReductionCell",
+        "ViTAEPyramidReduction",
+        "ViTAENormalCell",
+        "ViTAEDecoderLayer",
+    ]
     _keep_in_fp32_modules_strict = ["random_projection"]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^layernorm\."]  # a masked autoencoder's own
     _can_record_outputs = {"hidden_states": ViTAEStage, "attentions": ViTAEAttention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """The authors': beside the weights of layers, orthogonal random features and zero positions."""
+        """The authors': beside the weights of layers, orthogonal random features, and zero or fixed positions."""
         if isinstance(module, ViTAERandomFeatureAttention):
             init.orthogonal_(module.random_projection, gain=math.sqrt(module.random_projection.shape[0]))
-        elif isinstance(module, ViTAEEmbeddings):
+        elif isinstance(module, ViTAEEmbeddings) and not module.fixed_positions:
             init.zeros_(module.cls_token)
             init.zeros_(module.position_embeddings)
+        elif isinstance(module, (ViTAEEmbeddings, ViTAEDecoder)):  # of a masked autoencoder
+            token = module.cls_token if isinstance(module, ViTAEEmbeddings) else module.mask_token
+            init.normal_(token, std=self.config.initializer_range)
+            init.copy_(module.position_embeddings, sin_cos_positions(module.grid_size, token.shape[-1]))
         else:
             super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """The library's. Of a masked autoencoder, all other classes get 3×3 kernels ([`expand_conv_kernels`]).
+
+        `conv_kernel_size=1` leaves the 1×1 kernels as they are (not by Auto classes, which do not pass it on).
+        """
+        wanted = kwargs.get("conv_kernel_size")
+        if wanted == 3 and not issubclass(cls, ViTAEForPreTraining):
+            del kwargs["conv_kernel_size"]  # the weights may be 1×1, and must be loaded as what they are
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info=True`
+        if wanted != 1 and model.config.conv_kernel_size == 1 and not issubclass(cls, ViTAEForPreTraining):
+            model.expand_conv_kernels()
+        return loaded
+
+    @torch.no_grad()
+    def expand_conv_kernels(self) -> None:
+        """Make 3×3 kernels of the 1×1 kernels in the normal cells' branches: zeros around, so that nothing changes yet.
+
+        This is how a pretrained masked autoencoder begins to see neighbours; `config.conv_kernel_size` becomes 3.
+
+        Raises:
+            ValueError: some of the kernels are offloaded, so that they cannot be changed; the model stays as it was.
+
+        Source: Zhang et al. 2022, ViTAEv2 (arXiv 2202.10108), on scaling ViTAE up.
+        """
+        cells = [module for module in self.modules() if isinstance(module, ViTAENormalCell)]
+        convs = [layer.conv for cell in cells for layer in cell.conv_branch if layer.conv.kernel_size == (1, 1)]
+        if any(conv.weight.is_meta for conv in convs):
+            raise ValueError(
+                "the 1×1 kernels of a masked autoencoder cannot be made 3×3 while they are offloaded: load the model"
+                " without `device_map`, save it, and load what was saved"
+            )
+        for conv in convs:
+            weight = nn.functional.pad(conv.weight, (1, 1, 1, 1))
+            conv.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
+            conv.kernel_size, conv.padding = (3, 3), (1, 1)
+            conv._reversed_padding_repeated_twice = [1, 1, 1, 1]  # torch's copy of `padding`
+        self.config.conv_kernel_size = 3
 
 
 class ViTAEModel(ViTAEPreTrainedModel):
     """ViTAE without a head: tokens of the last stage and, with the pooling layer, their mean."""
 
-    def __init__(self, config: ViTAEConfig, add_pooling_layer: bool = True):
+    def __init__(self, config: ViTAEConfig, add_pooling_layer: bool = True, fixed_positions: bool = False):
         super().__init__(config)
-        self.embeddings = ViTAEEmbeddings(config) if config.has_class_token else None
+        self.embeddings = ViTAEEmbeddings(config, fixed_positions) if config.has_class_token else None
         self.stages = nn.ModuleList(ViTAEStage(config, stage_idx) for stage_idx in range(config.num_stages))
         self.pooler = ViTAEPooler(config) if add_pooling_layer else None
         self.post_init()
@@ -262,6 +337,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
+        ids_keep: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -271,6 +347,9 @@ class ViTAEModel(ViTAEPreTrainedModel):
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Class-token variants: interpolate the position table to another size than `config.image_size`. The
                 pyramid variants have no positions and take any valid size as it is.
+            ids_keep (`torch.LongTensor` of shape `(B, K)`, *optional*):
+                Class-token variants with `conv_kernel_size=1`: encode these patches of each image alone, numbered row
+                by row from 0. The tokens are then `(B, 1 + K, C)`, in this order.
             output_hidden_states (`bool`, *optional*):
                 Return `hidden_states`, one entry more than there are stages: the input of the first stage, then the
                 output of each. Pyramid variants: the image, then maps `(B, hidden_sizes[i], height/stride,
@@ -286,15 +365,17 @@ class ViTAEModel(ViTAEPreTrainedModel):
             class token first where there is one; `pooler_output` `(B, C)`, what the classifier reads.
 
         Raises:
-            ValueError: the shape of `pixel_values` is not as above.
+            ValueError: the shape of `pixel_values` is not as above, or `ids_keep` is given to another network.
         """
         self.validate_pixel_values(pixel_values)
+        if ids_keep is not None and not (self.config.has_class_token and self.config.conv_kernel_size == 1):
+            raise ValueError("`ids_keep` takes a class token and `conv_kernel_size=1`: chosen patches form no grid.")
         height, width = pixel_values.shape[-2:]
         hidden_states = pixel_values.to(self.get_input_embeddings().dtype)
         if self.embeddings is not None:
-            hidden_states = self.embeddings(hidden_states, interpolate_pos_encoding)
+            hidden_states = self.embeddings(hidden_states, interpolate_pos_encoding, ids_keep)
         for stage, stride in zip(self.stages, self.config.strides):
-            height, width = height // stride, width // stride
+            height, width = (height // stride, width // stride) if ids_keep is None else (ids_keep.shape[1], 1)
             hidden_states = stage(hidden_states, height, width, **kwargs)
         if self.embeddings is None:
             hidden_states = map_to_tokens(hidden_states)
@@ -337,6 +418,126 @@ class ViTAEForImageClassification(ViTAEPreTrainedModel):
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+@dataclass
+class ViTAEForPreTrainingOutput(ModelOutput):
+    """What [`ViTAEForPreTraining`] returns; the names are those of transformers' ViTMAE.
+
+    Attributes:
+        loss (`torch.Tensor` of shape `()`):
+            Mean squared error of the masked patches.
+        logits (`torch.Tensor` of shape `(B, N, p² · num_channels)`):
+            Predicted pixels of all N patches of side p, row by row, channels innermost; those of visible patches are
+            trained for nothing.
+        mask (`torch.Tensor` of shape `(B, N)`):
+            1 for a masked patch, 0 for a visible one.
+        ids_restore (`torch.LongTensor` of shape `(B, N)`):
+            Place of each patch in the order of the encoder: visible patches first, then masked ones.
+        hidden_states, attentions (`tuple[torch.Tensor]`, *optional*):
+            The encoder's.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    ids_restore: torch.LongTensor | None = None
+    hidden_states: tuple[torch.Tensor] | None = None
+    attentions: tuple[torch.Tensor] | None = None
+
+
+class ViTAEForPreTraining(ViTAEPreTrainedModel):
+    """A class-token variant as a masked autoencoder: sees a quarter of the patches, predicts the pixels of the rest.
+
+    Positions are fixed, kernels 1×1, since what is visible forms no grid. Any other class of this family loads the
+    encoder from a saved folder, with learned positions and 3×3 kernels that begin as the same function.
+
+    Raises:
+        ValueError: the configuration has no class token, other kernels than 1×1, or a width that is no multiple of 4.
+
+    Example:
+
+    ```python
+    >>> from vitae_hf import ViTAEForPreTraining, config_from_preset
+
+    >>> model = ViTAEForPreTraining(config_from_preset("vitae-b", conv_kernel_size=1, norm_pix_loss=True))
+    ```
+
+    Source: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", figure 1; the kernels: Zhang et al.
+    2022, ViTAEv2 (arXiv 2202.10108), on scaling ViTAE up.
+    """
+
+    accepts_loss_kwargs = False  # the loss is the mean of a batch, whose parts the Trainer averages
+
+    def __init__(self, config: ViTAEConfig):
+        super().__init__(config)
+        if not config.has_class_token:
+            raise ValueError(
+                "a masked autoencoder needs a variant with a class token, such as the presets vitae-b, vitae-l,"
+                f' vitae-h and vitae-nano-mae; `reduction_types` must be ("patch",), got {config.reduction_types}'
+            )
+        if config.conv_kernel_size != 1:
+            raise ValueError(
+                "a masked autoencoder needs 1×1 kernels, since its visible patches form no grid: set"
+                f" `conv_kernel_size=1` in the configuration, got {config.conv_kernel_size}"
+            )
+        if config.hidden_size % 4:
+            raise ValueError(f"fixed positions need a width that is a multiple of 4, got {config.hidden_size}")
+        self.vitae = ViTAEModel(config, add_pooling_layer=False, fixed_positions=True)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = ViTAEDecoder(config)
+        self.post_init()
+
+    def resize_position_embeddings(self, new_image_size: int | tuple[int, int]) -> None:
+        super().resize_position_embeddings(new_image_size)
+        self.decoder.resize(self.config.image_height_width)
+
+    def expand_conv_kernels(self) -> None:
+        raise ValueError("a masked autoencoder keeps its 1×1 kernels; load the saved folder as another class instead")
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ViTAEForPreTrainingOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
+                As in [`ViTAEModel.forward`], like `interpolate_pos_encoding` and the other arguments.
+            noise (`torch.Tensor` of shape `(B, N)`, *optional*):
+                Decides the mask: the patches with the least stay visible. Default: random.
+
+        Returns:
+            [`ViTAEForPreTrainingOutput`]; `hidden_states` and `attentions`, when asked for, are those of the visible
+            patches.
+
+        Raises:
+            ValueError: `noise` has another shape, or `config.mask_ratio` leaves no patch visible, or none masked.
+        """
+        self.validate_pixel_values(pixel_values)
+        height, width = (side // self.config.total_stride for side in pixel_values.shape[-2:])
+        shape = (pixel_values.shape[0], height * width)
+        if noise is None:
+            noise = torch.rand(shape, device=pixel_values.device)
+        elif noise.shape != shape:
+            raise ValueError(f"`noise` must be (batch, patches), here {shape}; got {tuple(noise.shape)}")
+        ids_keep, ids_restore, mask = random_mask(noise, self.config.mask_ratio)
+        outputs = self.vitae(
+            pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, ids_keep=ids_keep, **kwargs
+        )
+        logits = self.decoder(self.layernorm(outputs.last_hidden_state), ids_restore, height, width)
+        loss = masked_patch_loss(pixel_values, logits, mask, self.config.total_stride, self.config.norm_pix_loss)
+        return ViTAEForPreTrainingOutput(
+            loss=loss,
+            logits=logits,
+            mask=mask,
+            ids_restore=ids_restore,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 
@@ -418,6 +619,13 @@ class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
 
 ViTAEModel.register_for_auto_class("AutoModel")
 ViTAEForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+ViTAEForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 ViTAEBackbone.register_for_auto_class("AutoBackbone")
 
-__all__ = ["ViTAEBackbone", "ViTAEForImageClassification", "ViTAEModel", "ViTAEPreTrainedModel"]
+__all__ = [
+    "ViTAEBackbone",
+    "ViTAEForImageClassification",
+    "ViTAEForPreTraining",
+    "ViTAEModel",
+    "ViTAEPreTrainedModel",
+]

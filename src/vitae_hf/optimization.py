@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 _LAYER = re.compile(r"(?:^|\.)(embeddings|stages\.\d+\.(?:reduction_cell|normal_cells\.\d+))\.")
-_UNDECAYED = ("cls_token", "position_embeddings")
+_UNDECAYED = ("cls_token", "mask_token", "position_embeddings")
 
 
 def scaled_learning_rate(base_learning_rate: float, global_batch_size: int, reference_batch_size: int = 512) -> float:
@@ -30,9 +30,9 @@ def parameter_groups(
 ) -> list[dict]:
     """Parameters in groups of equal learning rate and weight decay, for any torch optimizer.
 
-    Biases, norms, the class token and position embeddings do not decay. With a layer decay below 1 the head learns at
-    the full rate and each layer below it at `layer_decay` times the rate of the one above, which is what fine-tuning
-    after masked-autoencoder pretraining uses. Frozen parameters are left out.
+    Biases, norms, class and mask tokens and position embeddings do not decay. With a layer decay below 1 the head
+    learns at the full rate and each layer below it at `layer_decay` times the rate of the one above, which is what
+    fine-tuning after masked-autoencoder pretraining uses. Frozen parameters are left out.
 
     Args:
         model: a ViTAE model with or without a head, or one wrapped by PEFT or DDP.

@@ -26,12 +26,12 @@ _13M = {
 }
 
 
-def _plain(hidden_size: int, depth: int, num_heads: int) -> dict:
-    """A class-token variant: one stage of 16×16 patches and short convolution branches."""
+def _plain(hidden_size: int, depth: int, num_heads: int, patch_size: int = 16) -> dict:
+    """A class-token variant: one stage of square patches and short convolution branches."""
     return {
         "reduction_types": ("patch",),
-        "strides": (16,),
-        "reduction_kernel_sizes": (16,),
+        "strides": (patch_size,),
+        "reduction_kernel_sizes": (patch_size,),
         "reduction_dilations": ((1,),),
         "reduction_channels": (hidden_size,),
         "reduction_conv_groups": (1,),
@@ -63,6 +63,17 @@ _VITAE = {
         "mlp_ratio": 2.0,
         "reduction_dropout_prob": 0.0,
         "drop_path_rate": 0.0,
+        "num_labels": 10,
+    },
+    "vitae-nano-mae": {  # the same, to pretrain as a masked autoencoder
+        **_plain(64, 4, 2, patch_size=8),
+        "image_size": 64,
+        "mlp_ratio": 2.0,
+        "drop_path_rate": 0.0,
+        "decoder_hidden_size": 32,
+        "decoder_num_hidden_layers": 1,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 64,
         "num_labels": 10,
     },
 }

@@ -1,28 +1,57 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Recipes: YAML files of a script's arguments, behind which the command line counts more."""
+"""Arguments of the training scripts: those of a recipe, a YAML file, and over them those of the command line."""
 
 import argparse
+import sys
 from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
+from transformers import HfArgumentParser
+
+from .optimization import scaled_learning_rate
 
 
-def find_recipe(argv: list[str], parser: argparse.ArgumentParser) -> dict:
-    """The arguments in the file that `--config` names; none without it. The parser gets that argument too.
+def parse_arguments(argv: list[str] | None, classes: tuple[type, ...], description: str, **defaults) -> tuple:
+    """Arguments from the command line over those of `--config`, as instances of these dataclasses.
+
+    Args:
+        argv: default: of this process.
+        classes: the first is the script's own, whatever else it needs follows, the last is
+            [`ViTAETrainingArguments`], whose `learning_rate` follows the global batch if the first has a
+            `base_learning_rate`.
+        description: of the script.
+        defaults: of arguments that have another one here.
 
     Raises:
-        ValueError: the file has an argument that the parser lacks; the message names the closest.
+        ValueError: an argument is unknown, or excludes another.
     """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(classes, description=description, allow_abbrev=False)
+    parser.set_defaults(report_to="tensorboard", logging_steps=50, logging_first_step=True, **defaults)
     parser.add_argument("--config", type=Path, help="recipe: a YAML file of these arguments")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     config = first.parse_known_args(argv)[0].config
-    return {} if config is None else read_recipe(config, parser)
+    recipe = {} if config is None else read_recipe(config, parser)
+    given = {word[2:].split("=")[0] for word in argv if word.startswith("--")}
+    for name in ("learning_rate", "ema_decay"):  # the one that follows the batch, and the one that does not
+        if {name, f"base_{name}"} <= given:
+            raise ValueError(f"--{name} and --base_{name} exclude each other")
+        if name in given:
+            recipe.pop(f"base_{name}", None)
+    parser.set_defaults(**recipe)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in recipe
+    run, *others, training, _ = parser.parse_args_into_dataclasses(argv)
+    if getattr(run, "base_learning_rate", None) is not None:
+        training.learning_rate = scaled_learning_rate(run.base_learning_rate, training.global_batch_size)
+    training.remove_unused_columns = False
+    return run, *others, training
 
 
-def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict:
-    """The arguments in a YAML file; its entry `about` is for people."""
+def read_recipe(path: Path, parser: HfArgumentParser) -> dict:
+    """The arguments in a YAML file, without what it says about itself."""
     recipe = yaml.safe_load(path.read_text()) or {}
     recipe.pop("about", None)
     known = {action.dest for action in parser._actions}
@@ -30,10 +59,3 @@ def read_recipe(path: Path, parser: argparse.ArgumentParser) -> dict:
         closest = get_close_matches(name, known, n=1, cutoff=0)[0]
         raise ValueError(f"{path}: there is no argument {name!r}; did you mean {closest!r}?")
     return recipe
-
-
-def use_recipe(recipe: dict, parser: argparse.ArgumentParser) -> None:
-    """Make a recipe's values the parser's defaults; what it has need not be on the command line."""
-    parser.set_defaults(**recipe)
-    for action in parser._actions:
-        action.required = action.required and action.dest not in recipe

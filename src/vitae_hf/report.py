@@ -43,13 +43,15 @@ def draw_curves(log_history: list[dict], path: Path, task: str = "image-classifi
     """
     from matplotlib.figure import Figure  # not at the top: those who convert a checkpoint may not have it
 
-    figure = Figure(figsize=(13, 3.6), layout="constrained")
     curves = {
         "loss": ("loss", "eval_loss"),
         "accuracy (%)": tuple(f"eval_{key}" for _, _, key in FIGURES[task]),
         "learning rate": ("learning_rate",),
     }
-    for axis, (title, keys) in zip(figure.subplots(1, 3), curves.items()):
+    if not any(key in entry for entry in log_history for key in curves["accuracy (%)"]):
+        del curves["accuracy (%)"]
+    figure = Figure(figsize=(13 / 3 * len(curves), 3.6), layout="constrained")
+    for axis, (title, keys) in zip(figure.subplots(1, len(curves)), curves.items()):
         for key in keys:
             points = [(entry["epoch"], float(entry[key])) for entry in log_history if key in entry]
             if points:
@@ -188,3 +190,20 @@ def printed_results(accuracy: Accuracy, url: str) -> list[EvalResult]:
         for key, value in accuracy._asdict().items()
         if value is not None
     ]
+
+
+def pretraining_card(template: Path, *, dataset: str, **values: object) -> ModelCard:
+    """The card of a masked autoencoder.
+
+    Args:
+        template: Jinja file; see `model_cards/pretraining.md`.
+        dataset: Hub name or folder.
+        values: whatever else the template names.
+    """
+    data = ModelCardData(
+        model_name=str(values["model_name"]),
+        library_name="transformers",
+        tags=["vitae", "vision", "masked-autoencoder"],
+        datasets=None if Path(dataset).exists() else [dataset],
+    )
+    return ModelCard.from_template(data, template_path=str(template), dataset=dataset, **values)

@@ -78,7 +78,7 @@ class Samples:
         """The picture of a row, or none if it is bad and to be skipped, which is then counted.
 
         Args:
-            row: with an undecoded `image` and a `label`.
+            row: with an undecoded `image` and, unless the data are without labels, a `label`.
             name: of the row, for a picture without a path.
         """
         try:
@@ -92,9 +92,13 @@ class Samples:
             return None
 
     def make_sample(self, picture: PIL.Image.Image, row: dict, name: str | int, *position: int) -> dict:
-        """`{"pixel_values", "labels", "samples"}`, the last for messages: a path, or a row's number."""
+        """`{"pixel_values", "labels", "samples"}`, the last for messages: a path, or a row's number.
+
+        A row without `label` gives no `labels`.
+        """
+        labels = {"labels": row["label"]} if "label" in row else {}
         with seeded(self.seed, *position):
-            return {"pixel_values": self.transform(picture), "labels": row["label"], "samples": name}
+            return {"pixel_values": self.transform(picture), **labels, "samples": name}
 
 
 class LabelledImages(Samples, Dataset):
@@ -108,7 +112,8 @@ class LabelledImages(Samples, Dataset):
     their size, unless `drop_bad`, as for evaluation, where the sample becomes `None` for [`collate`] to blank out.
 
     Args:
-        split: with undecoded `image` and `label`, as [`load_labelled_images`] gives it.
+        split: with undecoded `image` and `label`, as [`load_labelled_images`] gives it; without `label`, its samples
+            have no `labels`.
         transform: upright RGB picture -> tensor.
         seed: see [`Samples`].
     """
@@ -187,10 +192,10 @@ def decode(row: dict, num_labels: int | None = None, name: str = "a row") -> PIL
     """The upright RGB picture of a row with an undecoded `image`.
 
     Raises:
-        ValueError: the picture is missing or damaged, or its label is missing, or `num_labels` or more; the message has
-            the file, or the row's name where there is none.
+        ValueError: the picture is missing or damaged, or the row's `label`, if it has the column, is empty, or
+            `num_labels` or more; the message has the file, or the row's name where there is none.
     """
-    label, where = row["label"], place(row["image"], name)
+    label, where = row.get("label", 0), place(row["image"], name)
     if label is None or label < 0:
         raise ValueError(f"{where} has no label")
     if num_labels is not None and label >= num_labels:
@@ -235,8 +240,9 @@ def collate(samples: list[dict | None]) -> dict[str, torch.Tensor]:
     good = next(sample for sample in samples if sample is not None)
     blank = {"pixel_values": torch.zeros_like(good["pixel_values"]), "labels": IGNORED_LABEL, "samples": None}
     samples = [blank if sample is None else sample for sample in samples]
+    labels = {"labels": torch.tensor([sample["labels"] for sample in samples])} if "labels" in good else {}
     return {
         "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-        "labels": torch.tensor([sample["labels"] for sample in samples]),
+        **labels,
         "samples": [sample["samples"] for sample in samples],
     }

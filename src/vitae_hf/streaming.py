@@ -24,7 +24,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
-from .data import find_columns
+from .data import find_columns, find_image
 from .samples import Samples
 
 
@@ -40,13 +40,13 @@ class Shards:
         paths: local paths or URLs that `fsspec` opens, all `.parquet` or all `.tar`.
         rows: of each.
         image: name of the column, or ending in the tar, that holds the picture.
-        label: the same for the label.
+        label: the same for the label; none: rows have no `label`.
     """
 
     paths: tuple[str, ...]
     rows: tuple[int, ...]
     image: str
-    label: str
+    label: str | None
 
     def read(self, shard: int, start: int, stop: int) -> Iterator[dict]:
         """Rows `start` to `stop` of a shard, `{"image": {"bytes", "path"}, "label"}` with an undecoded picture."""
@@ -54,7 +54,7 @@ class Shards:
         return reader(self.paths[shard], start, stop, self.image, self.label)
 
 
-def find_shards(source: str, name: str | None = None, split: str = "train") -> Shards:
+def find_shards(source: str, name: str | None = None, split: str = "train", labelled: bool = True) -> Shards:
     """The shards of a split of a Hub data set or local folder.
 
     Rows are counted in the footers of parquet files, and in tars by `sizes.json` beside them (`{"file.tar": rows}`),
@@ -64,6 +64,7 @@ def find_shards(source: str, name: str | None = None, split: str = "train") -> S
         source: as `datasets.load_dataset` takes it.
         name: its configuration, where it has several.
         split: which files.
+        labelled: whether to read labels.
 
     Raises:
         ValueError: there is no such split, its files are neither all parquet nor all tar, or its columns are not those
@@ -77,7 +78,9 @@ def find_shards(source: str, name: str | None = None, split: str = "train") -> S
     if endings not in ({".parquet"}, {".tar"}):
         raise ValueError(f"streaming needs parquet or tar shards, got {sorted(endings)} in {source}")
     features = datasets.load_dataset(source, name, split=split, streaming=True).features
-    columns = {role: column for column, role in find_columns(features, source).items()}
+    columns = {"image": find_image(features, source), "label": None}
+    if labelled:
+        columns = {role: column for column, role in find_columns(features, source).items()}
     with ThreadPoolExecutor(16) as pool:
         progress = {"total": len(paths), "desc": "counting rows", "unit": " shards", "disable": len(paths) < 9}
         rows = tuple(tqdm(pool.map(_count_rows, paths), **progress))
@@ -105,12 +108,14 @@ def _tar_samples(path: str) -> Iterator[Iterator[tuple]]:
     return (group for _, group in groupby(members, key=lambda member: _NAME.match(member[0])[1]))
 
 
-def _read_tar(path: str, start: int, stop: int, image: str, label: str) -> Iterator[dict]:
+def _read_tar(path: str, start: int, stop: int, image: str, label: str | None) -> Iterator[dict]:
     for index, group in enumerate(_tar_samples(path)):
         if index >= stop:
             return
         if index >= start:
-            row = {"image": {"bytes": b"", "path": f"{path}, sample {index}"}, "label": None}
+            row = {"image": {"bytes": b"", "path": f"{path}, sample {index}"}}
+            if label is not None:
+                row["label"] = None
             for member, file in group:
                 ending = _NAME.match(member)[2]
                 if ending == image:
@@ -121,20 +126,21 @@ def _read_tar(path: str, start: int, stop: int, image: str, label: str) -> Itera
             yield row
 
 
-def _read_parquet(path: str, start: int, stop: int, image: str, label: str) -> Iterator[dict]:
+def _read_parquet(path: str, start: int, stop: int, image: str, label: str | None) -> Iterator[dict]:
     with fsspec.open(path) as opened:
         file = pyarrow.parquet.ParquetFile(opened)
         first = 0
         for group in range(file.num_row_groups):
             rows = file.metadata.row_group(group).num_rows
             if first < stop and first + rows > start:
-                batches = file.iter_batches(64, row_groups=[group], columns=[image, label])
+                columns = [image] if label is None else [image, label]
+                batches = file.iter_batches(64, row_groups=[group], columns=columns)
                 found = chain.from_iterable(batch.to_pylist() for batch in batches)
                 for row in islice(found, max(start - first, 0), stop - first):
                     picture = row[image]
                     yield {
                         "image": {"bytes": picture, "path": None} if isinstance(picture, bytes) else picture,
-                        "label": row[label],
+                        **({} if label is None else {"label": row[label]}),
                     }
             first += rows
 

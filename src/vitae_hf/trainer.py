@@ -18,7 +18,7 @@ from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import rotate_checkpoints
 
-from .augmentation import DeviceAugmentation
+from .augmentation import DeviceAugmentation, DeviceNormalization
 from .callbacks import (
     AverageWeights,
     ImageProgress,
@@ -132,7 +132,7 @@ class ViTAETrainer(Trainer):
         ValueError: `ema_decay` with FSDP, or `sync_batch_norm` with several processes on CPUs.
     """
 
-    def __init__(self, *args, augmentation: DeviceAugmentation | None = None, **kwargs):
+    def __init__(self, *args, augmentation: DeviceAugmentation | DeviceNormalization | None = None, **kwargs):
         """
         Args:
             augmentation: what to do to each training batch on the device, after the data loader; see there.
@@ -272,8 +272,10 @@ class ViTAETrainer(Trainer):
     def training_step(self, model, inputs: dict, num_items_in_batch=None):
         if self.augmentation is not None:
             inputs = self._prepare_inputs(inputs)
-            pixel_values, labels = self.augmentation(inputs["pixel_values"], inputs["labels"])
-            inputs = {**inputs, "pixel_values": pixel_values, "labels": labels}
+            pixel_values, labels = self.augmentation(inputs["pixel_values"], inputs.get("labels"))
+            inputs = {**inputs, "pixel_values": pixel_values}
+            if labels is not None:
+                inputs["labels"] = labels
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -424,6 +426,16 @@ class ViTAETrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._resumed_from = resume_from_checkpoint
+
+
+class ViTAEPreTrainer(ViTAETrainer):
+    """Trains a masked autoencoder; every evaluation hides the same patches and leaves the random state of training."""
+
+    def evaluation_loop(self, *args, **kwargs):
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.args.seed)
+            return super().evaluation_loop(*args, **kwargs)
 
 
 def _keep_workers(loader: DataLoader) -> DataLoader:
