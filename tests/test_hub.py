@@ -29,6 +29,7 @@ UPLOADED = {
     "configuration_vitae.py",
     "image_processing_vitae.py",
     "model.safetensors",
+    "decoder_vitae.py",
     "layers_vitae.py",
     "modeling_vitae.py",
     "preprocessor_config.json",
