@@ -26,7 +26,6 @@ LIBRARY_FIELDS = {
     "quantization_config",
     "torch_dtype",
 }
-FEATURE_PYRAMID = ("p2", "p3", "p4", "p5")  # after their strides, 2² to 2⁵
 REDUCTION_TYPES = ("random_feature", "pyramid", "patch")
 
 
@@ -260,8 +259,8 @@ class ViTAEConfig(ViTAEFamilyConfig):
         reduction_layer_norm_eps (`float`, *optional*, defaults to 1e-5):
             Epsilon of the LayerNorms of the reduction cells.
         feature_pyramid_channels (`int`, *optional*):
-            As a backbone, class-token variants: width of four maps of strides 4 to 32 made from the last one, as in
-            ViTDet, which are then returned by default. Unset, there are none.
+            As a backbone, class-token variants: width of four maps made from the last one, as in ViTDet, which are then
+            returned by default: of strides 4, 8, 16 and 32 for 16×16 patches. Unset, there are none.
         mask_ratio (`float`, *optional*, defaults to 0.75):
             As a masked autoencoder ([`ViTAEForPreTraining`], which alone reads this and the next five): share of the
             patches that the encoder does not see.
@@ -279,7 +278,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
             As a backbone: how many of the first stages are not trained, their BatchNorm statistics included.
         out_features (`list[str]`, *optional*):
             As a backbone: the stages to return, from `"stem"` (the input of the first stage), `"stage1"`, `"stage2"`, …
-            and the pyramid's `"p2"` to `"p5"`.
+            and the feature pyramid's `"p2"` to `"p5"`, called so after their strides, 2² to 2⁵.
         out_indices (`list[int]`, *optional*):
             The same as positions: 0 is the stem. Default: the last stage.
 
@@ -335,14 +334,20 @@ class ViTAEConfig(ViTAEFamilyConfig):
     norm_pix_loss: bool = False
 
     def __post_init__(self, **kwargs):
-        if self.feature_pyramid_channels is not None and not (kwargs.get("out_features") or kwargs.get("out_indices")):
-            kwargs["out_features"] = list(FEATURE_PYRAMID)
+        if not (kwargs.get("out_features") or kwargs.get("out_indices")):
+            kwargs["out_features"] = self.feature_pyramid_names or None
         super().__post_init__(**kwargs)
 
     @property
     def feature_map_names(self) -> list[str]:
-        pyramid = [] if self.feature_pyramid_channels is None else FEATURE_PYRAMID
-        return [*super().feature_map_names, *pyramid]
+        return super().feature_map_names + self.feature_pyramid_names
+
+    @property
+    def feature_pyramid_names(self) -> list[str]:
+        if self.feature_pyramid_channels is None:
+            return []
+        level = round(math.log2(self.total_stride))
+        return [f"p{level - 2}", f"p{level - 1}", f"p{level}", f"p{level + 1}"]
 
     @property
     def has_class_token(self) -> bool:
@@ -370,8 +375,10 @@ class ViTAEConfig(ViTAEFamilyConfig):
         super().validate_architecture()
         self._validate_decoder()
         if self.feature_pyramid_channels is not None:
-            channels, is_possible = self.feature_pyramid_channels, self.has_class_token and self.total_stride == 16
-            require(is_possible, "feature_pyramid_channels", "be left out without a class token", channels)
+            channels, stride = self.feature_pyramid_channels, self.total_stride
+            is_power = stride >= 4 and stride & (stride - 1) == 0
+            require(self.has_class_token, "feature_pyramid_channels", "be left out without a class token", channels)
+            require(is_power, "strides", "be a power of 2 from 4 on for a feature pyramid", self.strides)
             require(channels >= 1, "feature_pyramid_channels", "be at least 1", channels)
             require(self.hidden_size % 4 == 0, "hidden_sizes", "be a multiple of 4 for a pyramid", self.hidden_sizes)
 

@@ -549,7 +549,7 @@ class ViTAEChannelNorm(nn.LayerNorm):
 
 
 class ViTAEFeaturePyramid(nn.Module):
-    """Maps at strides 4, 8, 16 and 32 from one at stride 16, each by itself: (B, C, H, W) -> four maps (B, E, …).
+    """Maps 4, 2, 1 and 1/2 times as large as the one they are each made from: (B, C, H, W) -> four maps (B, E, …).
 
     Source: Li et al. 2022, "Exploring Plain Vision Transformer Backbones for Object Detection", figure 2, simple
     feature pyramid.
@@ -559,26 +559,29 @@ class ViTAEFeaturePyramid(nn.Module):
         super().__init__()
         width, channels = config.hidden_size, config.feature_pyramid_channels
         eps = config.layer_norm_eps
-        rescale = {
-            4: [
-                nn.ConvTranspose2d(width, width // 2, 2, stride=2),
-                ViTAEChannelNorm(width // 2, eps=eps),
-                nn.GELU(),
-                nn.ConvTranspose2d(width // 2, width // 4, 2, stride=2),
-            ],
-            8: [nn.ConvTranspose2d(width, width // 2, 2, stride=2)],
-            16: [],
-            32: [nn.MaxPool2d(2)],
-        }
+        rescaled = [  # layers and the width after them
+            (
+                [
+                    nn.ConvTranspose2d(width, width // 2, 2, stride=2),
+                    ViTAEChannelNorm(width // 2, eps=eps),
+                    nn.GELU(),
+                    nn.ConvTranspose2d(width // 2, width // 4, 2, stride=2),
+                ],
+                width // 4,
+            ),
+            ([nn.ConvTranspose2d(width, width // 2, 2, stride=2)], width // 2),
+            ([], width),
+            ([nn.MaxPool2d(2)], width),
+        ]
         self.levels = nn.ModuleList(
             nn.Sequential(
                 *layers,
-                nn.Conv2d({4: width // 4, 8: width // 2}.get(stride, width), channels, 1, bias=False),
+                nn.Conv2d(in_channels, channels, 1, bias=False),
                 ViTAEChannelNorm(channels, eps=eps),
                 nn.Conv2d(channels, channels, 3, padding=1, bias=False),
                 ViTAEChannelNorm(channels, eps=eps),
             )
-            for stride, layers in rescale.items()
+            for layers, in_channels in rescaled
         )
 
     def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, ...]:
