@@ -6,8 +6,9 @@
 Pretrains a masked autoencoder on the 6,000 training images of `examples/fashion_mnist_mini` without their labels
 (`scripts/pretrain_mae.py`), fine-tunes it on 1 % of them with labels, and trains the same network from scratch on the
 same 60 images for as many updates (`scripts/train.py`), for three seeds, which also draw the 60 images. Either way of
-training first gets the best learning rate of a grid: of another draw of 60 training images, tested on 1,000 further
-ones. The test images only give the final figures. A stopped comparison goes on after the last run that it finished.
+training first gets the best learning rate of a grid, under a seed of its own: of another draw of 60 training images,
+tested on 1,000 further ones. The test images only give the final figures. A stopped comparison goes on after the last
+run that it finished.
 """
 
 import sys
@@ -50,7 +51,6 @@ PRETRAINING = {
     "learning_rate": 2e-3,
     "min_learning_rate": 0.0,
     "adam_beta2": 0.95,
-    "seed": 42,
 }
 TRAINING = {
     **COMMON,
@@ -72,12 +72,12 @@ def words(settings: dict) -> list[str]:
 
 
 class Comparison:
-    """The runs so far, kept in a JSON file after each; the pretrained model in a folder."""
+    """The runs so far, kept in a JSON file after each; the pretrained models in folders."""
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments, self.path = arguments, arguments.output
         self.results = {
-            "pretraining": {"recipe": PRETRAINING, "epochs": arguments.pretraining_epochs},
+            "pretraining": {"recipe": PRETRAINING, "epochs": arguments.pretraining_epochs, "eval_loss": {}},
             "training": {"recipe": TRAINING, "ways": WAYS, "epochs": arguments.epochs, "share": arguments.share},
             "learning_rate_runs": [],
             "runs": [],
@@ -91,13 +91,17 @@ class Comparison:
         temporary.write_text(json.dumps(self.results, indent=1) + "\n")
         os.replace(temporary, self.path)
 
-    def pretrain(self) -> Path:
-        folder = self.arguments.work / "pretrained"
+    def pretrain(self, seed: int) -> Path:
+        folder = self.arguments.work / f"pretrained-{seed}"
         done = folder / "eval_results.json"  # written after the model
         if not done.exists():
-            settings = {"dataset": self.arguments.data, "num_train_epochs": self.arguments.pretraining_epochs}
+            settings = {
+                "dataset": self.arguments.data,
+                "num_train_epochs": self.arguments.pretraining_epochs,
+                "seed": seed,
+            }
             pretrain_mae.main(words({**PRETRAINING, **settings, "output_dir": folder}))
-        self.results["pretraining"]["eval_loss"] = round(json.loads(done.read_text())["eval_loss"], 4)
+        self.results["pretraining"]["eval_loss"][str(seed)] = round(json.loads(done.read_text())["eval_loss"], 4)
         return folder
 
     def train(self, kind: str, dataset: Path, share: float, **settings) -> dict:
@@ -108,7 +112,7 @@ class Comparison:
         way, seed = settings["way"], settings["seed"]
         start = {"preset": PRETRAINING["preset"]}
         if way == "pretrained":
-            start = {"model_name_or_path": self.pretrain()}
+            start = {"model_name_or_path": self.pretrain(seed)}
         with tempfile.TemporaryDirectory() as folder:
             values = {**TRAINING, **WAYS[way], **start, "dataset": dataset, "train_share": share, "seed": seed}
             values |= {"num_train_epochs": self.arguments.epochs, "learning_rate": settings["learning_rate"]}
@@ -145,7 +149,9 @@ def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--work", type=Path, default=Path("outputs/compare_mae"), help="folder of the pretrained model")
+    parser.add_argument(
+        "--work", type=Path, default=Path("outputs/compare_mae"), help="folder of the pretrained models"
+    )
     parser.add_argument("--share", type=float, default=0.01, help="of the training images that have labels")
     parser.add_argument("--pretraining_epochs", type=float, default=20)
     parser.add_argument("--epochs", type=float, default=100)
