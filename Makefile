@@ -9,8 +9,8 @@ RUN := $(VENV)/bin/python
 demo: $(VENV)/installed  ## train vitae-nano on real images and use it
 	$(RUN) scripts/demo.py
 
-test: $(VENV)/installed  ## the default suite
-	$(RUN) -m pytest
+test: $(VENV)/installed  ## the default suite, in two processes
+	$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/installed  ## checks that take minutes
 	$(RUN) -m pytest -m slow

@@ -112,7 +112,8 @@ def test_every_preset_is_a_backbone_of_upernet(preset):
     config = dense_config(config_from_preset(preset))
     with torch.device("meta"):
         model = new_segmenter(config, NAMES, head_channels=8)
-    strides = [4, 8, 16] if len(model.backbone.channels) == 3 else [4, 8, 16, 32]
+    first = config.total_stride // 4 if config.has_class_token else 4
+    strides = [first * 2**level for level in range(len(model.backbone.channels))]
     maps = model.backbone(torch.empty(1, 3, 64, 64, device="meta")).feature_maps
     assert [tuple(feature_map.shape[1:]) for feature_map in maps] == [
         (channels, 64 // stride, 64 // stride) for channels, stride in zip(model.backbone.channels, strides)
@@ -492,11 +493,11 @@ def test_the_script_learns_saves_draws_and_its_folder_segments(few_scenes, tmp_p
 
 
 @pytest.mark.slow
-def test_the_segmentation_demo_tells_garments_apart(tmp_path):
-    command = ["make", "-o", ".venv/installed", "segmentation-demo", f"RUN={sys.executable}", f"SCENES={tmp_path}"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    record = last_line(done)
-    assert record["mean_iou_percent"] > 4 * record["constant_mean_iou_percent"]
+def test_a_sixth_of_the_segmentation_demo_tells_garments_apart(tmp_path):
+    """Twice as well as calling everything background, which is what far fewer updates come to."""
+    config = REPOSITORY / "recipes" / "upernet-garment-scenes.yaml"
+    record = last_line(run("train_segmentation", *options(tmp_path, config=config, max_steps=500)))
+    assert record["mean_iou_percent"] > 2 * record["constant_mean_iou_percent"]
 
 
 def test_the_script_resumes_exactly_and_averages_weights(few_scenes, tmp_path):
