@@ -2,8 +2,6 @@
 
 import io
 import json
-import subprocess
-import sys
 
 import build_garment_scenes
 import datasets
