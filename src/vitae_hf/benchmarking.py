@@ -20,11 +20,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageClassification,
-    ConvNextConfig,
-    DeiTConfig,
-    ResNetConfig,
-    SwinConfig,
-    ViTConfig,
+    ConvNextForImageClassification,
+    DeiTForImageClassification,
+    ResNetForImageClassification,
+    SwinForImageClassification,
+    ViTForImageClassification,
 )
 
 from .presets import PRESETS, config_from_preset
@@ -32,14 +32,14 @@ from .presets import PRESETS, config_from_preset
 
 _SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 OTHERS = {
-    "vit-s": (ViTConfig, _SMALL),
-    "vit-b": (ViTConfig, {}),
-    "deit-s": (DeiTConfig, _SMALL),
-    "swin-t": (SwinConfig, {}),  # 96 wide, depths 2, 2, 6, 2, windows of 7
-    "convnext-t": (ConvNextConfig, {}),
-    "resnet-50": (ResNetConfig, {}),
+    "vit-s": (ViTForImageClassification, _SMALL),
+    "vit-b": (ViTForImageClassification, {}),
+    "deit-s": (DeiTForImageClassification, _SMALL),
+    "swin-t": (SwinForImageClassification, {}),  # 96 wide, depths 2, 2, 6, 2, windows of 7
+    "convnext-t": (ConvNextForImageClassification, {}),
+    "resnet-50": (ResNetForImageClassification, {}),
 }
-"""Networks of transformers: class of the configuration, and where it differs from the defaults."""
+"""Networks of transformers: class of the model, and where its configuration differs from the defaults."""
 
 PRECISIONS = {  # dtype of the weights, bfloat16 autocast, TF32
     "float32": (torch.float32, False, False),
@@ -105,10 +105,9 @@ def build_network(network: str, image_size: tuple[int, int]) -> nn.Module:
         except TypeError:  # convolutional networks take any size
             return timm.create_model(network.removeprefix("timm:"))
     if network in OTHERS:
-        config_class, fields = OTHERS[network]
-        config = config_class(image_size=image_size, num_labels=1000, **fields)
-    else:
-        config = config_from_preset(network, image_size=image_size, num_labels=1000)
+        model_class, fields = OTHERS[network]
+        return model_class(model_class.config_class(image_size=image_size, num_labels=1000, **fields))
+    config = config_from_preset(network, image_size=image_size, num_labels=1000)
     return AutoModelForImageClassification.from_config(config)
 
 
@@ -220,7 +219,7 @@ def seconds_per_call(function: Callable[[], None], calls: int, device: str) -> f
 def warm_up(function: Callable[[], None], least_seconds: float, device: str) -> int:
     """How many calls take `least_seconds`, after two that need not be as fast."""
     seconds_per_call(function, 2, device)
-    return math.ceil(least_seconds / seconds_per_call(function, 1, device))
+    return max(1, math.ceil(least_seconds / seconds_per_call(function, 1, device)))
 
 
 def interleave(
