@@ -128,18 +128,16 @@ def test_a_turn_is_as_long_as_asked():
 
 
 def test_saved_activations_are_counted_once_and_without_weights(monkeypatch):
-    class Network(nn.Module):
+    class Network(nn.Sequential):
         def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(12, 1000)
+            super().__init__(nn.Flatten(), nn.Linear(12, 12), nn.Linear(12, 1000))
 
         def forward(self, pixels):
-            tokens = pixels.flatten(1)  # saved for the weight's gradient: 2 × 12 numbers
-            return self.linear(tokens).exp().sigmoid().sigmoid()  # three results of 2 × 1000
+            return super().forward(pixels).exp().sigmoid().sigmoid()
 
     monkeypatch.setattr(benchmarking, "build_network", lambda network, image_size: Network())
     workload = Workload(Case("made up", (2, 2), 2, "training"))
-    numbers = 2 * 12 + 3 * 2 * 1000 + 2 * 1000  # and the logarithm of the softmax
+    numbers = 2 * 12 + 2 * 12 + 3 * 2 * 1000 + 2 * 1000  # inputs of the layers, three results, logarithms of the loss
     labels_and_weight = 2 * 8 + 4
     assert 4 * numbers <= saved_activations(workload) <= 4 * numbers + labels_and_weight
 
