@@ -14,6 +14,7 @@ figures mean.
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -87,6 +88,8 @@ def measure(arguments: argparse.Namespace) -> dict:
             results = measure_speed(cases, arguments.reference, arguments.rounds, arguments.seconds)
         except Exception as error:  # what concerns them all, such as a dtype that the device cannot multiply
             results = [{**asdict(case), "error": describe(error)} for case in cases]
+        gc.collect()
+        torch.cuda.empty_cache()  # for the processes that measure memory
         for case, result in zip(cases, results):
             if not arguments.skip_memory and "error" not in result:
                 result.update(memory_in_own_process(case))
