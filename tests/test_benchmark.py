@@ -103,6 +103,11 @@ def test_the_work_of_others_is_that_of_their_papers():
     assert {name: round(count_work(name, (224, 224))[1], 1) for name in printed} == printed
 
 
+def test_networks_with_learned_positions_have_those_of_the_size():
+    ours, theirs = (count_work(name, (96, 64)) for name in ("vit-s", "timm:vit_small_patch16_224"))
+    assert ours == theirs and ours[0] == count_work("vit-s", (224, 224))[0] - (196 - 24) * 384
+
+
 def test_functions_take_turns_and_one_that_fails_costs_only_its_own_times():
     calls = []
 
