@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-slow check train-smoke segmentation-demo data-fashion-mnist
+.PHONY: demo test test-slow check bench bench-sweep bench-dense train-smoke segmentation-demo data-fashion-mnist
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed  ## train vitae-nano on real images and use it
@@ -18,6 +18,16 @@ test-slow: $(VENV)/installed  ## checks that take minutes
 check: $(VENV)/installed  ## style
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+BENCH := $(RUN) scripts/benchmark.py --threads 2
+bench: $(VENV)/installed  ## speed and memory against ViT-S and Swin-T, about ten minutes
+	$(BENCH) --networks vitae-t vitae-s vitaev2-s vit-s swin-t --dtype float32 bfloat16 --output results/bench_cpu
+
+bench-sweep: $(VENV)/installed  ## how the cost grows with the resolution
+	$(BENCH) --networks vitae-t vitae-s vitaev2-s vit-s swin-t --size 224 --size 448 --size 896 --batch_size 1 --output results/sweep_cpu
+
+bench-dense: $(VENV)/installed  ## ViTAEv2 and Swin-T at the sizes of classification and detection
+	$(BENCH) --networks vitaev2-s swin-t --reference swin-t --size 224 --size 800 1216 --batch_size 1 --mode inference training --output results/dense_cpu
 
 SMOKE := outputs/smoke
 train-smoke: $(VENV)/installed  ## the whole path in a minute: pretrain by recipe and from a stream, fine-tune, evaluate
