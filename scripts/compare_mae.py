@@ -83,7 +83,12 @@ class Comparison:
             "runs": [],
         }
         if self.path.exists():
-            self.results = json.loads(self.path.read_text())
+            earlier = json.loads(self.path.read_text())
+            for name, ours in json.loads(json.dumps(self.results)).items():
+                theirs = earlier[name]
+                if isinstance(ours, dict) and {**ours, "eval_loss": 0} != {**theirs, "eval_loss": 0}:
+                    raise ValueError(f"{self.path} is of another {name}, {theirs}: choose another --output and --work")
+            self.results = earlier
 
     def save(self) -> None:
         self.results.update(environment())

@@ -21,6 +21,7 @@ if __name__ == "__main__":  # look beside this script last, lest evaluate.py the
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,8 @@ class RunArguments:
 def parse(argv: list[str] | None):
     """Arguments from the command line over those of `--config`, as (run, training)."""
     run, training = parse_arguments(argv, (RunArguments, ViTAETrainingArguments), __doc__)
+    if run.pictures < 1:
+        raise ValueError(f"--pictures must be at least 1, got {run.pictures}")
     if training.push_to_hub:
         raise ValueError("--push_to_hub does not work here: publish what was fine-tuned")
     training.label_names = ["pixel_values"]  # an evaluation has a loss without labels
@@ -203,7 +206,12 @@ def write_reports(trainer: ViTAEPreTrainer, run: RunArguments, record: dict) -> 
         settings=settings,
         environment=", ".join(f"{name} {record[name]}" for name in ("device", "torch", "transformers", "date")),
     )
-    card.save(output / "README.md")
+    for folder in [output] if trainer.ema is None else [output, output / "ema"]:  # the figures are the average's
+        card.save(folder / "README.md")
+        if folder != output:
+            for name in ("training_curves.png", Path(record["picture"]).relative_to(output)):
+                (folder / name).parent.mkdir(exist_ok=True)
+                shutil.copy(output / name, folder / name)
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -226,7 +234,7 @@ def main(argv: list[str] | None = None) -> dict:
     trainer.save_state()
     skipped = torch.tensor(trainer.train_dataset.skipped + trainer.eval_dataset.skipped, device=training.device)
     record = {
-        "model": training.output_dir,
+        "model": training.output_dir if trainer.ema is None else str(Path(training.output_dir, "ema")),
         "picture": str(drawing.path),
         "eval_split": run.eval_split,
         "eval_loss": round(metrics["eval_loss"], 4),

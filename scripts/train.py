@@ -173,12 +173,6 @@ def build_training_data(run: RunArguments, training: ViTAETrainingArguments, spl
     split = splits[run.train_split]
     if run.train_share < 1:
         split = draw_by_class(split, training.data_seed, train_size=run.train_share)["train"]
-    batch = training.train_batch_size * training.world_size
-    if training.dataloader_drop_last and len(split) < batch:
-        raise ValueError(
-            f"{len(split)} training images do not fill one batch of {batch}, and `dataloader_drop_last` leaves out what"
-            " does not: use smaller batches"
-        )
     return LabelledImages(split, transform, **options)
 
 

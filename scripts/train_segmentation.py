@@ -89,6 +89,8 @@ class RunArguments:
     def __post_init__(self):
         if (self.preset is None) == (self.model_name_or_path is None):
             raise ValueError("give either --preset, to train from scratch, or --model_name_or_path, to begin with")
+        if self.overlays < 1:
+            raise ValueError(f"--overlays must be at least 1, got {self.overlays}")
 
 
 def parse(argv: list[str] | None):

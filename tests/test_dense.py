@@ -6,6 +6,7 @@ import json
 import build_garment_scenes
 import datasets
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import pytest
 import torch
@@ -27,8 +28,9 @@ from transformers import (
     pipeline,
 )
 
-from vitae_hf import PRESETS, ViTAEBackbone, ViTAEForImageClassification, config_from_preset
+from vitae_hf import PRESETS, ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, config_from_preset
 from vitae_hf.masks import (
+    ColourDistortion,
     MaskAugmentationArguments,
     MaskedImages,
     VariedCrop,
@@ -268,6 +270,32 @@ def test_a_crop_of_one_class_alone_is_taken_when_there_is_no_other():
     assert (MaskedImages(split, transform, num_labels=2)[0]["labels"] == 1).all()
 
 
+def test_colours_are_distorted_but_not_exchanged():
+    red = tv_tensors.Image(torch.tensor([200, 30, 30], dtype=torch.uint8)[:, None, None].expand(3, 8, 8))
+    distorted = [ColourDistortion(p=1.0)(red).float().mean((1, 2)) for _ in range(50)]
+    assert all(colour.argmax() == 0 for colour in distorted) and len({tuple(c.tolist()) for c in distorted}) > 40
+
+
+def test_a_picture_that_is_stored_turned_is_refused_since_its_mask_is_not():
+    exif = PIL.Image.Exif()
+    exif[PIL.ExifTags.Base.Orientation] = 3
+    turned = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8)).save(turned, "JPEG", exif=exif)
+    mask = io.BytesIO()
+    PIL.Image.new("L", (8, 8)).save(mask, "PNG")
+    rows = [{"image": {"bytes": turned.getvalue(), "path": None}, "mask": {"bytes": mask.getvalue(), "path": None}}]
+    with pytest.raises(ValueError, match="row 0: its EXIF orientation is 3.*save the picture upright"):
+        MaskedImages(rows, None, num_labels=2).read(0)
+
+
+def test_class_names_are_neither_empty_nor_there_twice(tmp_path):
+    (tmp_path / "names.txt").write_text("wall\nsky\n\n")
+    assert mask_class_names({}, tmp_path / "names.txt") == {0: "wall", 1: "sky"}
+    (tmp_path / "names.txt").write_text("wall\n\nsky\nwall\n")
+    with pytest.raises(ValueError, match="line 2 of .*names.txt must be the name of one more class, got ''"):
+        mask_class_names({}, tmp_path / "names.txt")
+
+
 def test_labels_are_reduced_as_in_ade20k():
     split = masked_rows((np.zeros((2, 2, 3), np.uint8), np.array([[0, 1], [3, 255]], np.uint8)))
     data = MaskedImages(split, None, num_labels=3, reduce_labels=True)
@@ -443,6 +471,39 @@ def test_a_segmenter_begins_with_a_classifier_or_goes_on_as_it_was(tmp_path):
     classifier.save_pretrained(tmp_path / "classifier", state_dict=state)
     with pytest.raises(ValueError, match=r"lacks 1 weights of ViTAEBackbone: \['vitae.stages.0.normal_cells.0.mlp.fc1"):
         load_segmenter(tmp_path / "classifier", NAMES, 16)
+
+
+def test_a_segmenter_begins_with_a_masked_autoencoder(tmp_path):
+    ViTAEForPreTraining(class_token_config(conv_kernel_size=1)).save_pretrained(tmp_path)
+    model = load_segmenter(tmp_path, NAMES, 16)
+    assert model.backbone.vitae.stages[0].normal_cells[0].conv_branch[0].conv.kernel_size == (3, 3)
+    model.save_pretrained(tmp_path / "segmenter")
+    assert_reloads(model, tmp_path / "segmenter", images())
+
+
+def test_a_segmenter_goes_on_with_the_maps_it_had(tmp_path):
+    config = dense_config(windowed_config(), out_features=["stage2", "stage3"])
+    new_segmenter(config, NAMES, 16).save_pretrained(tmp_path)
+    model = load_segmenter(tmp_path, NAMES)
+    assert model.backbone.out_features == ["stage2", "stage3"] and len(model.decode_head.lateral_convs) == 1
+    with pytest.raises(ValueError, match="or has them of other sizes: .*auxiliary_head|decode_head"):
+        load_segmenter(tmp_path, NAMES, out_features=["stage1", "stage3"])
+
+
+def test_masks_that_say_nothing_move_nothing(scenes, tmp_path):
+    """The library's mean over no pixels would be no number, and end the run."""
+    trainer = make_trainer(scenes["train"], tmp_path)
+    batch = {"pixel_values": images(), "labels": torch.full((2, 64, 64), 255)}
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    assert loss.item() == 0 and not any(parameter.grad.any() for parameter in trainer.model.parameters())
+
+
+def test_an_interrupted_evaluation_leaves_nothing_behind(scenes, tmp_path):
+    trainer = make_trainer(scenes["train"], tmp_path)
+    first = trainer.evaluate()
+    trainer._iou.add_batch(predictions=torch.ones(9, dtype=int), references=torch.zeros(9, dtype=int))
+    assert trainer.evaluate()["eval_mean_iou"] == first["eval_mean_iou"]
 
 
 # ----------------------------------------------------------------------------------------------------------- the script

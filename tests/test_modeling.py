@@ -13,7 +13,7 @@ from packaging import version
 from transformers import AutoModel, AutoModelForImageClassification
 from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
 
-from vitae_hf import ViTAEForImageClassification, ViTAEModel, config_from_preset
+from vitae_hf import ViTAEForImageClassification, ViTAEModel, ViTAEv2Model, config_from_preset
 from vitae_hf.layers_vitae import ViTAECell
 from vitae_hf.modeling_vitae import ViTAENormalCell, random_feature_attention
 
@@ -415,6 +415,21 @@ def test_a_damaged_file_of_weights_is_named(tiny_config, tmp_path):
     damaged.write_bytes(b"\xff" * 8 + damaged.read_bytes()[8:])
     with pytest.raises(OSError, match=f"the weights in \\S*{damaged.name} are damaged: .*header"):
         AutoModelForImageClassification.from_pretrained(tmp_path)
+
+
+def test_dropout_is_where_the_authors_have_it():
+    """After the projection and both layers of the MLP of normal cells; ViTAEv2's reduction cells have none."""
+    model = ViTAEv2Model(windowed_config(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.2))
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
+    cell = "stages.1.normal_cells.0"
+    assert {name for name, rate in rates.items() if rate and cell in name} == {
+        f"{cell}.attention.dropout",
+        f"{cell}.mlp.dropout",
+        f"{cell}.dropout",
+    }
+    assert not any(rate for name, rate in rates.items() if "reduction_cell" in name)
+    assert [stage.reduction_cell.attention.attention_dropout for stage in model.stages] == [0, 0, 0]
+    assert model.stages[1].normal_cells[0].attention.attention_dropout == 0.2
 
 
 def test_another_image_size_becomes_the_models_own(tiny_config, tmp_path):

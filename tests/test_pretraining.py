@@ -276,6 +276,17 @@ def test_other_classes_load_3x3_kernels_that_change_nothing_and_name_what_is_new
     assert torch.allclose(feature_map.flatten(2).transpose(1, 2), expected[:, 1:], atol=1e-5)
 
 
+def test_a_configuration_with_3x3_kernels_loads_the_pretrained_ones_all_the_same(tmp_path):
+    ViTAEForPreTraining(class_token_config(conv_kernel_size=1)).save_pretrained(tmp_path)
+    expected = AutoModel.from_pretrained(tmp_path).state_dict()
+    for given in ({"config": class_token_config()}, {"conv_kernel_size": 3}):
+        model = ViTAEModel.from_pretrained(tmp_path, **given)
+        assert model.config.conv_kernel_size == 3
+        found = model.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in expected.items() if "conv_branch" in name)
+    assert AutoModel.from_pretrained(tmp_path, conv_kernel_size=3).state_dict().keys() == expected.keys()
+
+
 def test_expanded_kernels_begin_to_learn_from_neighbours():
     model = ViTAEForImageClassification(class_token_config(conv_kernel_size=1))
     model.expand_conv_kernels()

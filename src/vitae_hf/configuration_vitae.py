@@ -247,7 +247,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         mlp_ratio (`float`, *optional*, defaults to 3.0):
             Width of the normal cells' MLP and of the inside of their convolution branch, over the width of the tokens.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
-            Dropout in the normal cells, after the attention projection and after the MLP.
+            Dropout in the normal cells, after the attention projection and after both layers of the MLP.
         attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
             Dropout on the normal cells' attention weights.
         drop_path_rate (`float`, *optional*, defaults to 0.1):
@@ -337,6 +337,17 @@ class ViTAEConfig(ViTAEFamilyConfig):
         if not (kwargs.get("out_features") or kwargs.get("out_indices")):
             kwargs["out_features"] = self.feature_pyramid_names or None
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """The library's, which sets keywords one by one; a feature pyramid's maps follow from it as in a new one."""
+        if "feature_pyramid_channels" in kwargs:
+            derived = ("out_features", "out_indices", "stage_names")
+            config_dict = {name: value for name, value in config_dict.items() if name not in derived}
+            for name in ("feature_pyramid_channels", "out_features", "out_indices"):
+                if name in kwargs:
+                    config_dict[name] = kwargs.pop(name)
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def feature_map_names(self) -> list[str]:

@@ -48,9 +48,9 @@ class ViTAEv2Config(ViTAEFamilyConfig):
         mlp_ratio (`float`, *optional*, defaults to 4.0):
             Width of the normal cells' MLP and of the inside of their convolution branch, over the width of the tokens.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
-            Dropout after attention projections and MLPs, in both kinds of cell.
+            Dropout in the normal cells, after the attention projection and after both layers of the MLP.
         attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
-            Dropout on attention weights.
+            Dropout on the normal cells' attention weights.
         drop_path_rate (`float`, *optional*, defaults to 0.1):
             Largest rate of the normal cells' stochastic depth; reduction cells have none.
         drop_path_schedule (`str`, *optional*, defaults to `"original"`):

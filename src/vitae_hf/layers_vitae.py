@@ -120,6 +120,7 @@ class ViTAEAttention(nn.Module):
         window_size: side of the windows that attend by themselves; default: all tokens attend to all. Zeros that fill
             the windows at the border take part, as in the authors' code.
         value_residual: whether the value is added to the output, since input and output have different widths.
+        has_dropout: whether the configuration's dropout rates apply.
     """
 
     def __init__(
@@ -131,12 +132,13 @@ class ViTAEAttention(nn.Module):
         qkv_bias: bool = True,
         window_size: int | None = None,
         value_residual: bool = False,
+        has_dropout: bool = True,
     ):
         super().__init__()
         self.config = config
         self.head_dim = hidden_size // num_heads
         self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
+        self.attention_dropout = config.attention_probs_dropout_prob if has_dropout else 0.0
         self.is_causal = False
         self.window_size = window_size
         self.value_residual = value_residual
@@ -144,7 +146,7 @@ class ViTAEAttention(nn.Module):
         self.k_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
         self.v_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob if has_dropout else 0.0)
 
     def forward(
         self, hidden_states: torch.Tensor, height: int, width: int, **kwargs
@@ -178,13 +180,16 @@ class ViTAEAttention(nn.Module):
 
 
 class ViTAEMLP(nn.Module):
-    def __init__(self, hidden_size: int, intermediate_size: int):
+    """Two linear layers with a GELU, and dropout, between them: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int, dropout_prob: float = 0.0):
         super().__init__()
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.dropout = nn.Dropout(dropout_prob)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(hidden_states)))
+        return self.fc2(self.dropout(nn.functional.gelu(self.fc1(hidden_states))))
 
 
 class ViTAEDropPath(nn.Module):
@@ -401,7 +406,7 @@ class ViTAEFamilyNormalCell(ViTAECell):
         self.attention = attention
         self.conv_branch = conv_branch
         self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.mlp = ViTAEMLP(hidden_size, int(config.mlp_ratio * hidden_size))
+        self.mlp = ViTAEMLP(hidden_size, int(config.mlp_ratio * hidden_size), config.hidden_dropout_prob)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = ViTAEDropPath(config.drop_path_rates(stage_idx)[cell_idx])
 
@@ -462,7 +467,7 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
         except Exception as error:
             if type(error).__name__ != "SafetensorError":  # whose message does not say which file it is about
                 raise
-            damaged = [str(file) for file in checkpoint_files or [] if not is_readable(file)]
+            damaged = [str(file) for file in checkpoint_files if not is_readable(file)] or map(str, checkpoint_files)
             raise OSError(f"the weights in {', '.join(damaged)} are damaged: {error}") from error
 
     @torch.no_grad()
@@ -554,20 +559,24 @@ class ViTAEFamilyBackbone(BackboneMixin):
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
                 Normalised images of any size. Sides that are no multiples of `size_divisor` pixels are filled up with
-                zeros on the right and at the bottom, and the maps cover these too.
+                zeros on the right and at the bottom.
             output_hidden_states, output_attentions, return_dict (`bool`, *optional*):
                 As in the models.
 
         Returns:
-            `BackboneOutput`: `feature_maps`, a tuple of maps `(B, channels[i], height / stride, width / stride)`, and
-            `hidden_states` and `attentions` when asked for.
+            `BackboneOutput`: `feature_maps`, a tuple of maps `(B, channels[i], height / stride, width / stride)`, their
+            sides rounded up, and `hidden_states` (of filled-up images) and `attentions` when asked for.
         """
         height, width = pixel_values.shape[-2:]
         padded = nn.functional.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
         outputs = self.base_model(padded, **kwargs)
         maps = dict(zip(self.stage_names, self.feature_maps_of(outputs.hidden_states, padded.shape[-2:])))
+        feature_maps = []
+        for name in self.out_features:  # without what covers zeros alone
+            stride = padded.shape[-1] // maps[name].shape[-1]
+            feature_maps.append(maps[name][..., : -(-height // stride), : -(-width // stride)])
         return BackboneOutput(
-            feature_maps=tuple(maps[name] for name in self.out_features),
+            feature_maps=tuple(feature_maps),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import torch
 from torch.utils.data import Dataset
@@ -15,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .image_processing_vitae import to_rgb
 from .samples import Samples, read_image, seeded
 
 
@@ -68,10 +70,14 @@ def mask_class_names(data: datasets.DatasetDict, file: Path | None = None) -> di
     """Names of the classes by the value of the mask: the lines of a file, else those of the `category` of `objects`.
 
     Raises:
-        ValueError: there is neither.
+        ValueError: there is neither, or a line is empty or there twice.
     """
     if file is not None:
-        return dict(enumerate(file.read_text().splitlines()))
+        names = file.read_text().rstrip("\n").splitlines()
+        for number, name in enumerate(names):
+            if not name.strip() or name in names[:number]:
+                raise ValueError(f"line {number + 1} of {file} must be the name of one more class, got {name!r}")
+        return dict(enumerate(names))
     category = getattr(next(iter(data.values())).features.get("objects"), "get", {}.get)("category")
     names = getattr(getattr(category, "feature", None), "names", None)
     if names is None:
@@ -101,6 +107,12 @@ def read_mask(image: dict | None, name: str, num_labels: int, reduce_labels: boo
             f" are {num_labels} classes, counted from 0, and {IGNORED_CLASS} for what is ignored"
         )
     return mask.astype(np.uint8)
+
+
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    if (orientation := picture.getexif().get(PIL.ExifTags.Base.Orientation, 1)) != 1:
+        raise ValueError(f"its EXIF orientation is {orientation}, which its mask has not: save the picture upright")
+    return to_rgb(picture)
 
 
 def _single_channel(picture: PIL.Image.Image) -> np.ndarray:
@@ -145,7 +157,7 @@ class MaskedImages(Samples, Dataset):
         """Picture, mask and name, for messages, of a row."""
         row = self.split[index]
         name = (row["image"] or {}).get("path") or f"row {index}"
-        picture = read_image(row["image"], name)
+        picture = read_image(row["image"], name, _upright)
         mask = read_mask(row["mask"], name, self.num_labels, self.reduce_labels)
         if picture.size != mask.shape[::-1]:
             raise ValueError(
@@ -228,6 +240,13 @@ class VariedCrop(v2.RandomCrop):
         return cropped
 
 
+class ColourDistortion(v2.RandomPhotometricDistort):
+    """Brightness, contrast, saturation and hue as mmsegmentation distorts them: torchvision would swap channels too."""
+
+    def make_params(self, flat_inputs: list) -> dict:
+        return {**super().make_params(flat_inputs), "channel_permutation": None}
+
+
 def training_transform(arguments: MaskAugmentationArguments) -> Callable:
     """What a worker does to a picture and its mask: float pixels `(3, crop, crop)`, normalised, and int64 classes."""
     short_sides = (round(arguments.min_scale * arguments.short_side), round(arguments.max_scale * arguments.short_side))
@@ -237,7 +256,7 @@ def training_transform(arguments: MaskAugmentationArguments) -> Callable:
             v2.RandomShortestSize(range(short_sides[0], short_sides[1] + 1)),
             VariedCrop(arguments.crop_size, arguments.max_class_share, mean_colour),
             v2.RandomHorizontalFlip(arguments.flip_prob),
-            v2.RandomPhotometricDistort(p=arguments.distortion_prob),
+            ColourDistortion(p=arguments.distortion_prob),
             v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
             v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
             v2.ToPureTensor(),

@@ -120,13 +120,17 @@ class MeanIoU(evaluate.Metric):
 
     def __init__(self, names: list[str], ignored: tuple[int, ...] = (255, -100), **kwargs):
         self.names, self.ignored = list(names), ignored
-        self.confusion = np.zeros((len(self.names), len(self.names)), np.int64)
+        self.reset()
         super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
         maps = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
         features = datasets.Features({"predictions": maps, "references": maps})
         return evaluate.MetricInfo(description=self.__doc__, citation="", inputs_description="", features=features)
+
+    def reset(self) -> None:
+        """Forget what was added."""
+        self.confusion = np.zeros((len(self.names), len(self.names)), np.int64)
 
     def add(self, *, prediction=None, reference=None, **kwargs) -> None:
         """Count the pixels of one image."""
@@ -153,7 +157,8 @@ class MeanIoU(evaluate.Metric):
         """
         if predictions is not None:
             self.add_batch(predictions=predictions, references=references)
-        confusion, self.confusion = self.confusion, np.zeros_like(self.confusion)
+        confusion = self.confusion
+        self.reset()
         if not confusion.sum():
             raise ValueError("there is no pixel that counts: no masks, or all of them to be ignored")
         right, pixels = confusion.diagonal(), confusion.sum(1)

@@ -7,6 +7,7 @@ class token, and the models, from leaf to head.
 Source: Xu et al. 2021, "ViTAE: Vision Transformer Advanced by Exploring Intrinsic Inductive Bias", arXiv 2106.03348.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -92,6 +93,9 @@ def random_feature_attention(
         numerator = query_features @ (key_features.transpose(1, 2) @ value.float())
         denominator = query_features @ key_features.sum(1).unsqueeze(-1) + shifted_eps
         return (numerator / denominator).to(value.dtype)
+
+
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
 class ViTAERandomFeatureAttention(nn.Module):
@@ -284,8 +288,15 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
         `conv_kernel_size=1` leaves the 1×1 kernels as they are (not by Auto classes, which do not pass it on).
         """
         wanted = kwargs.get("conv_kernel_size")
-        if wanted == 3 and not issubclass(cls, ViTAEForPreTraining):
-            del kwargs["conv_kernel_size"]  # the weights may be 1×1, and must be loaded as what they are
+        if not issubclass(cls, ViTAEForPreTraining):  # the weights may be 1×1, and must be loaded as what they are
+            if wanted == 3:
+                del kwargs["conv_kernel_size"]
+            config = kwargs.get("config")
+            if isinstance(config, ViTAEConfig) and config.has_class_token and config.conv_kernel_size == 3:
+                source = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
+                saved, _ = ViTAEConfig.get_config_dict(pretrained_model_name_or_path, **source)
+                kwargs["config"] = copy.deepcopy(config)
+                kwargs["config"].conv_kernel_size = saved.get("conv_kernel_size", 3)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info=True`
         if wanted != 1 and model.config.conv_kernel_size == 1 and not issubclass(cls, ViTAEForPreTraining):
@@ -608,6 +619,7 @@ class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
             self.num_features += [config.feature_pyramid_channels] * len(self.feature_pyramid.levels)
             self.size_divisor = 2 * config.total_stride
         self.post_init()
+        self.train(self.training)  # freezes stages
 
     def feature_maps_of(self, hidden_states: tuple[torch.Tensor, ...], image_size: torch.Size) -> tuple:
         if not self.config.has_class_token:

@@ -34,7 +34,7 @@ class ViTAEv2ReductionCell(ViTAEFamilyReductionCell):
     """The reduction cell with softmax attention: (B, Cin, H·s, W·s) -> (B, N, C).
 
     In windows the attention is the usual one; over all tokens it has no bias in its queries, keys and values, and adds
-    the value to its output.
+    the value to its output. There is no dropout.
     """
 
     def __init__(self, config: ViTAEv2Config, stage_idx: int):
@@ -47,9 +47,10 @@ class ViTAEv2ReductionCell(ViTAEFamilyReductionCell):
             qkv_bias=window_size is not None,
             window_size=window_size,
             value_residual=window_size is None,
+            has_dropout=False,
         )
         conv_branch = ViTAEReductionConvBranch(config, stage_idx, first_norm=True, last_act=False)
-        super().__init__(config, stage_idx, attention, conv_branch, dropout_prob=config.hidden_dropout_prob)
+        super().__init__(config, stage_idx, attention, conv_branch, dropout_prob=0.0)
 
 
 class ViTAEv2NormalCell(ViTAEFamilyNormalCell):
@@ -179,6 +180,7 @@ class ViTAEv2Backbone(ViTAEFamilyBackbone, ViTAEv2PreTrainedModel):
         self.size_divisor = config.total_stride
         self.num_features = [config.num_channels, *config.hidden_sizes]
         self.post_init()
+        self.train(self.training)  # freezes stages
 
 
 ViTAEv2Model.register_for_auto_class("AutoModel")

@@ -83,17 +83,24 @@ def load_segmenter(
     """
     config = AutoConfig.from_pretrained(folder)
     if isinstance(config, UperNetConfig):
-        config.backbone_config = dense_config(config.backbone_config, **changes)
+        fields = {**config.backbone_config.to_dict(), **changes}
+        config.backbone_config = type(config.backbone_config)(**fields)
         config.id2label, config.label2id = names, {name: index for index, name in names.items()}
-        return UperNetForSemanticSegmentation.from_pretrained(
-            folder, config=config, ignore_mismatched_sizes=True
-        ).train()
+        model, loading = UperNetForSemanticSegmentation.from_pretrained(
+            folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+        lost = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+        if lost := sorted(name for name in lost if ".classifier." not in name):
+            raise ValueError(
+                f"{folder} lacks {len(lost)} weights of this network, or has them of other sizes: {lost[:5]}"
+            )
+        return model.train()
     config = dense_config(config, **changes)
     backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     backbone, loading = backbone_class.from_pretrained(folder, config=config, output_loading_info=True)
     if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("feature_pyramid.")):
         raise ValueError(f"{folder} lacks {len(missing)} weights of {backbone_class.__name__}: {missing[:5]}")
-    model = new_segmenter(config, names, head_channels)
+    model = new_segmenter(backbone.config, names, head_channels)
     model.backbone.load_state_dict(backbone.state_dict())
     return model
 
@@ -120,6 +127,10 @@ class SegmentationTrainer(ViTAETrainer):
                 f" needed in training, got per_device_train_batch_size {args.per_device_train_batch_size}"
             )
         args.batch_eval_metrics = True
+        if (
+            model.backbone.out_features[-1] != model.backbone.stage_names[-1]
+        ):  # what is behind the last map learns nothing
+            args.ddp_find_unused_parameters = True
         self.figures = None
         self._iou = MeanIoU([model.config.id2label[index] for index in range(model.config.num_labels)])
         super().__init__(model, args, compute_metrics=self._count, **kwargs)
@@ -128,6 +139,18 @@ class SegmentationTrainer(ViTAETrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         return Trainer.create_scheduler(self, num_training_steps, optimizer)
+
+    def compute_loss(self, model, inputs: dict, *args, **kwargs):
+        """The network's own, but 0 for a batch whose masks say nothing: the mean over no pixels is no number."""
+        if not (inputs["labels"] == IGNORED_CLASS).all():
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        return 0 * super().compute_loss(
+            model, {**inputs, "labels": torch.zeros_like(inputs["labels"])}, *args, **kwargs
+        )
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._iou.reset()  # an evaluation before may have been interrupted
+        return super().evaluation_loop(*args, **kwargs)
 
     @torch.no_grad()
     def prediction_step(self, model, inputs: dict, prediction_loss_only: bool, ignore_keys=None):

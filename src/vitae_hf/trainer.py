@@ -286,6 +286,13 @@ class ViTAETrainer(Trainer):
         return loss
 
     def get_train_dataloader(self):
+        batch = self.args.train_batch_size * self.args.world_size
+        images = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else batch
+        if self.args.dataloader_drop_last and not self._deals_rows and images < batch:
+            raise ValueError(
+                f"{images} training images do not fill one batch of {batch}, and `dataloader_drop_last` leaves out what"
+                " does not: use smaller batches"
+            )
         loader = self._get_streaming_dataloader() if self._deals_rows else super().get_train_dataloader()
         # A loader takes its workers' seed from here and not from the random state of training, which it would move on
         # once more in a resumed run, where its workers are started again.
