@@ -88,12 +88,15 @@ def unreached(model) -> list[str]:
 
 
 def assert_reloads(model, folder, *inputs):
+    """The same weights to the bit; logits to rounding, since kernels may depend on where a file's tensors lie."""
     model.eval()
     model.save_pretrained(folder)
     reloaded = type(model).from_pretrained(folder).eval()
     with torch.no_grad():
         expected, outputs = model(*inputs), reloaded(*inputs)
-    assert torch.equal(expected.logits, outputs.logits)
+    weights = reloaded.state_dict()
+    assert all(torch.equal(weights.pop(name), tensor) for name, tensor in model.state_dict().items()) and not weights
+    torch.testing.assert_close(outputs.logits, expected.logits, rtol=1e-5, atol=1e-5 * expected.logits.std().item())
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 75)])
@@ -486,7 +489,7 @@ def test_a_segmenter_goes_on_with_the_maps_it_had(tmp_path):
     new_segmenter(config, NAMES, 16).save_pretrained(tmp_path)
     model = load_segmenter(tmp_path, NAMES)
     assert model.backbone.out_features == ["stage2", "stage3"] and len(model.decode_head.lateral_convs) == 1
-    with pytest.raises(ValueError, match="or has them of other sizes: .*auxiliary_head|decode_head"):
+    with pytest.raises(ValueError, match="or has them of other sizes: .*decode_head"):
         load_segmenter(tmp_path, NAMES, out_features=["stage1", "stage3"])
 
 

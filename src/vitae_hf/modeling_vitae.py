@@ -552,7 +552,7 @@ class ViTAEForPreTraining(ViTAEPreTrainedModel):
         )
 
 
-class ViTAEChannelNorm(nn.LayerNorm):
+class ViTAEChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of each position of a map (B, C, H, W)."""
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
@@ -574,7 +574,7 @@ class ViTAEFeaturePyramid(nn.Module):
             (
                 [
                     nn.ConvTranspose2d(width, width // 2, 2, stride=2),
-                    ViTAEChannelNorm(width // 2, eps=eps),
+                    ViTAEChannelLayerNorm(width // 2, eps=eps),
                     nn.GELU(),
                     nn.ConvTranspose2d(width // 2, width // 4, 2, stride=2),
                 ],
@@ -588,9 +588,9 @@ class ViTAEFeaturePyramid(nn.Module):
             nn.Sequential(
                 *layers,
                 nn.Conv2d(in_channels, channels, 1, bias=False),
-                ViTAEChannelNorm(channels, eps=eps),
+                ViTAEChannelLayerNorm(channels, eps=eps),
                 nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-                ViTAEChannelNorm(channels, eps=eps),
+                ViTAEChannelLayerNorm(channels, eps=eps),
             )
             for layers, in_channels in rescaled
         )

@@ -49,7 +49,7 @@ def dense_config(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
 def new_segmenter(
     config: PreTrainedConfig, names: dict[int, str], head_channels: int = 512
 ) -> UperNetForSemanticSegmentation:
-    """A UperNet with random weights, and an auxiliary head on the map of stride 16, half as wide.
+    """A UperNet with random weights, and an auxiliary head on the third map (of stride 16), half as wide, if there is one.
 
     Args:
         config: of the backbone; see [`dense_config`].
@@ -59,6 +59,7 @@ def new_segmenter(
     config = UperNetConfig(
         backbone_config=config,
         hidden_size=head_channels,
+        use_auxiliary_head=len(config.out_features) > 2,  # the library's place for it is the third map
         auxiliary_channels=max(head_channels // 2, 1),
         id2label=names,
         label2id={name: index for index, name in names.items()},
@@ -84,6 +85,7 @@ def load_segmenter(
     config = AutoConfig.from_pretrained(folder)
     if isinstance(config, UperNetConfig):
         fields = {**config.backbone_config.to_dict(), **changes}
+        fields.pop("out_indices")  # says the same as `out_features`, which may have changed
         config.backbone_config = type(config.backbone_config)(**fields)
         config.id2label, config.label2id = names, {name: index for index, name in names.items()}
         model, loading = UperNetForSemanticSegmentation.from_pretrained(
