@@ -49,7 +49,7 @@ def dense_config(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
 def new_segmenter(
     config: PreTrainedConfig, names: dict[int, str], head_channels: int = 512
 ) -> UperNetForSemanticSegmentation:
-    """A UperNet with random weights, and an auxiliary head on the third map (of stride 16), half as wide, if there is one.
+    """A UperNet with random weights; with three maps or more, an auxiliary head on the third (stride 16), half as wide.
 
     Args:
         config: of the backbone; see [`dense_config`].
