@@ -10,11 +10,12 @@ from accelerate import infer_auto_device_map
 from conftest import CONFIGS, class_token_config, images, pyramid_config, windowed_config
 from huggingface_hub.errors import StrictDataclassError
 from packaging import version
+from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification
 from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
 
 from vitae_hf import ViTAEForImageClassification, ViTAEModel, ViTAEv2Model, config_from_preset
-from vitae_hf.layers_vitae import ViTAECell
+from vitae_hf.layers_vitae import ViTAECell, ViTAEConvLayer
 from vitae_hf.modeling_vitae import ViTAENormalCell, random_feature_attention
 
 
@@ -295,6 +296,30 @@ def test_replicas_of_data_parallel_work_and_count_their_batches_once(tiny_config
     replica(images(4), labels=torch.arange(4)).loss.backward()
     batches = [int(buffer) for name, buffer in model.named_buffers() if name.endswith("num_batches_tracked")]
     assert set(batches) == {1} and model.classifier.weight.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_batch_norm_and_silu_in_one_equal_those_of_torch(dtype, kernel_size):
+    layer = ViTAEConvLayer(8, 16, kernel_size, groups=2)
+    nn.init.uniform_(layer.norm.weight)
+    nn.init.normal_(layer.norm.bias)
+    layer = layer.to(dtype)
+    plain = nn.Sequential(*copy.deepcopy(layer).children())  # convolution, BatchNorm, SiLU
+    pixels = (3 * torch.randn(4, 8, 10, 12) + 1).to(dtype, memory_format=torch.channels_last).requires_grad_()
+    outputs, gradients = [], []
+    for network in (layer, plain):
+        output = network(pixels)
+        weights = [*network.parameters(), pixels]
+        gradients.append(torch.autograd.grad((output.float() * torch.arange(12)).sum(), weights))
+        outputs.append(output)
+    assert type(outputs[0].grad_fn).__name__ == "BatchNormSiLUBackward"
+    assert torch.equal(*outputs)
+    assert all(torch.equal(*pair) for pair in zip(layer.buffers(), plain.buffers()))
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    for own, expected in zip(*gradients):
+        # The bias before a BatchNorm has no gradient but rounding.
+        assert (own - expected).abs().max() <= tolerance * max(gradients[1][0].abs().max(), expected.abs().max())
 
 
 def test_one_training_step_reaches_every_parameter(tiny_config):

@@ -14,6 +14,7 @@ from .configuration_vitae import ViTAEConfig
 from .configuration_vitaev2 import ViTAEv2Config
 from .conversion import convert_original_state_dict, detect_preset, load_original_checkpoint
 from .image_processing_vitae import ViTAEImageProcessor, ViTAEImageProcessorPil
+from .inference import prepare_for_inference
 from .modeling_vitae import (
     ViTAEBackbone,
     ViTAEForImageClassification,
@@ -61,4 +62,5 @@ __all__ = [
     "convert_original_state_dict",
     "detect_preset",
     "load_original_checkpoint",
+    "prepare_for_inference",
 ]

@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -212,6 +213,35 @@ class ViTAEDropPath(nn.Module):
         return f"rate={self.rate:.3g}"
 
 
+class BatchNormSiLU(torch.autograd.Function):
+    """Training-mode BatchNorm and SiLU, which saves what it gets and not what is between: (B, C, H, W) -> the same.
+
+    The backward pass normalises again with the batch's mean and deviation. This saves one of the three maps that a
+    layer of the convolution branches keeps.
+    """
+
+    @staticmethod
+    def forward(ctx, feature_map, weight, bias, running_mean, running_var, momentum, eps):
+        normalised, mean, inverse_std = torch.native_batch_norm(
+            feature_map, weight, bias, running_mean, running_var, True, momentum, eps
+        )
+        ctx.save_for_backward(feature_map, weight, bias, mean, inverse_std)
+        ctx.eps = eps
+        return nn.functional.silu(normalised, inplace=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        feature_map, weight, bias, mean, inverse_std = ctx.saved_tensors
+        variance = inverse_std.pow(-2) - ctx.eps
+        normalised = nn.functional.batch_norm(feature_map, mean, variance, weight, bias, eps=ctx.eps)
+        grad_normalised = torch.ops.aten.silu_backward(grad_output, normalised)
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            grad_normalised, feature_map, weight, None, None, mean, inverse_std, True, ctx.eps, ctx.needs_input_grad[:3]
+        )
+        return *gradients, None, None, None, None
+
+
 class ViTAEConvLayer(nn.Module):
     """A convolution with "same" padding, then BatchNorm and SiLU where asked for."""
 
@@ -230,8 +260,23 @@ class ViTAEConvLayer(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
         self.activation_fn = nn.SiLU() if act else nn.Identity()
 
+    @property
+    def saves_memory(self) -> bool:
+        """Whether [`BatchNormSiLU`] does the same for less; a compiler finds that by itself."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return False
+        plain = type(self.norm) is nn.BatchNorm2d and type(self.activation_fn) is nn.SiLU
+        return plain and self.norm.training and self.norm.momentum is not None
+
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        return self.activation_fn(self.norm(self.conv(feature_map)))
+        feature_map = self.conv(feature_map)
+        if not self.saves_memory:
+            return self.activation_fn(self.norm(feature_map))
+        norm = self.norm
+        norm.num_batches_tracked.add_(1)
+        return BatchNormSiLU.apply(
+            feature_map, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps
+        )
 
 
 class ViTAEReductionConvBranch(nn.Sequential):

@@ -90,9 +90,10 @@ def random_feature_attention(
         query_features, key_features = (query_logs - query_shift).exp(), (key_logs - key_shift).exp()
         # Within these bounds eps stays a normal float32, outside of them it decides nothing.
         shifted_eps = eps * projection.shape[0] * (-query_shift - key_shift).clamp(-60, 80).exp()
-        numerator = query_features @ (key_features.transpose(1, 2) @ value.float())
         denominator = query_features @ key_features.sum(1).unsqueeze(-1) + shifted_eps
-        return (numerator / denominator).to(value.dtype)
+        # Divided first, where there are M of them and not C.
+        output = (query_features / denominator) @ (key_features.transpose(1, 2) @ value.float())
+        return output.to(value.dtype)
 
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")

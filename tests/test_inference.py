@@ -1,0 +1,98 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""A model prepared for inference computes what it did, and its folder holds an ordinary model."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from conftest import images
+from torch import nn
+from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, ViTModel
+
+from vitae_hf import config_from_preset, prepare_for_inference
+from vitae_hf.inference import FoldedBatchNorm
+from vitae_hf.segmentation import dense_config, new_segmenter
+
+
+@torch.no_grad()
+def used(model: nn.Module) -> nn.Module:
+    """The model with BatchNorms that do something."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 2)
+            module.bias.normal_()
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model.eval()
+
+
+@pytest.fixture
+def model(tiny_config):
+    return used(AutoModelForImageClassification.from_config(tiny_config()))
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(images()).logits.float()
+
+
+def test_the_same_logits_and_an_ordinary_folder(model, tmp_path):
+    names, expected = set(model.state_dict()), logits(model)
+    assert prepare_for_inference(model) is model
+    prepared = logits(model)
+    torch.testing.assert_close(prepared, expected, rtol=0, atol=1e-5 * expected.std().item())
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and all(type(norm) is FoldedBatchNorm for norm in norms)
+    torch.testing.assert_close(logits(prepare_for_inference(model)), prepared)  # a second time changes nothing
+    model.save_pretrained(tmp_path)
+    reloaded, loading = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert set(reloaded.state_dict()) == names and not any(loading.values())
+    assert not any(isinstance(module, FoldedBatchNorm) for module in reloaded.modules())
+    torch.testing.assert_close(logits(reloaded.eval()), expected, rtol=0, atol=1e-5 * expected.std().item())
+    assert all(parameter.requires_grad for name, parameter in reloaded.named_parameters() if "position" not in name)
+
+
+def test_half_precision_is_close_and_random_features_stay_float32(model):
+    expected = logits(model)
+    half = logits(prepare_for_inference(model, torch.bfloat16))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert (half - expected).abs().max() < 0.02 * (expected.max() - expected.min())
+    projections = [buffer for name, buffer in model.named_buffers() if name.endswith("random_projection")]
+    assert all(projection.dtype == torch.float32 for projection in projections)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_compiled_it_computes_the_same():
+    model = used(AutoModelForImageClassification.from_config(config_from_preset("vitaev2-nano")))
+    expected = logits(model)
+    compiled = logits(prepare_for_inference(model, compile=True))
+    torch.testing.assert_close(compiled, expected, rtol=0, atol=1e-4 * expected.std().item())
+
+
+def test_a_segmenter_keeps_what_is_not_of_this_family():
+    model = used(new_segmenter(dense_config(config_from_preset("vitae-nano")), {0: "a", 1: "b"}, 8))
+    head = copy.deepcopy(model.decode_head)
+    expected = logits(model)
+    torch.testing.assert_close(
+        logits(prepare_for_inference(model)), expected, rtol=0, atol=1e-5 * expected.std().item()
+    )
+    assert all(torch.equal(*pair) for pair in zip(head.state_dict().values(), model.decode_head.state_dict().values()))
+
+
+def test_training_normalises_again(model):
+    prepare_for_inference(model).train()
+    before = [norm.running_mean.clone() for norm in model.modules() if isinstance(norm, FoldedBatchNorm)]
+    model(images())
+    after = [norm.running_mean for norm in model.modules() if isinstance(norm, FoldedBatchNorm)]
+    assert not any(torch.equal(*pair) for pair in zip(before, after))
+
+
+def test_what_cannot_be_prepared_is_told():
+    other = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8))
+    with pytest.raises(ValueError, match="expected a ViTAE or ViTAEv2, .*; got ViTModel"):
+        prepare_for_inference(other)
+    with torch.device("meta"):
+        offloaded = AutoModel.from_config(config_from_preset("vitae-nano"))
+    with pytest.raises(ValueError, match="offloaded"):
+        prepare_for_inference(offloaded)
