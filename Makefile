@@ -21,10 +21,10 @@ check: $(VENV)/installed  ## style
 
 BENCH := $(RUN) scripts/benchmark.py --threads 2
 bench: $(VENV)/installed  ## speed and memory against ViT-S and Swin-T, about ten minutes
-	$(BENCH) --networks vitae-t vitae-s vitaev2-s vit-s swin-t --dtype float32 bfloat16 --output results/bench_cpu
+	$(BENCH) --networks vitae-t vitae-s vitaev2-s vit-s swin-t --dtype float32 bfloat16 --prepare both --output results/bench_cpu
 
 bench-sweep: $(VENV)/installed  ## how the cost grows with the resolution
-	$(BENCH) --networks vitae-t vitae-s vitaev2-s vit-s swin-t --size 224 --size 448 --size 896 --batch_size 1 --output results/sweep_cpu
+	$(BENCH) --networks vitae-t vitae-s vitaev2-s vit-s swin-t --size 224 --size 448 --size 896 --batch_size 1 --prepare yes --output results/sweep_cpu
 
 bench-dense: $(VENV)/installed  ## ViTAEv2 and Swin-T at the sizes of classification and detection
 	$(BENCH) --networks vitaev2-s swin-t --reference swin-t --size 224 --size 800 1216 --batch_size 1 --mode inference training --output results/dense_cpu

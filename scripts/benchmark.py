@@ -56,10 +56,12 @@ def groups_of_cases(arguments: argparse.Namespace) -> list[list[Case]]:
                     compiled=compiled,
                     checkpointing=checkpointed,
                     channels_last=arguments.channels_last,
+                    prepared=prepared,
                 )
                 for compiled, checkpointed, network in product(
                     CHOICES[arguments.compile], checkpointing, arguments.networks
                 )
+                for prepared in (CHOICES[arguments.prepare] if network in PRESETS and mode == "inference" else [False])
             ]
         )
     return groups
@@ -110,7 +112,8 @@ def write(record: dict, output: Path) -> None:
 
 
 def name_of(result: dict) -> str:
-    return result["network"] + ", compiled" * result["compiled"] + ", checkpointed" * result["checkpointing"]
+    kinds = {"prepared": "prepared", "compiled": "compiled", "checkpointing": "checkpointed"}
+    return ", ".join([result["network"], *(kind for name, kind in kinds.items() if result[name])])
 
 
 def table(results: list[dict]) -> str:
@@ -262,6 +265,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--dtype", nargs="+", choices=list(PRECISIONS), default=["float32"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", choices=list(CHOICES), default="no")
+    parser.add_argument("--prepare", choices=list(CHOICES), default="no", help="presets, for inference")
     parser.add_argument("--checkpointing", choices=list(CHOICES), default="no", help="in training")
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

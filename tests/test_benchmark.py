@@ -12,6 +12,7 @@ from torch import nn
 
 from vitae_hf import benchmarking
 from vitae_hf.benchmarking import Case, Workload, count_work, interleave, peak_memory, saved_activations
+from vitae_hf.inference import FoldedBatchNorm
 from vitae_hf.published import PUBLISHED
 
 
@@ -151,6 +152,16 @@ def test_autocast_keeps_float32_weights_and_half_precision_does_not():
     for dtype, weights, logits in [("autocast", torch.float32, torch.bfloat16), ("bfloat16",) + 2 * (torch.bfloat16,)]:
         workload = Workload(Case("vitae-nano", (64, 64), dtype=dtype))
         assert (workload.model.dtype, workload.logits().dtype) == (weights, logits)
+
+
+def test_prepared_networks_are_compared_with_the_reference_as_it_is(monkeypatch):
+    monkeypatch.setattr(benchmarking.MatrixProduct, "SIDES", {"cpu": (64,)})
+    options = "--networks vitae-nano --reference timm:test_vit --prepare both --size 64 --rounds 1 --seconds 0.01"
+    rows = benchmark.main([*options.split(), "--threads", "1", "--batch_size", "2", "--skip_memory"])["results"]
+    assert [benchmark.name_of(row) for row in rows] == ["vitae-nano", "vitae-nano, prepared", "timm:test_vit"]
+    assert all(row["relative_efficiency"] for row in rows)
+    modules = Workload(Case("vitae-nano", (64, 64), prepared=True)).model.modules()
+    assert any(isinstance(module, FoldedBatchNorm) for module in modules)
 
 
 def test_checkpointing_saves_less():

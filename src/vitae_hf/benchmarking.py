@@ -27,6 +27,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from .inference import prepare_for_inference
 from .presets import PRESETS, config_from_preset
 
 
@@ -64,6 +65,7 @@ class Case:
         compiled: by `torch.compile`.
         checkpointing: gradient checkpointing, in training.
         channels_last: memory format of weights and images.
+        prepared: by `prepare_for_inference`; presets only, and only for inference.
     """
 
     network: str
@@ -75,6 +77,7 @@ class Case:
     compiled: bool = False
     checkpointing: bool = False
     channels_last: bool = False
+    prepared: bool = False
 
 
 def is_known(network: str) -> bool:
@@ -134,7 +137,7 @@ class Workload:
         layout = torch.channels_last if case.channels_last else torch.contiguous_format
         self.case, self.is_training = case, case.mode == "training"
         model = build_network(case.network, case.image_size).to(case.device, dtype, memory_format=layout)
-        self.model = model.train(self.is_training)
+        self.model = prepare_for_inference(model) if case.prepared else model.train(self.is_training)
         if case.checkpointing:
             enable = getattr(model, "gradient_checkpointing_enable", None) or model.set_grad_checkpointing
             enable()
@@ -293,7 +296,7 @@ def measure_speed(cases: list[Case], reference: str, rounds: int, least_seconds:
             continue
         parameters, gmacs = work[case]
         images_per_s = [case.batch_size / time for time in seconds[case]]
-        base = speeds.get(Case(**{**asdict(case), "network": reference}))
+        base = speeds.get(Case(**{**asdict(case), "network": reference, "prepared": False}))
         records.append(
             {
                 **asdict(case),

@@ -3,6 +3,7 @@
 
 import datetime
 import platform
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -19,13 +20,20 @@ def environment(device: str = "cpu") -> dict:
     """
     is_gpu = torch.device(device).type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(device) if is_gpu else f"{platform.machine()} CPU",
+        "device": torch.cuda.get_device_name(device) if is_gpu else _cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "commit": _commit(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _cpu_name() -> str:
+    """Kind of processor, and its name where Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    name = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return f"{platform.machine()} CPU" + (f" ({name[1].strip()})" if name else "")
 
 
 def _commit() -> str | None:
