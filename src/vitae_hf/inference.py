@@ -39,8 +39,8 @@ def prepare_for_inference(
 ) -> PreTrainedModel:
     """Make a model as fast as it can be on its device. What it computes stays the same within rounding.
 
-    The model itself is changed: evaluation mode, no gradients, BatchNorms folded into the convolutions before them, 4-D
-    weights in channels-last order. It can be saved: the folder holds an ordinary model with these weights.
+    The model itself is changed: evaluation mode, no gradients, BatchNorms folded into the convolutions before them, SiLU
+    in place, 4-D weights in channels-last order. It can be saved: the folder holds an ordinary model with these weights.
     `from_pretrained` brings back what it was.
 
     Args:
@@ -68,6 +68,8 @@ def prepare_for_inference(
     for layer in layers:
         if type(layer.norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
             fold_batch_norm(layer)
+        if isinstance(layer.activation_fn, nn.SiLU):
+            layer.activation_fn.inplace = True
     if dtype is not None:
         random_projections = {
             name: buffer for name, buffer in model.named_buffers() if name.endswith("random_projection")
