@@ -39,9 +39,9 @@ def prepare_for_inference(
 ) -> PreTrainedModel:
     """Make a model as fast as it can be on its device. What it computes stays the same within rounding.
 
-    The model itself is changed: evaluation mode, no gradients, BatchNorms folded into the convolutions before them, SiLU
-    in place, 4-D weights in channels-last order. It can be saved: the folder holds an ordinary model with these weights.
-    `from_pretrained` brings back what it was.
+    The model itself is changed: evaluation mode, no gradients, BatchNorms folded into the convolutions before them,
+    SiLU in place, 4-D weights in channels-last order. It can be saved: the folder holds an ordinary model with these
+    weights. `from_pretrained` brings back what it was.
 
     Args:
         model: any of this family, or one that has such a backbone, on its device.
