@@ -186,11 +186,12 @@ class ViTAEMLP(nn.Module):
     def __init__(self, hidden_size: int, intermediate_size: int, dropout_prob: float = 0.0):
         super().__init__()
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.activation_fn = nn.GELU()
         self.dropout = nn.Dropout(dropout_prob)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dropout(nn.functional.gelu(self.fc1(hidden_states))))
+        return self.fc2(self.dropout(self.activation_fn(self.fc1(hidden_states))))
 
 
 class ViTAEDropPath(nn.Module):
@@ -332,6 +333,7 @@ class ViTAEPyramidReduction(nn.Module):
             )
             for dilation in config.reduction_dilations[stage_idx]
         )
+        self.activation_fn = nn.GELU()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -339,7 +341,7 @@ class ViTAEPyramidReduction(nn.Module):
 
     def forward(self, feature_map: torch.Tensor, **kwargs) -> torch.Tensor:
         pyramid = torch.cat([conv(feature_map) for conv in self.convs], dim=1)
-        return map_to_tokens(nn.functional.gelu(pyramid))
+        return self.activation_fn(map_to_tokens(pyramid))
 
 
 @contextmanager

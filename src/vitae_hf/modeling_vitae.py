@@ -44,31 +44,15 @@ from .layers_vitae import (
 )
 
 
-def softmax_kernel_log_features(states: torch.Tensor, random_projection: torch.Tensor) -> torch.Tensor:
-    """Logarithm of the positive random features of the softmax kernel, but for the constant -log(M)/2.
-
-    With w the rows of `random_projection`, exp(q·k) is the mean over w of exp(w·q - |q|²/2) exp(w·k - |k|²/2).
-
-    Args:
-        states: queries or keys `(B, N, C)`.
-        random_projection: `(M, C)`.
-
-    Returns:
-        `(B, N, M)`: w·x - |x|²/2.
-
-    Source: Choromanski et al. 2021, "Rethinking Attention with Performers", lemma 1.
-    """
-    return states @ random_projection.T - states.square().sum(-1, keepdim=True) / 2
-
-
 def random_feature_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, random_projection: torch.Tensor, eps: float = 1e-8
 ) -> torch.Tensor:
     """Attention with the softmax kernel replaced by its random-feature estimate, in time linear in N.
 
-    Computes φ(q)·(φ(k)ᵀ v) / (φ(q)·Σφ(k) + eps) for the features φ = exp(log features)/√M. Each exponential is taken
-    relative to its largest value, and the shifts, which cancel in the quotient, are moved into `eps`: the result is the
-    same, and neither large nor small activations overflow or divide by zero. Everything is float32, under autocast too.
+    With w the rows of `random_projection`, exp(q·k) is the mean over w of exp(w·q - |q|²/2) exp(w·k - |k|²/2): the
+    product of two positive features φ. Computes φ(q)·(φ(k)ᵀ v) / (φ(q)·Σφ(k) + eps). Each exponential is taken relative
+    to its largest value, and these shifts, which cancel in the quotient, are moved into `eps`, as is |q|²/2: the result
+    is the same, and neither large nor small activations overflow or divide by zero. All is float32, under autocast too.
 
     Args:
         query, key: `(B, N, C)`, not scaled.
@@ -79,17 +63,17 @@ def random_feature_attention(
     Returns:
         `(B, N, C)` in the dtype of `value`.
 
-    Source: Choromanski et al. 2021, "Rethinking Attention with Performers", equation 4.
+    Source: Choromanski et al. 2021, "Rethinking Attention with Performers", lemma 1 and equation 4.
     """
     with maybe_autocast(device_type=value.device.type, enabled=False):
-        projection = random_projection.float()
-        query_logs = softmax_kernel_log_features(query.float(), projection)
-        key_logs = softmax_kernel_log_features(key.float(), projection)
-        query_shift = query_logs.detach().amax(-1, keepdim=True)  # (B, N, 1)
-        key_shift = key_logs.detach().amax((-2, -1), keepdim=True)  # (B, 1, 1)
-        query_features, key_features = (query_logs - query_shift).exp(), (key_logs - key_shift).exp()
+        query, key, projection = query.float(), key.float(), random_projection.float()
+        query_logs, key_logs = query @ projection.T, key @ projection.T  # (B, N, M), w·x
+        query_norms, key_norms = (states.square().sum(-1, keepdim=True) / 2 for states in (query, key))  # (B, N, 1)
+        query_shifts = query_logs.detach().amax(-1, keepdim=True)  # (B, N, 1)
+        key_shift = (key_logs.detach().amax(-1, keepdim=True) - key_norms.detach()).amax(1, keepdim=True)  # (B, 1, 1)
+        query_features, key_features = query_logs.sub_(query_shifts).exp_(), key_logs.sub_(key_norms + key_shift).exp_()
         # Within these bounds eps stays a normal float32, outside of them it decides nothing.
-        shifted_eps = eps * projection.shape[0] * (-query_shift - key_shift).clamp(-60, 80).exp()
+        shifted_eps = eps * projection.shape[0] * (query_norms - query_shifts - key_shift).clamp(-60, 80).exp()
         denominator = query_features @ key_features.sum(1).unsqueeze(-1) + shifted_eps
         # Divided first, where there are M of them and not C.
         output = (query_features / denominator) @ (key_features.transpose(1, 2) @ value.float())
@@ -383,7 +367,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
         if ids_keep is not None and not (self.config.has_class_token and self.config.conv_kernel_size == 1):
             raise ValueError("`ids_keep` takes a class token and `conv_kernel_size=1`: chosen patches form no grid.")
         height, width = pixel_values.shape[-2:]
-        hidden_states = pixel_values.to(self.get_input_embeddings().dtype)
+        hidden_states = pixel_values.to(self.get_input_embeddings().dtype, memory_format=torch.channels_last)
         if self.embeddings is not None:
             hidden_states = self.embeddings(hidden_states, interpolate_pos_encoding, ids_keep)
         for stage, stride in zip(self.stages, self.config.strides):

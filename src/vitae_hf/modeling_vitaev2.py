@@ -126,7 +126,7 @@ class ViTAEv2Model(ViTAEv2PreTrainedModel):
         """
         self.validate_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
-        hidden_states = pixel_values.to(self.get_input_embeddings().dtype)
+        hidden_states = pixel_values.to(self.get_input_embeddings().dtype, memory_format=torch.channels_last)
         for stage, stride in zip(self.stages, self.config.strides):
             height, width = height // stride, width // stride
             hidden_states = stage(hidden_states, height, width, **kwargs)
