@@ -137,16 +137,17 @@ class Workload:
         layout = torch.channels_last if case.channels_last else torch.contiguous_format
         self.case, self.is_training = case, case.mode == "training"
         model = build_network(case.network, case.image_size).to(case.device, dtype, memory_format=layout)
-        self.model = prepare_for_inference(model) if case.prepared else model.train(self.is_training)
+        if case.prepared:
+            self.model = prepare_for_inference(model, compile=case.compiled)
+        else:
+            self.model = model.train(self.is_training)
         if case.checkpointing:
             enable = getattr(model, "gradient_checkpointing_enable", None) or model.set_grad_checkpointing
             enable()
         self.run = model
-        if case.compiled:
-            torch._dynamo.config.recompile_limit = (
-                64  # networks of one class count together; beyond it they run eagerly
-            )
-            self.run = torch.compile(model, dynamic=False)
+        if case.compiled:  # networks of one class count together; beyond the limit they run eagerly
+            torch._dynamo.config.recompile_limit = 64
+            self.run = model if case.prepared else torch.compile(model, dynamic=False)
         pixels = torch.randn(case.batch_size, 3, *case.image_size, device=case.device, dtype=dtype)
         self.pixels = pixels.contiguous(memory_format=layout)
         self.labels = torch.randint(0, 1000, (case.batch_size,), device=case.device)

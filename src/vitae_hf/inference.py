@@ -5,7 +5,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .layers_vitae import ViTAEConvLayer
+from .layers_vitae import ViTAEConvLayer, ViTAEMLP, ViTAEPyramidReduction
+
+
+class InplaceGELU(nn.Module):
+    """GELU in place, which torch has no module for: what is not allocated need not be mapped page by page."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten.gelu_(hidden_states)
 
 
 class FoldedBatchNorm(nn.BatchNorm2d):
@@ -22,6 +29,52 @@ class FoldedBatchNorm(nn.BatchNorm2d):
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         return super().forward(feature_map) if self.training else feature_map
+
+
+AMX_TILE = 16
+
+
+def has_amx() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in tiles."""
+    return getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+
+
+class MergedConv2d(nn.Conv2d):
+    """A grouped convolution computed with fewer, wider groups: more products, most with zero, but in whole tiles.
+
+    Its state dict is the grouped convolution's, so that a saved model is the ordinary one.
+    """
+
+    def __init__(self, conv: nn.Conv2d, merged: int):
+        kwargs = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+        channels = conv.in_channels, conv.out_channels
+        super().__init__(*channels, **kwargs, groups=conv.groups // merged, device="meta", dtype=conv.weight.dtype)
+        self.merged = merged
+        self.weight, self.bias = nn.Parameter(self.merge(conv.weight), requires_grad=False), conv.bias
+
+    def merge(self, weight: torch.Tensor) -> torch.Tensor:
+        blocks = weight.unflatten(0, (self.groups, self.merged, -1)).movedim(1, -1)  # (groups, O, I, kH, kW, merged)
+        return torch.diag_embed(blocks, dim1=1, dim2=3).flatten(0, 2).flatten(1, 2)
+
+    def split(self, weight: torch.Tensor) -> torch.Tensor:
+        blocks = weight.unflatten(1, (self.merged, -1)).unflatten(0, (self.groups, self.merged, -1))
+        return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(0, 2).contiguous()
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.split(destination[f"{prefix}weight"])
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        name = f"{prefix}weight"
+        super()._load_from_state_dict({**state_dict, name: self.merge(state_dict[name])}, prefix, *args)
+
+
+def merge_groups(layer: ViTAEConvLayer) -> None:
+    """Merge as many groups of a layer's convolution as fill a tile."""
+    conv = layer.conv
+    merged = AMX_TILE // min(conv.in_channels // conv.groups, conv.out_channels // conv.groups)
+    if conv.groups > 1 and merged > 1 and conv.groups % merged == 0:
+        layer.conv = MergedConv2d(conv, merged)
 
 
 @torch.no_grad()
@@ -70,6 +123,9 @@ def prepare_for_inference(
             fold_batch_norm(layer)
         if isinstance(layer.activation_fn, nn.SiLU):
             layer.activation_fn.inplace = True
+    for module in model.modules():
+        if isinstance(module, (ViTAEMLP, ViTAEPyramidReduction)):
+            module.activation_fn = InplaceGELU()
     if dtype is not None:
         random_projections = {
             name: buffer for name, buffer in model.named_buffers() if name.endswith("random_projection")
@@ -78,7 +134,10 @@ def prepare_for_inference(
         for name, buffer in random_projections.items():
             module, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(module), attribute, buffer)
+    if model.device.type == "cpu" and model.dtype == torch.bfloat16 and has_amx():
+        for layer in layers:
+            merge_groups(layer)
     model.to(memory_format=torch.channels_last)
     if compile:
-        model.compile(dynamic=False)
+        model.compile(dynamic=False, options={"freezing": True} if model.device.type == "cpu" else None)
     return model
