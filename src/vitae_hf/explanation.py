@@ -1,0 +1,315 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What a classifier saw in an image: where its attention looks, which branch of its cells did the work, and Grad-CAM.
+
+Source: Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers" (rollout); Selvaraju et al. 2017, "Grad-CAM".
+"""
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+
+from .layers_vitae import (
+    ViTAECell,
+    ViTAEFamilyPreTrainedModel,
+    ViTAEFamilyReductionCell,
+    join_windows,
+    split_into_windows,
+    tokens_to_map,
+)
+from .samples import as_pictures
+
+
+MOST_LABELS = 5
+
+
+@dataclass
+class Explanation:
+    """What [`explain`] finds out about one image; maps of a cell have the height and width of its grid of tokens.
+
+    Attributes:
+        image: uint8 `(height, width, 3)`, what the network saw, after resizing and cropping.
+        labels: the five likeliest classes, or all if there are fewer, as `{"label", "score"}`, the best first.
+        target: the class that `grad_cam` explains.
+        target_label: its name.
+        grad_cam: float32 `(height, width)` from 0 to 1, where the image speaks for the target.
+        cells: names of the cells that have an attention and a convolution branch, in order of depth: `"stage 1,
+            reduction"`, `"stage 3, cell 1"`.
+        attention: of each cell, where its attention looks: what each position gets on average over the positions that
+            ask and over the heads; sums to 1. None where there is no such matrix, as with random features.
+        rollout: `"stage 3"` -> the same for the attention of all cells of a stage one after the other, for stages that
+            have softmax attention.
+        attention_share: of each cell, the part of what its two branches add to a token that comes from attention,
+            |attention| / (|attention| + |convolution|). In a reduction cell the attention includes its value residual.
+        convolution_share: what is missing from that to 1.
+        seconds: how long it took.
+    """
+
+    image: np.ndarray
+    labels: list[dict]
+    target: int
+    target_label: str
+    grad_cam: np.ndarray
+    cells: list[str]
+    attention: list[np.ndarray | None]
+    rollout: dict[str, np.ndarray]
+    attention_share: list[np.ndarray]
+    convolution_share: list[np.ndarray]
+    seconds: float
+
+
+class Cell(NamedTuple):
+    name: str
+    stage: str
+    module: ViTAECell
+
+
+def two_branch_cells(model: ViTAEFamilyPreTrainedModel) -> list[Cell]:
+    """The cells with an attention and a convolution branch, in order of depth."""
+    cells = []
+    for number, stage in enumerate(model.base_model.stages, start=1):
+        if isinstance(stage.reduction_cell, ViTAEFamilyReductionCell):
+            cells.append(Cell(f"stage {number}, reduction", f"stage {number}", stage.reduction_cell))
+        for cell_number, cell in enumerate(stage.normal_cells, start=1):
+            cells.append(Cell(f"stage {number}, cell {cell_number}", f"stage {number}", cell))
+    return cells
+
+
+def attention_matrix(weights: torch.Tensor, height: int, width: int, window_size: int | None) -> torch.Tensor:
+    """The mean over heads of one image's attention weights, float32, rows of real tokens adding up to 1.
+
+    Args:
+        weights: `(windows, heads, T, T)`, the window being the whole grid if `window_size` is None.
+
+    Returns:
+        `(windows, T, T)`, with zeros for what fills up windows at the border.
+    """
+    matrix = weights.float().mean(1)
+    if window_size is not None:
+        ones = matrix.new_ones(1, height * width, 1)
+        is_real = split_into_windows(ones, height, width, window_size)  # (windows, T, 1)
+        matrix = matrix * is_real * is_real.transpose(1, 2)
+        matrix = matrix / matrix.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return matrix
+
+
+def received(matrix: torch.Tensor, height: int, width: int, window_size: int | None, first: int) -> np.ndarray:
+    """What each position of the grid gets from all of them: `(windows, T, T)` -> `(height, width)`, adding up to 1.
+
+    Args:
+        first: where the grid's tokens begin; a class token neither asks nor is asked, since the classifier reads the
+            others alone.
+    """
+    totals = matrix[:, first:, first:].sum(1)  # (windows, T)
+    if window_size is not None:
+        totals = join_windows(totals.unsqueeze(-1), 1, height, width, window_size)
+    totals = totals.reshape(height, width)
+    return (totals / totals.sum()).cpu().numpy()
+
+
+class _Recorder:
+    """Hooks that reduce what the cells compute to maps as soon as they have, so that one cell's matrix is alive."""
+
+    def __init__(self, cells: list[Cell], num_class_tokens: int):
+        self.first = num_class_tokens
+        self.attention, self.shares, self.rollout = {}, {}, {}
+        self._norms, self._products = {}, {}
+        self.handles = []
+        for cell in cells:
+            for branch, hook in (("attention", self._see_attention), ("conv_branch", self._see_convolution)):
+                module = getattr(cell.module, branch)
+                self.handles.append(
+                    module.register_forward_hook(lambda module, args, output, c=cell, h=hook: h(c, args, output))
+                )
+
+    def _see_attention(self, cell: Cell, args: tuple, output: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+        states, weights = output
+        _, height, width = args
+        norm = torch.linalg.vector_norm(states[0, self.first :].float(), dim=-1)
+        self._see_norm(cell, "attention", norm.view(height, width))
+        self.attention[cell.name] = None
+        if weights is None:
+            return
+        window_size = cell.module.attention.window_size
+        matrix = attention_matrix(weights, height, width, window_size)
+        self.attention[cell.name] = received(matrix, height, width, window_size, self.first)
+        step = (matrix + torch.eye(matrix.shape[-1], device=matrix.device)) / 2
+        before = self._products.get(cell.stage)
+        self._products = {cell.stage: step if before is None else step @ before}
+        self.rollout[cell.stage] = received(self._products[cell.stage], height, width, window_size, self.first)
+
+    def _see_convolution(self, cell: Cell, args: tuple, output: torch.Tensor) -> None:
+        self._see_norm(cell, "convolution", torch.linalg.vector_norm(output[0].float(), dim=0))
+
+    def _see_norm(self, cell: Cell, branch: str, norm: torch.Tensor) -> None:
+        """Of one branch; of a cell's two branches either may be the first to run."""
+        norms = self._norms.setdefault(cell.name, {})
+        norms[branch] = norm
+        if len(norms) == 2:
+            total = norms["attention"] + norms["convolution"]
+            share = torch.where(total > 0, norms["attention"] / total, 0.5)  # of nothing, both did as much
+            self.shares[cell.name] = share.cpu().numpy()
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+@contextmanager
+def _still(model: nn.Module):
+    """Inside, evaluation mode, no weight asks for a gradient and nothing runs compiled; afterwards all is as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        with torch.compiler.set_stance("force_eager"), torch.inference_mode(False):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _eager_attention(cells: list[Cell]):
+    """Softmax attention forms its matrix."""
+    configs = {id(config): config for cell in cells if (config := getattr(cell.module.attention, "config", None))}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    for config in configs.values():
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+class _Logits(nn.Module):
+    """A classifier whose output is its logits, as Grad-CAM wants it."""
+
+    def __init__(self, model: ViTAEFamilyPreTrainedModel):
+        super().__init__()
+        self.model = model
+        self.options = {"interpolate_pos_encoding": True} if model.config.has_class_token else {}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Nothing: gradients are those of whoever trains the model."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        outputs = self.model(
+            pixel_values, output_attentions=False, output_hidden_states=False, return_dict=True, **self.options
+        )
+        return outputs.logits.float()
+
+
+def last_tokens(model: ViTAEFamilyPreTrainedModel) -> nn.Module:
+    """The module that gives the tokens which the classifier reads the mean of."""
+    stage = model.base_model.stages[-1]
+    return stage.normal_cells[-1] if len(stage.normal_cells) else stage.reduction_cell or model.base_model.embeddings
+
+
+def grad_cam(model: ViTAEFamilyPreTrainedModel, pixel_values: torch.Tensor, target: int) -> np.ndarray:
+    """Grad-CAM of a class on the last tokens: `(1, 3, height, width)` -> float32 `(height, width)` from 0 to 1.
+
+    The graph begins at these tokens, so that nothing before them is kept for the backward pass.
+    """
+    height, width = (side // model.config.total_stride for side in pixel_values.shape[-2:])
+    first, layer = int(model.config.has_class_token), last_tokens(model)
+
+    def reshape(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens_to_map(tokens[:, first:], height, width).float()  # float32, since NumPy has no bfloat16
+
+    handle = layer.register_forward_hook(lambda module, args, output: output.detach().requires_grad_())
+    try:
+        with torch.enable_grad(), GradCAM(_Logits(model), [layer], reshape) as cam:
+            return cam(pixel_values, [ClassifierOutputTarget(target)])[0]
+    finally:
+        handle.remove()
+
+
+def _target_class(target: int | str | None, logits: torch.Tensor, id2label: dict[int, str]) -> int:
+    if target is None:
+        return logits.argmax().item()
+    if isinstance(target, str):
+        found = [index for index, label in id2label.items() if label == target]
+        if not found:
+            raise ValueError(f"the model has no class {target!r}; it has {', '.join(map(str, id2label.values()))}")
+        return found[0]
+    if not 0 <= target < len(logits):
+        raise ValueError(f"`target` must be a class from 0 to {len(logits) - 1}, or a label; got {target!r}")
+    return target
+
+
+def _best_labels(model: ViTAEFamilyPreTrainedModel, logits: torch.Tensor) -> list[dict]:
+    """As the library's pipeline scores them."""
+    is_multi_label = model.config.problem_type == "multi_label_classification" or len(logits) == 1
+    scores = logits.sigmoid() if is_multi_label else logits.softmax(-1)
+    best = scores.topk(min(MOST_LABELS, len(scores)))
+    return [
+        {"label": model.config.id2label[index], "score": score}
+        for score, index in zip(best.values.tolist(), best.indices.tolist())
+    ]
+
+
+def _as_image(pixel_values: torch.Tensor, processor) -> np.ndarray:
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    return as_pictures(pixel_values, mean, std)[0]
+
+
+def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | str | None = None) -> Explanation:
+    """Find out what a classifier saw in an image.
+
+    Args:
+        model: image classifier of this family, in any mode, dtype and attention implementation, compiled or not, which
+            it keeps. It is changed while this runs: one call at a time for a model.
+        processor: its image processor.
+        image: one picture, as the processor takes it: PIL, array, path.
+        target: the class to explain by Grad-CAM, as number or label; default: the likeliest.
+
+    Raises:
+        ValueError: the model is no classifier of this family, the image cannot be read or is more than one, there is no
+            class `target`, or the scores are not finite.
+    """
+    started = time.perf_counter()
+    model = getattr(model, "_orig_mod", model)  # of `torch.compile`
+    if not isinstance(model, ViTAEFamilyPreTrainedModel) or not isinstance(
+        getattr(model, "classifier", None), nn.Linear
+    ):
+        raise ValueError(f"expected an image classifier of the ViTAE family, got {type(model).__name__}")
+    pictures = processor(image, return_tensors="pt").pixel_values
+    if len(pictures) != 1:
+        raise ValueError(f"expected one image, got {len(pictures)}")
+    pixel_values = pictures.to(model.device, model.dtype)
+    cells = two_branch_cells(model)
+    recorder = _Recorder(cells, int(model.config.has_class_token))
+    with _still(model):
+        try:
+            with torch.no_grad(), _eager_attention(cells):
+                logits = _Logits(model)(pixel_values)[0]
+        finally:
+            recorder.remove()
+        if not logits.isfinite().all():
+            raise ValueError("the scores of the image are not finite")
+        target = _target_class(target, logits, model.config.id2label)
+        heat = grad_cam(model, pixel_values, target)
+    shares = [recorder.shares[cell.name] for cell in cells]
+    return Explanation(
+        image=_as_image(pictures, processor),
+        labels=_best_labels(model, logits),
+        target=target,
+        target_label=model.config.id2label[target],
+        grad_cam=heat,
+        cells=[cell.name for cell in cells],
+        attention=[recorder.attention[cell.name] for cell in cells],
+        rollout=recorder.rollout,
+        attention_share=shares,
+        convolution_share=[1 - share for share in shares],
+        seconds=time.perf_counter() - started,
+    )
