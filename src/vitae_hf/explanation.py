@@ -4,13 +4,19 @@
 Source: Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers" (rollout); Selvaraju et al. 2017, "Grad-CAM".
 """
 
+import textwrap
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import PercentFormatter
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
@@ -90,7 +96,7 @@ def attention_matrix(weights: torch.Tensor, height: int, width: int, window_size
     Returns:
         `(windows, T, T)`, with zeros for what fills up windows at the border.
     """
-    matrix = weights.float().mean(1)
+    matrix = weights.mean(1, dtype=torch.float32)
     if window_size is not None:
         ones = matrix.new_ones(1, height * width, 1)
         is_real = split_into_windows(ones, height, width, window_size)  # (windows, T, 1)
@@ -234,14 +240,26 @@ def grad_cam(model: ViTAEFamilyPreTrainedModel, pixel_values: torch.Tensor, targ
         handle.remove()
 
 
+def class_of(label: str, id2label: dict[int, str]) -> int:
+    """The class with a label.
+
+    Raises:
+        ValueError: there is none; the message has the most similar ones.
+    """
+    for index, name in id2label.items():
+        if name == label:
+            return index
+    similar = get_close_matches(label, id2label.values(), n=MOST_LABELS, cutoff=0)
+    raise ValueError(
+        f"the model has no class {label!r}; of its {len(id2label)} these are closest: {', '.join(similar)}"
+    )
+
+
 def _target_class(target: int | str | None, logits: torch.Tensor, id2label: dict[int, str]) -> int:
     if target is None:
         return logits.argmax().item()
     if isinstance(target, str):
-        found = [index for index, label in id2label.items() if label == target]
-        if not found:
-            raise ValueError(f"the model has no class {target!r}; it has {', '.join(map(str, id2label.values()))}")
-        return found[0]
+        return class_of(target, id2label)
     if not 0 <= target < len(logits):
         raise ValueError(f"`target` must be a class from 0 to {len(logits) - 1}, or a label; got {target!r}")
     return target
@@ -313,3 +331,110 @@ def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | s
         convolution_share=[1 - share for share in shares],
         seconds=time.perf_counter() - started,
     )
+
+
+MOST_CELLS = 6  # that a picture has room for
+BRANCH_COLOURS = "PuOr"  # from convolution, orange, to attention, purple
+
+
+def draw(explanation: Explanation) -> Figure:
+    """Image, scores, Grad-CAM and rollout; attention and branch shares of up to six cells; the shares over depth."""
+    count = len(explanation.cells)
+    shown = np.linspace(0, count - 1, min(MOST_CELLS, count)).round().astype(int).tolist()
+    columns = max(4, len(shown))
+    height, width = explanation.image.shape[:2]
+    tall = float(np.clip(height / width, 0.5, 2)) * 2.2
+    heights = [1.35 * tall + 0.4, tall + 0.6, tall + 0.4, 2.4]
+    figure = Figure(figsize=(2.2 * columns + 1.2, sum(heights)), layout="constrained")
+    overview, attention, shares, depth = figure.subfigures(4, 1, height_ratios=heights)
+    _draw_overview(overview, explanation)
+    _draw_attention(attention, explanation, shown, columns)
+    _draw_shares(shares, explanation, shown, columns)
+    _draw_depth(depth.subplots(), explanation)
+    return figure
+
+
+def _overlay(axis: Axes, image: np.ndarray, heat: np.ndarray, title: str, **options):
+    """A map over the image in grey."""
+    height, width = image.shape[:2]
+    axis.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=255)
+    axis.set_title(title, fontsize=9)
+    axis.set_axis_off()
+    return axis.imshow(heat, extent=(-0.5, width - 0.5, height - 0.5, -0.5), alpha=0.65, **options)
+
+
+def _draw_overview(figure: SubFigure, explanation: Explanation) -> None:
+    stage, rollout = list(explanation.rollout.items())[-1] if explanation.rollout else (None, None)
+    picture, bars, cam, flow = figure.subplots(1, 4, width_ratios=(1, 0.8, 1.1, 1.1))
+    picture.imshow(explanation.image)
+    picture.set_axis_off()
+    picture.set_title("what the network saw", fontsize=9)
+    _draw_scores(bars, explanation)
+    heat = _overlay(cam, explanation.image, explanation.grad_cam, f"Grad-CAM: {explanation.target_label}", cmap="jet")
+    figure.colorbar(heat, ax=cam, shrink=0.7).set_ticks([0, 1], labels=["least", "most"])
+    if rollout is None:
+        flow.set_axis_off()
+        return
+    heat = _overlay(flow, explanation.image, rollout * rollout.size, f"rollout of {stage}", cmap="inferno", vmin=0)
+    figure.colorbar(heat, ax=flow, shrink=0.7, label="attention / mean")
+
+
+def _draw_scores(axis: Axes, explanation: Explanation) -> None:
+    best = explanation.labels[::-1]
+    colours = ["tab:red" if entry["label"] == explanation.target_label else "tab:gray" for entry in best]
+    axis.barh(range(len(best)), [entry["score"] for entry in best], color=colours, height=0.5)
+    for line, entry in enumerate(best):
+        name = textwrap.fill(entry["label"], 24, max_lines=1, placeholder="…")
+        axis.text(0, line + 0.3, f"{name} {entry['score']:.1%}", fontsize=9, va="bottom")
+    axis.set(xlim=(0, 1), ylim=(-0.5, len(best)), yticks=[], xticks=[])
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
+    axis.set_title("scores", fontsize=9)
+
+
+def _draw_attention(figure: SubFigure, explanation: Explanation, shown: list[int], columns: int) -> None:
+    figure.suptitle("Where attention looks: what each position gets, over the mean of all", fontsize=10)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    maps = {index: heat * heat.size for index in shown if (heat := explanation.attention[index]) is not None}
+    highest = max((heat.max() for heat in maps.values()), default=1)
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, index in zip(axes, shown):
+        if index in maps:
+            heat = _overlay(
+                axis, explanation.image, maps[index], explanation.cells[index], cmap="inferno", vmin=0, vmax=highest
+            )
+        else:
+            axis.imshow(explanation.image.mean(-1), cmap="gray", vmin=0, vmax=255, alpha=0.3)
+            axis.set_title(explanation.cells[index], fontsize=9)
+            axis.text(0.5, 0.5, "random features:\nno matrix", ha="center", va="center", transform=axis.transAxes)
+    if maps:
+        figure.colorbar(heat, ax=axes, shrink=0.8)
+
+
+def _draw_shares(figure: SubFigure, explanation: Explanation, shown: list[int], columns: int) -> None:
+    figure.suptitle("Which branch does the work: share of attention in what a cell adds to each token", fontsize=10)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, index in zip(axes, shown):
+        share = explanation.attention_share[index]
+        heat = _overlay(
+            axis, explanation.image, share, f"{share.mean():.0%} attention", cmap=BRANCH_COLOURS, vmin=0, vmax=1
+        )
+    bar = figure.colorbar(heat, ax=axes, shrink=0.8)
+    bar.set_ticks([0, 0.5, 1], labels=["convolution", "half", "attention"])
+
+
+def _draw_depth(axis: Axes, explanation: Explanation) -> None:
+    """Mean over tokens, and the middle 80 % of them."""
+    places = np.arange(len(explanation.cells))
+    means = [share.mean() for share in explanation.attention_share]
+    low, high = np.transpose([np.quantile(share, (0.1, 0.9)) for share in explanation.attention_share])
+    purple, orange = colormaps[BRANCH_COLOURS](0.85), colormaps[BRANCH_COLOURS](0.2)
+    axis.fill_between(places, 0, means, color=purple, alpha=0.35, label="attention")
+    axis.fill_between(places, means, 1, color=orange, alpha=0.35, label="convolution")
+    axis.errorbar(places, means, (means - low, high - means), color="black", marker="o", capsize=3)
+    axis.set_xticks(places, explanation.cells, rotation=30 if len(places) > 8 else 0, fontsize=8)
+    axis.set(ylim=(0, 1), title="Share over depth: mean over tokens, bars from the 10th to the 90th percentile")
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.legend(loc="upper right")
