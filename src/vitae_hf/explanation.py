@@ -16,6 +16,7 @@ import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import PercentFormatter
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
@@ -44,7 +45,7 @@ class Explanation:
         labels: the five likeliest classes, or all if there are fewer, as `{"label", "score"}`, the best first.
         target: the class that `grad_cam` explains.
         target_label: its name.
-        grad_cam: float32 `(height, width)` from 0 to 1, where the image speaks for the target.
+        grad_cam: float32 `(height, width)` from 0 to 1, where the image speaks for the target; all 0 if nowhere.
         cells: names of the cells that have an attention and a convolution branch, in order of depth: `"stage 1,
             reduction"`, `"stage 3, cell 1"`.
         attention: of each cell, where its attention looks: what each position gets on average over the positions that
@@ -281,6 +282,21 @@ def _as_image(pixel_values: torch.Tensor, processor) -> np.ndarray:
     return as_pictures(pixel_values, mean, std)[0]
 
 
+def _run(
+    model: ViTAEFamilyPreTrainedModel, cells: list[Cell], pixel_values: torch.Tensor
+) -> tuple[torch.Tensor, _Recorder]:
+    """Logits of an image and what its cells did."""
+    recorder = _Recorder(cells, int(model.config.has_class_token))
+    try:
+        with torch.no_grad(), _eager_attention(cells):
+            logits = _Logits(model)(pixel_values)[0]
+    finally:
+        recorder.remove()
+    if not logits.isfinite().all():
+        raise ValueError("the scores of the image are not finite")
+    return logits, recorder
+
+
 def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | str | None = None) -> Explanation:
     """Find out what a classifier saw in an image.
 
@@ -297,27 +313,18 @@ def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | s
     """
     started = time.perf_counter()
     model = getattr(model, "_orig_mod", model)  # of `torch.compile`
-    if not isinstance(model, ViTAEFamilyPreTrainedModel) or not isinstance(
-        getattr(model, "classifier", None), nn.Linear
-    ):
+    is_classifier = isinstance(getattr(model, "classifier", None), nn.Linear)
+    if not isinstance(model, ViTAEFamilyPreTrainedModel) or not is_classifier:
         raise ValueError(f"expected an image classifier of the ViTAE family, got {type(model).__name__}")
     pictures = processor(image, return_tensors="pt").pixel_values
     if len(pictures) != 1:
         raise ValueError(f"expected one image, got {len(pictures)}")
-    pixel_values = pictures.to(model.device, model.dtype)
-    cells = two_branch_cells(model)
-    recorder = _Recorder(cells, int(model.config.has_class_token))
+    pixel_values, cells = pictures.to(model.device, model.dtype), two_branch_cells(model)
     with _still(model):
-        try:
-            with torch.no_grad(), _eager_attention(cells):
-                logits = _Logits(model)(pixel_values)[0]
-        finally:
-            recorder.remove()
-        if not logits.isfinite().all():
-            raise ValueError("the scores of the image are not finite")
+        logits, seen = _run(model, cells, pixel_values)
         target = _target_class(target, logits, model.config.id2label)
         heat = grad_cam(model, pixel_values, target)
-    shares = [recorder.shares[cell.name] for cell in cells]
+    shares = [seen.shares[cell.name] for cell in cells]
     return Explanation(
         image=_as_image(pictures, processor),
         labels=_best_labels(model, logits),
@@ -325,8 +332,8 @@ def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | s
         target_label=model.config.id2label[target],
         grad_cam=heat,
         cells=[cell.name for cell in cells],
-        attention=[recorder.attention[cell.name] for cell in cells],
-        rollout=recorder.rollout,
+        attention=[seen.attention[cell.name] for cell in cells],
+        rollout=seen.rollout,
         attention_share=shares,
         convolution_share=[1 - share for share in shares],
         seconds=time.perf_counter() - started,
@@ -334,6 +341,7 @@ def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | s
 
 
 MOST_CELLS = 6  # that a picture has room for
+MOST_ATTENTION = 5  # over the mean; more has the same colour, lest a few positions darken all others
 BRANCH_COLOURS = "PuOr"  # from convolution, orange, to attention, purple
 
 
@@ -341,100 +349,103 @@ def draw(explanation: Explanation) -> Figure:
     """Image, scores, Grad-CAM and rollout; attention and branch shares of up to six cells; the shares over depth."""
     count = len(explanation.cells)
     shown = np.linspace(0, count - 1, min(MOST_CELLS, count)).round().astype(int).tolist()
-    columns = max(4, len(shown))
     height, width = explanation.image.shape[:2]
-    tall = float(np.clip(height / width, 0.5, 2)) * 2.2
-    heights = [1.35 * tall + 0.4, tall + 0.6, tall + 0.4, 2.4]
-    figure = Figure(figsize=(2.2 * columns + 1.2, sum(heights)), layout="constrained")
-    overview, attention, shares, depth = figure.subfigures(4, 1, height_ratios=heights)
+    tall = 2.2 * min(max(height / width, 0.4), 2.5)
+    heights = [1.3 * tall + 0.5, 2 * tall + 1, 2.6]
+    figure = Figure(figsize=(14, sum(heights)), layout="constrained")
+    overview, cells, depth = figure.subfigures(3, 1, height_ratios=heights, hspace=0.03)
     _draw_overview(overview, explanation)
-    _draw_attention(attention, explanation, shown, columns)
-    _draw_shares(shares, explanation, shown, columns)
+    _draw_cells(cells, explanation, shown)
     _draw_depth(depth.subplots(), explanation)
     return figure
 
 
-def _overlay(axis: Axes, image: np.ndarray, heat: np.ndarray, title: str, **options):
-    """A map over the image in grey."""
+def overlay(axis: Axes, image: np.ndarray, heat: np.ndarray | None, title: str, **options) -> AxesImage | None:
+    """Draw a map over an image in pale grey, or that alone.
+
+    Args:
+        image: uint8 `(height, width, 3)`.
+        heat: `(h, w)`, of whatever grid covers the image.
+        **options: as for `imshow`.
+    """
     height, width = image.shape[:2]
-    axis.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=255)
-    axis.set_title(title, fontsize=9)
+    axis.imshow(image.mean(-1), cmap="gray", vmin=-255, vmax=255)
+    axis.set_title(title, fontsize=10)
     axis.set_axis_off()
-    return axis.imshow(heat, extent=(-0.5, width - 0.5, height - 0.5, -0.5), alpha=0.65, **options)
+    if heat is None:
+        return None
+    return axis.imshow(heat, extent=(-0.5, width - 0.5, height - 0.5, -0.5), alpha=0.7, **options)
 
 
 def _draw_overview(figure: SubFigure, explanation: Explanation) -> None:
-    stage, rollout = list(explanation.rollout.items())[-1] if explanation.rollout else (None, None)
-    picture, bars, cam, flow = figure.subplots(1, 4, width_ratios=(1, 0.8, 1.1, 1.1))
-    picture.imshow(explanation.image)
+    image, (stage, rollout) = explanation.image, list(explanation.rollout.items() or [("", None)])[-1]
+    picture, bars, cam, flow = figure.subplots(1, 4)
+    picture.imshow(image)
     picture.set_axis_off()
-    picture.set_title("what the network saw", fontsize=9)
+    picture.set_title("what the network saw", fontsize=10)
     _draw_scores(bars, explanation)
-    heat = _overlay(cam, explanation.image, explanation.grad_cam, f"Grad-CAM: {explanation.target_label}", cmap="jet")
-    figure.colorbar(heat, ax=cam, shrink=0.7).set_ticks([0, 1], labels=["least", "most"])
+    heat = overlay(cam, image, explanation.grad_cam, f"Grad-CAM: {_short(explanation.target_label)}", cmap="inferno")
+    figure.colorbar(heat, ax=cam, shrink=0.8).set_ticks([0, 1], labels=["least", "most"])
     if rollout is None:
         flow.set_axis_off()
         return
-    heat = _overlay(flow, explanation.image, rollout * rollout.size, f"rollout of {stage}", cmap="inferno", vmin=0)
-    figure.colorbar(heat, ax=flow, shrink=0.7, label="attention / mean")
+    heat = overlay(flow, image, rollout * rollout.size, f"attention rollout of {stage}", cmap="inferno", vmin=0)
+    figure.colorbar(heat, ax=flow, shrink=0.8, label="over the mean")
 
 
 def _draw_scores(axis: Axes, explanation: Explanation) -> None:
     best = explanation.labels[::-1]
     colours = ["tab:red" if entry["label"] == explanation.target_label else "tab:gray" for entry in best]
-    axis.barh(range(len(best)), [entry["score"] for entry in best], color=colours, height=0.5)
+    axis.barh(range(len(best)), [entry["score"] for entry in best], color=colours, height=0.4)
     for line, entry in enumerate(best):
-        name = textwrap.fill(entry["label"], 24, max_lines=1, placeholder="…")
-        axis.text(0, line + 0.3, f"{name} {entry['score']:.1%}", fontsize=9, va="bottom")
-    axis.set(xlim=(0, 1), ylim=(-0.5, len(best)), yticks=[], xticks=[])
+        axis.text(0.01, line + 0.25, f"{_short(entry['label'])} {entry['score']:.1%}", fontsize=10)
+    height, width = explanation.image.shape[:2]
+    axis.set(xlim=(0, 1), ylim=(-0.4, len(best) - 0.2), yticks=[], xticks=[], box_aspect=max(height / width, 0.6))
     axis.spines[["top", "right", "bottom"]].set_visible(False)
-    axis.set_title("scores", fontsize=9)
+    axis.set_title("scores", fontsize=10)
 
 
-def _draw_attention(figure: SubFigure, explanation: Explanation, shown: list[int], columns: int) -> None:
-    figure.suptitle("Where attention looks: what each position gets, over the mean of all", fontsize=10)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    maps = {index: heat * heat.size for index in shown if (heat := explanation.attention[index]) is not None}
-    highest = max((heat.max() for heat in maps.values()), default=1)
-    for axis in axes:
+def _short(label: str) -> str:
+    return textwrap.fill(label, 26, max_lines=1, placeholder="…")
+
+
+def _draw_cells(figure: SubFigure, explanation: Explanation, shown: list[int]) -> None:
+    """Attention in the upper line, branch shares in the lower."""
+    image, looks = explanation.image, None
+    upper, lower = figure.subplots(2, max(4, len(shown)), squeeze=False)
+    for axis in (*upper, *lower):
         axis.set_axis_off()
-    for axis, index in zip(axes, shown):
-        if index in maps:
-            heat = _overlay(
-                axis, explanation.image, maps[index], explanation.cells[index], cmap="inferno", vmin=0, vmax=highest
-            )
-        else:
-            axis.imshow(explanation.image.mean(-1), cmap="gray", vmin=0, vmax=255, alpha=0.3)
-            axis.set_title(explanation.cells[index], fontsize=9)
-            axis.text(0.5, 0.5, "random features:\nno matrix", ha="center", va="center", transform=axis.transAxes)
-    if maps:
-        figure.colorbar(heat, ax=axes, shrink=0.8)
-
-
-def _draw_shares(figure: SubFigure, explanation: Explanation, shown: list[int], columns: int) -> None:
-    figure.suptitle("Which branch does the work: share of attention in what a cell adds to each token", fontsize=10)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, index in zip(axes, shown):
-        share = explanation.attention_share[index]
-        heat = _overlay(
-            axis, explanation.image, share, f"{share.mean():.0%} attention", cmap=BRANCH_COLOURS, vmin=0, vmax=1
-        )
-    bar = figure.colorbar(heat, ax=axes, shrink=0.8)
+    relative = {index: heat * heat.size for index in shown if (heat := explanation.attention[index]) is not None}
+    highest = min(MOST_ATTENTION, max((heat.max() for heat in relative.values()), default=1))
+    for axis, below, index in zip(upper, lower, shown):
+        name, heat, share = explanation.cells[index], relative.get(index), explanation.attention_share[index]
+        looks = overlay(axis, image, heat, name, cmap="inferno", vmin=0, vmax=highest) or looks
+        if heat is None:
+            axis.text(0.5, 0.5, "random features,\nno matrix", ha="center", va="center", transform=axis.transAxes)
+        shares = overlay(below, image, share, f"{share.mean():.0%} attention", cmap=BRANCH_COLOURS, vmin=0, vmax=1)
+    if looks is not None:
+        extend = "max" if highest == MOST_ATTENTION else "neither"
+        figure.colorbar(looks, ax=upper, shrink=0.8, extend=extend, label="where attention looks,\nover the mean")
+    bar = figure.colorbar(shares, ax=lower, shrink=0.8, label="what a cell\nadds to a token")
     bar.set_ticks([0, 0.5, 1], labels=["convolution", "half", "attention"])
 
 
 def _draw_depth(axis: Axes, explanation: Explanation) -> None:
     """Mean over tokens, and the middle 80 % of them."""
-    places = np.arange(len(explanation.cells))
-    means = [share.mean() for share in explanation.attention_share]
-    low, high = np.transpose([np.quantile(share, (0.1, 0.9)) for share in explanation.attention_share])
-    purple, orange = colormaps[BRANCH_COLOURS](0.85), colormaps[BRANCH_COLOURS](0.2)
-    axis.fill_between(places, 0, means, color=purple, alpha=0.35, label="attention")
-    axis.fill_between(places, means, 1, color=orange, alpha=0.35, label="convolution")
-    axis.errorbar(places, means, (means - low, high - means), color="black", marker="o", capsize=3)
-    axis.set_xticks(places, explanation.cells, rotation=30 if len(places) > 8 else 0, fontsize=8)
-    axis.set(ylim=(0, 1), title="Share over depth: mean over tokens, bars from the 10th to the 90th percentile")
+    places, shares = np.arange(len(explanation.cells)), explanation.attention_share
+    means = np.array([share.mean() for share in shares])
+    low, high = np.transpose([np.quantile(share, (0.1, 0.9)) for share in shares])
+    purple, orange = colormaps[BRANCH_COLOURS](0.85), colormaps[BRANCH_COLOURS](0.25)
+    axis.fill_between(places, means, 1, color=orange, alpha=0.4, label="convolution")
+    axis.fill_between(places, 0, means, color=purple, alpha=0.4, label="attention")
+    axis.errorbar(
+        places, means, (means - low, high - means), color="black", marker="o", capsize=3, label="mean, 80 % of tokens"
+    )
+    is_crowded = len(places) > 9
+    axis.set_xticks(
+        places, explanation.cells, fontsize=9, rotation=40 if is_crowded else 0, ha="right" if is_crowded else "center"
+    )
+    axis.set(ylim=(0, 1), xlim=(places[0] - 0.2, places[-1] + 0.2))
+    axis.set_title("share of the two branches over depth", fontsize=10)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
-    axis.legend(loc="upper right")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
