@@ -72,7 +72,7 @@ def draw_maps(explanations: list[Explanation], path: Path) -> None:
         overlay(axes[1], image, explanation.grad_cam, "Grad-CAM", cmap="inferno")
         overlay(axes[2], image, rollout, f"rollout, {stage}", cmap="inferno", vmin=0)
         for axis, cell in ((axes[3], 0), (axes[4], -1)):
-            title, share = explanation.cells[cell], explanation.attention_share[cell]
+            title, share = f"branches, {explanation.cells[cell]}", explanation.attention_share[cell]
             heat = overlay(axis, image, share, title, cmap=BRANCH_COLOURS, vmin=0, vmax=1)
         bar = figure.colorbar(heat, ax=axes[4])
         bar.set_ticks([0, 0.5, 1], labels=["convolution", "half", "attention"])

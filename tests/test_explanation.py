@@ -156,9 +156,9 @@ def plain_grad_cam(model: nn.Module, pixel_values: torch.Tensor, target: int) ->
     first, (height, width) = int(model.config.has_class_token), (side // 16 for side in pixel_values.shape[-2:])
     weight, tokens = gradient[0, first:].mean(0), kept[0][0, first:]
     heat = (tokens @ weight).relu().view(1, 1, height, width)
-    heat = (heat - heat.min()) / (heat - heat.min()).max().clamp_min(1e-7)  # zero if nothing speaks for the target
     heat = nn.functional.interpolate(heat, size=pixel_values.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
-    return (heat / heat.max().clamp_min(1e-7)).detach().numpy()
+    heat = (heat - heat.min()) / (heat - heat.min()).max().clamp_min(1e-7)  # zero if nothing speaks for the target
+    return heat.detach().numpy()
 
 
 @pytest.mark.parametrize("context", [nullcontext, torch.no_grad, torch.inference_mode])
@@ -166,7 +166,7 @@ def test_grad_cam_is_what_autograd_gives(model, pixel_values, context):
     expected = [plain_grad_cam(model, pixel_values, target) for target in range(5)]
     with context():
         explained = [explain(model, PROCESSOR, CAT, target).grad_cam for target in range(5)]
-    np.testing.assert_allclose(explained, expected, atol=1e-3)
+    np.testing.assert_allclose(explained, expected, atol=1e-4)
     assert explained[0].shape == (64, 96) and np.ptp(explained) > 0.9
     best = explain(model, PROCESSOR, CAT)
     np.testing.assert_array_equal(best.grad_cam, explained[best.target])
