@@ -4,6 +4,7 @@
 import json
 from contextlib import nullcontext
 
+import measure_explanations
 import numpy as np
 import PIL.Image
 import pytest
@@ -224,15 +225,23 @@ def test_a_prepared_model_in_half_precision_shows_the_same(model):
 
 
 @pytest.mark.parametrize("in_place", [True, False])
-def test_a_compiled_model_is_explained_too(pixel_values, in_place):
-    model = lively(AutoModelForImageClassification.from_config(pyramid_config()))
+def test_a_compiled_model_is_explained_and_not_compiled_again(pixel_values, in_place):
+    model, compilations = lively(AutoModelForImageClassification.from_config(pyramid_config())), []
+
+    def count(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
     expected = explain(model, PROCESSOR, CAT)
     if in_place:
-        model.compile(backend="eager")
-    compiled = model if in_place else torch.compile(model, backend="eager")
+        model.compile(backend=count)
+    compiled = model if in_place else torch.compile(model, backend=count)
     with torch.no_grad():
         compiled(pixel_values)
-    explained = explain(compiled, PROCESSOR, CAT)
+        before = len(compilations)
+        explained = explain(compiled, PROCESSOR, CAT)
+        compiled(pixel_values)
+    assert len(compilations) == before > 0
     np.testing.assert_allclose(explained.attention[-1], expected.attention[-1], rtol=1e-4)
     np.testing.assert_allclose(explained.grad_cam, expected.grad_cam, atol=1e-4)
 
@@ -293,3 +302,22 @@ def test_the_script_refuses_an_unknown_target_at_once(tmp_path):
     PROCESSOR.save_pretrained(tmp_path)
     done = run("explain", tmp_path, REPOSITORY / "examples" / "sneaker.png", "--target", "cow")
     assert done.returncode == 1 and "the model has no class 'cow'" in done.stderr.splitlines()[-1]
+
+
+def test_maps_are_measured_on_the_garment(tmp_path):
+    garment = np.zeros((4, 4), bool)
+    garment[:2, 2:] = True
+    assert measure_explanations.on_garment(np.array([[1.0, 5], [0, 2]]), garment) == (2.5, True)
+    assert measure_explanations.on_garment(np.array([[3.0, 1], [0, 0]]), garment) == (1.0, False)
+    names = {index: str(index) for index in range(10)}
+    lively(AutoModelForImageClassification.from_config(windowed_config(num_labels=10, id2label=names))).save_pretrained(
+        tmp_path
+    )
+    ViTAEImageProcessor(size=64, crop_pct=1.0).save_pretrained(tmp_path)
+    record = measure_explanations.main([str(tmp_path), "--output", str(tmp_path / "out"), "--images", "3"])
+    assert record["images"] == 3 and 10 < record["garment_percent"] < 90
+    assert len(record["maps"]) == 1 + 3 + 7 + 7  # Grad-CAM, stages, attention and share of cells
+    assert (
+        json.loads((tmp_path / "out.json").read_text()) == record
+        and PIL.Image.open(tmp_path / "out.png").size[0] > 1000
+    )

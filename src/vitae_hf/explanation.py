@@ -225,7 +225,7 @@ def last_tokens(model: ViTAEFamilyPreTrainedModel) -> nn.Module:
 def grad_cam(model: ViTAEFamilyPreTrainedModel, pixel_values: torch.Tensor, target: int) -> np.ndarray:
     """Grad-CAM of a class on the last tokens: `(1, 3, height, width)` -> float32 `(height, width)` from 0 to 1.
 
-    The graph begins at these tokens, so that nothing before them is kept for the backward pass.
+    The weights must ask for no gradient. The graph then begins at these tokens, and nothing before them is kept.
     """
     height, width = (side // model.config.total_stride for side in pixel_values.shape[-2:])
     first, layer = int(model.config.has_class_token), last_tokens(model)
@@ -233,7 +233,7 @@ def grad_cam(model: ViTAEFamilyPreTrainedModel, pixel_values: torch.Tensor, targ
     def reshape(tokens: torch.Tensor) -> torch.Tensor:
         return tokens_to_map(tokens[:, first:], height, width).float()  # float32, since NumPy has no bfloat16
 
-    handle = layer.register_forward_hook(lambda module, args, output: output.detach().requires_grad_())
+    handle = layer.register_forward_hook(lambda module, args, output: output.requires_grad_())
     try:
         with torch.enable_grad(), GradCAM(_Logits(model), [layer], reshape) as cam:
             return cam(pixel_values, [ClassifierOutputTarget(target)])[0]
