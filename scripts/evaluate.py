@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from vitae_hf.data import load_labelled_images, pick_split
 from vitae_hf.environment import environment
@@ -34,6 +33,7 @@ from vitae_hf.evaluation import (
     read_real_labels,
     report,
 )
+from vitae_hf.loading import load_classifier, load_processor
 from vitae_hf.samples import LabelledImages, evaluation_pixels
 
 
@@ -60,35 +60,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if arguments.output is None:
         arguments.output = Path("outputs") / f"evaluation-{Path(arguments.model_name_or_path).resolve().name}"
     return arguments
-
-
-def load_classifier(name: str, dtype: str):
-    """A model with all its trained weights.
-
-    Raises:
-        ValueError: it is no image classifier; a backbone would get a random head.
-    """
-    model, loading = AutoModelForImageClassification.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"{name} is not a trained image classifier: it lacks {', '.join(missing)}")
-    return model
-
-
-def load_processor(name: str, image_size: list[int] | None, crop_pct: float | None):
-    """The saved image processor, with another size or crop where one is given.
-
-    Raises:
-        ValueError: it takes no `crop_pct`, as those of other families.
-    """
-    overrides = {}
-    if image_size is not None:
-        overrides["size"] = {"height": image_size[0], "width": image_size[-1]}
-    if crop_pct is not None:
-        overrides["crop_pct"] = crop_pct
-    processor = AutoImageProcessor.from_pretrained(name, **overrides)
-    if crop_pct is not None and not hasattr(type(processor), "crop_pct"):
-        raise ValueError(f"--crop_pct does not go with the image processor of {name}, a {type(processor).__name__}")
-    return processor
 
 
 def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:

@@ -12,6 +12,7 @@ from transformers.integrations import TensorBoardCallback
 
 from .decoder_vitae import patch_statistics, patchify, unpatchify
 from .modeling_vitae import ViTAEForPreTraining
+from .samples import as_pictures
 
 
 @torch.no_grad()
@@ -41,13 +42,6 @@ def reconstruct(
     is_masked = outputs.mask.bool().unsqueeze(-1)
     blank, pasted = patches.masked_fill(is_masked, float("nan")), torch.where(is_masked, predicted, patches)
     return tuple(unpatchify(images, patch_size, grid_size) for images in (blank, pasted))
-
-
-def as_pictures(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> np.ndarray:
-    """Normalised pixels `(B, 3, height, width)` -> uint8 `(B, height, width, 3)`, what is NaN in grey."""
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (image_mean, image_std))
-    pixels = pixel_values.float().cpu() * std + mean
-    return (pixels.nan_to_num(0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def draw_reconstructions(columns: dict[str, np.ndarray], path: Path, most_per_line: int = 2) -> None:

@@ -227,6 +227,13 @@ def evaluation_pixels(processor, picture: PIL.Image.Image) -> torch.Tensor:
     return processor(picture, return_tensors="pt").pixel_values[0]
 
 
+def as_pictures(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> np.ndarray:
+    """Normalised pixels `(B, 3, height, width)` -> uint8 `(B, height, width, 3)`, what is NaN in grey."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (image_mean, image_std))
+    pixels = pixel_values.float().cpu() * std + mean
+    return (pixels.nan_to_num(0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
 def collate(samples: list[dict | None]) -> dict[str, torch.Tensor]:
     """A batch of samples, with zeros and `IGNORED_LABEL` in place of each that was dropped.
 

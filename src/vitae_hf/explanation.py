@@ -1,0 +1,451 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What a classifier saw in an image: where its attention looks, which branch of its cells did the work, and Grad-CAM.
+
+Source: Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers" (rollout); Selvaraju et al. 2017, "Grad-CAM".
+"""
+
+import textwrap
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import PercentFormatter
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+
+from .layers_vitae import (
+    ViTAECell,
+    ViTAEFamilyPreTrainedModel,
+    ViTAEFamilyReductionCell,
+    join_windows,
+    split_into_windows,
+    tokens_to_map,
+)
+from .samples import as_pictures
+
+
+MOST_LABELS = 5
+
+
+@dataclass
+class Explanation:
+    """What [`explain`] finds out about one image; maps of a cell have the height and width of its grid of tokens.
+
+    Attributes:
+        image: uint8 `(height, width, 3)`, what the network saw, after resizing and cropping.
+        labels: the five likeliest classes, or all if there are fewer, as `{"label", "score"}`, the best first.
+        target: the class that `grad_cam` explains.
+        target_label: its name.
+        grad_cam: float32 `(height, width)` from 0 to 1, where the image speaks for the target; all 0 if nowhere.
+        cells: names of the cells that have an attention and a convolution branch, in order of depth: `"stage 1,
+            reduction"`, `"stage 3, cell 1"`.
+        attention: of each cell, where its attention looks: what each position gets on average over the positions that
+            ask and over the heads; sums to 1. None where there is no such matrix, as with random features.
+        rollout: `"stage 3"` -> the same for the attention of all cells of a stage one after the other, for stages that
+            have softmax attention.
+        attention_share: of each cell, the part of what its two branches add to a token that comes from attention,
+            |attention| / (|attention| + |convolution|). In a reduction cell the attention includes its value residual.
+        convolution_share: what is missing from that to 1.
+        seconds: how long it took.
+    """
+
+    image: np.ndarray
+    labels: list[dict]
+    target: int
+    target_label: str
+    grad_cam: np.ndarray
+    cells: list[str]
+    attention: list[np.ndarray | None]
+    rollout: dict[str, np.ndarray]
+    attention_share: list[np.ndarray]
+    convolution_share: list[np.ndarray]
+    seconds: float
+
+
+class Cell(NamedTuple):
+    name: str
+    stage: str
+    module: ViTAECell
+
+
+def two_branch_cells(model: ViTAEFamilyPreTrainedModel) -> list[Cell]:
+    """The cells with an attention and a convolution branch, in order of depth."""
+    cells = []
+    for number, stage in enumerate(model.base_model.stages, start=1):
+        if isinstance(stage.reduction_cell, ViTAEFamilyReductionCell):
+            cells.append(Cell(f"stage {number}, reduction", f"stage {number}", stage.reduction_cell))
+        for cell_number, cell in enumerate(stage.normal_cells, start=1):
+            cells.append(Cell(f"stage {number}, cell {cell_number}", f"stage {number}", cell))
+    return cells
+
+
+def attention_matrix(weights: torch.Tensor, height: int, width: int, window_size: int | None) -> torch.Tensor:
+    """The mean over heads of one image's attention weights, float32, rows of real tokens adding up to 1.
+
+    Args:
+        weights: `(windows, heads, T, T)`, the window being the whole grid if `window_size` is None.
+
+    Returns:
+        `(windows, T, T)`, with zeros for what fills up windows at the border.
+    """
+    matrix = weights.mean(1, dtype=torch.float32)
+    if window_size is not None:
+        ones = matrix.new_ones(1, height * width, 1)
+        is_real = split_into_windows(ones, height, width, window_size)  # (windows, T, 1)
+        matrix = matrix * is_real * is_real.transpose(1, 2)
+        matrix = matrix / matrix.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return matrix
+
+
+def received(matrix: torch.Tensor, height: int, width: int, window_size: int | None, first: int) -> np.ndarray:
+    """What each position of the grid gets from all of them: `(windows, T, T)` -> `(height, width)`, adding up to 1.
+
+    Args:
+        first: where the grid's tokens begin; a class token neither asks nor is asked, since the classifier reads the
+            others alone.
+    """
+    totals = matrix[:, first:, first:].sum(1)  # (windows, T)
+    if window_size is not None:
+        totals = join_windows(totals.unsqueeze(-1), 1, height, width, window_size)
+    totals = totals.reshape(height, width)
+    return (totals / totals.sum()).cpu().numpy()
+
+
+class _Recorder:
+    """Hooks that reduce what the cells compute to maps as soon as they have, so that one cell's matrix is alive."""
+
+    def __init__(self, cells: list[Cell], num_class_tokens: int):
+        self.first = num_class_tokens
+        self.attention, self.shares, self.rollout = {}, {}, {}
+        self._norms, self._products = {}, {}
+        self.handles = []
+        for cell in cells:
+            for branch, hook in (("attention", self._see_attention), ("conv_branch", self._see_convolution)):
+                module = getattr(cell.module, branch)
+                self.handles.append(
+                    module.register_forward_hook(lambda module, args, output, c=cell, h=hook: h(c, args, output))
+                )
+
+    def _see_attention(self, cell: Cell, args: tuple, output: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+        states, weights = output
+        _, height, width = args
+        norm = torch.linalg.vector_norm(states[0, self.first :].float(), dim=-1)
+        self._see_norm(cell, "attention", norm.view(height, width))
+        self.attention[cell.name] = None
+        if weights is None:
+            return
+        window_size = cell.module.attention.window_size
+        matrix = attention_matrix(weights, height, width, window_size)
+        self.attention[cell.name] = received(matrix, height, width, window_size, self.first)
+        step = (matrix + torch.eye(matrix.shape[-1], device=matrix.device)) / 2
+        before = self._products.get(cell.stage)
+        self._products = {cell.stage: step if before is None else step @ before}
+        self.rollout[cell.stage] = received(self._products[cell.stage], height, width, window_size, self.first)
+
+    def _see_convolution(self, cell: Cell, args: tuple, output: torch.Tensor) -> None:
+        self._see_norm(cell, "convolution", torch.linalg.vector_norm(output[0].float(), dim=0))
+
+    def _see_norm(self, cell: Cell, branch: str, norm: torch.Tensor) -> None:
+        """Of one branch; of a cell's two branches either may be the first to run."""
+        norms = self._norms.setdefault(cell.name, {})
+        norms[branch] = norm
+        if len(norms) == 2:
+            total = norms["attention"] + norms["convolution"]
+            share = torch.where(total > 0, norms["attention"] / total, 0.5)  # of nothing, both did as much
+            self.shares[cell.name] = share.cpu().numpy()
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+@contextmanager
+def _still(model: nn.Module):
+    """Inside, evaluation mode, no weight asks for a gradient and nothing runs compiled; afterwards all is as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.eval().requires_grad_(False)
+    try:
+        with torch.compiler.set_stance("force_eager"), torch.inference_mode(False):
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _eager_attention(cells: list[Cell]):
+    """Softmax attention forms its matrix."""
+    configs = {id(config): config for cell in cells if (config := getattr(cell.module.attention, "config", None))}
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    for config in configs.values():
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
+
+
+class _Logits(nn.Module):
+    """A classifier whose output is its logits, as Grad-CAM wants it."""
+
+    def __init__(self, model: ViTAEFamilyPreTrainedModel):
+        super().__init__()
+        self.model = model
+        self.options = {"interpolate_pos_encoding": True} if model.config.has_class_token else {}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Nothing: gradients are those of whoever trains the model."""
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        outputs = self.model(
+            pixel_values, output_attentions=False, output_hidden_states=False, return_dict=True, **self.options
+        )
+        return outputs.logits.float()
+
+
+def last_tokens(model: ViTAEFamilyPreTrainedModel) -> nn.Module:
+    """The module that gives the tokens which the classifier reads the mean of."""
+    stage = model.base_model.stages[-1]
+    return stage.normal_cells[-1] if len(stage.normal_cells) else stage.reduction_cell or model.base_model.embeddings
+
+
+def grad_cam(model: ViTAEFamilyPreTrainedModel, pixel_values: torch.Tensor, target: int) -> np.ndarray:
+    """Grad-CAM of a class on the last tokens: `(1, 3, height, width)` -> float32 `(height, width)` from 0 to 1.
+
+    The weights must ask for no gradient. The graph then begins at these tokens, and nothing before them is kept.
+    """
+    height, width = (side // model.config.total_stride for side in pixel_values.shape[-2:])
+    first, layer = int(model.config.has_class_token), last_tokens(model)
+
+    def reshape(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens_to_map(tokens[:, first:], height, width).float()  # float32, since NumPy has no bfloat16
+
+    handle = layer.register_forward_hook(lambda module, args, output: output.requires_grad_())
+    try:
+        with torch.enable_grad(), GradCAM(_Logits(model), [layer], reshape) as cam:
+            return cam(pixel_values, [ClassifierOutputTarget(target)])[0]
+    finally:
+        handle.remove()
+
+
+def class_of(label: str, id2label: dict[int, str]) -> int:
+    """The class with a label.
+
+    Raises:
+        ValueError: there is none; the message has the most similar ones.
+    """
+    for index, name in id2label.items():
+        if name == label:
+            return index
+    similar = get_close_matches(label, id2label.values(), n=MOST_LABELS, cutoff=0)
+    raise ValueError(
+        f"the model has no class {label!r}; of its {len(id2label)} these are closest: {', '.join(similar)}"
+    )
+
+
+def _target_class(target: int | str | None, logits: torch.Tensor, id2label: dict[int, str]) -> int:
+    if target is None:
+        return logits.argmax().item()
+    if isinstance(target, str):
+        return class_of(target, id2label)
+    if not 0 <= target < len(logits):
+        raise ValueError(f"`target` must be a class from 0 to {len(logits) - 1}, or a label; got {target!r}")
+    return target
+
+
+def _best_labels(model: ViTAEFamilyPreTrainedModel, logits: torch.Tensor) -> list[dict]:
+    """As the library's pipeline scores them."""
+    is_multi_label = model.config.problem_type == "multi_label_classification" or len(logits) == 1
+    scores = logits.sigmoid() if is_multi_label else logits.softmax(-1)
+    best = scores.topk(min(MOST_LABELS, len(scores)))
+    return [
+        {"label": model.config.id2label[index], "score": score}
+        for score, index in zip(best.values.tolist(), best.indices.tolist())
+    ]
+
+
+def _as_image(pixel_values: torch.Tensor, processor) -> np.ndarray:
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    return as_pictures(pixel_values, mean, std)[0]
+
+
+def _run(
+    model: ViTAEFamilyPreTrainedModel, cells: list[Cell], pixel_values: torch.Tensor
+) -> tuple[torch.Tensor, _Recorder]:
+    """Logits of an image and what its cells did."""
+    recorder = _Recorder(cells, int(model.config.has_class_token))
+    try:
+        with torch.no_grad(), _eager_attention(cells):
+            logits = _Logits(model)(pixel_values)[0]
+    finally:
+        recorder.remove()
+    if not logits.isfinite().all():
+        raise ValueError("the scores of the image are not finite")
+    return logits, recorder
+
+
+def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | str | None = None) -> Explanation:
+    """Find out what a classifier saw in an image.
+
+    Args:
+        model: image classifier of this family, in any mode, dtype and attention implementation, compiled or not, which
+            it keeps. It is changed while this runs: one call at a time for a model.
+        processor: its image processor.
+        image: one picture, as the processor takes it: PIL, array, path.
+        target: the class to explain by Grad-CAM, as number or label; default: the likeliest.
+
+    Raises:
+        ValueError: the model is no classifier of this family, the image cannot be read or is more than one, there is no
+            class `target`, or the scores are not finite.
+    """
+    started = time.perf_counter()
+    model = getattr(model, "_orig_mod", model)  # of `torch.compile`
+    is_classifier = isinstance(getattr(model, "classifier", None), nn.Linear)
+    if not isinstance(model, ViTAEFamilyPreTrainedModel) or not is_classifier:
+        raise ValueError(f"expected an image classifier of the ViTAE family, got {type(model).__name__}")
+    pictures = processor(image, return_tensors="pt").pixel_values
+    if len(pictures) != 1:
+        raise ValueError(f"expected one image, got {len(pictures)}")
+    pixel_values, cells = pictures.to(model.device, model.dtype), two_branch_cells(model)
+    with _still(model):
+        logits, seen = _run(model, cells, pixel_values)
+        target = _target_class(target, logits, model.config.id2label)
+        heat = grad_cam(model, pixel_values, target)
+    shares = [seen.shares[cell.name] for cell in cells]
+    return Explanation(
+        image=_as_image(pictures, processor),
+        labels=_best_labels(model, logits),
+        target=target,
+        target_label=model.config.id2label[target],
+        grad_cam=heat,
+        cells=[cell.name for cell in cells],
+        attention=[seen.attention[cell.name] for cell in cells],
+        rollout=seen.rollout,
+        attention_share=shares,
+        convolution_share=[1 - share for share in shares],
+        seconds=time.perf_counter() - started,
+    )
+
+
+MOST_CELLS = 6  # that a picture has room for
+MOST_ATTENTION = 5  # over the mean; more has the same colour, lest a few positions darken all others
+BRANCH_COLOURS = "PuOr"  # from convolution, orange, to attention, purple
+
+
+def draw(explanation: Explanation) -> Figure:
+    """Image, scores, Grad-CAM and rollout; attention and branch shares of up to six cells; the shares over depth."""
+    count = len(explanation.cells)
+    shown = np.linspace(0, count - 1, min(MOST_CELLS, count)).round().astype(int).tolist()
+    height, width = explanation.image.shape[:2]
+    tall = 2.2 * min(max(height / width, 0.4), 2.5)
+    heights = [1.3 * tall + 0.5, 2 * tall + 1, 2.6]
+    figure = Figure(figsize=(14, sum(heights)), layout="constrained")
+    overview, cells, depth = figure.subfigures(3, 1, height_ratios=heights, hspace=0.03)
+    _draw_overview(overview, explanation)
+    _draw_cells(cells, explanation, shown)
+    _draw_depth(depth.subplots(), explanation)
+    return figure
+
+
+def overlay(axis: Axes, image: np.ndarray, heat: np.ndarray | None, title: str, **options) -> AxesImage | None:
+    """Draw a map over an image in pale grey, or that alone.
+
+    Args:
+        image: uint8 `(height, width, 3)`.
+        heat: `(h, w)`, of whatever grid covers the image.
+        **options: as for `imshow`.
+    """
+    height, width = image.shape[:2]
+    axis.imshow(image.mean(-1), cmap="gray", vmin=-255, vmax=255)
+    axis.set_title(title, fontsize=10)
+    axis.set_axis_off()
+    if heat is None:
+        return None
+    return axis.imshow(heat, extent=(-0.5, width - 0.5, height - 0.5, -0.5), alpha=0.7, **options)
+
+
+def _draw_overview(figure: SubFigure, explanation: Explanation) -> None:
+    image, (stage, rollout) = explanation.image, list(explanation.rollout.items() or [("", None)])[-1]
+    picture, bars, cam, flow = figure.subplots(1, 4)
+    picture.imshow(image)
+    picture.set_axis_off()
+    picture.set_title("what the network saw", fontsize=10)
+    _draw_scores(bars, explanation)
+    heat = overlay(cam, image, explanation.grad_cam, f"Grad-CAM: {_short(explanation.target_label)}", cmap="inferno")
+    figure.colorbar(heat, ax=cam, shrink=0.8).set_ticks([0, 1], labels=["least", "most"])
+    if rollout is None:
+        flow.set_axis_off()
+        return
+    heat = overlay(flow, image, rollout * rollout.size, f"attention rollout of {stage}", cmap="inferno", vmin=0)
+    figure.colorbar(heat, ax=flow, shrink=0.8, label="over the mean")
+
+
+def _draw_scores(axis: Axes, explanation: Explanation) -> None:
+    best = explanation.labels[::-1]
+    colours = ["tab:red" if entry["label"] == explanation.target_label else "tab:gray" for entry in best]
+    axis.barh(range(len(best)), [entry["score"] for entry in best], color=colours, height=0.4)
+    for line, entry in enumerate(best):
+        axis.text(0.01, line + 0.25, f"{_short(entry['label'])} {entry['score']:.1%}", fontsize=10)
+    height, width = explanation.image.shape[:2]
+    axis.set(xlim=(0, 1), ylim=(-0.4, len(best) - 0.2), yticks=[], xticks=[], box_aspect=max(height / width, 0.6))
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
+    axis.set_title("scores", fontsize=10)
+
+
+def _short(label: str) -> str:
+    return textwrap.fill(label, 26, max_lines=1, placeholder="…")
+
+
+def _draw_cells(figure: SubFigure, explanation: Explanation, shown: list[int]) -> None:
+    """Attention in the upper line, branch shares in the lower."""
+    image, looks = explanation.image, None
+    upper, lower = figure.subplots(2, max(4, len(shown)), squeeze=False)
+    for axis in (*upper, *lower):
+        axis.set_axis_off()
+    relative = {index: heat * heat.size for index in shown if (heat := explanation.attention[index]) is not None}
+    highest = min(MOST_ATTENTION, max((heat.max() for heat in relative.values()), default=1))
+    for axis, below, index in zip(upper, lower, shown):
+        name, heat, share = explanation.cells[index], relative.get(index), explanation.attention_share[index]
+        looks = overlay(axis, image, heat, name, cmap="inferno", vmin=0, vmax=highest) or looks
+        if heat is None:
+            axis.text(0.5, 0.5, "random features,\nno matrix", ha="center", va="center", transform=axis.transAxes)
+        shares = overlay(below, image, share, f"{share.mean():.0%} attention", cmap=BRANCH_COLOURS, vmin=0, vmax=1)
+    if looks is not None:
+        extend = "max" if highest == MOST_ATTENTION else "neither"
+        figure.colorbar(looks, ax=upper, shrink=0.8, extend=extend, label="where attention looks,\nover the mean")
+    bar = figure.colorbar(shares, ax=lower, shrink=0.8, label="what a cell\nadds to a token")
+    bar.set_ticks([0, 0.5, 1], labels=["convolution", "half", "attention"])
+
+
+def _draw_depth(axis: Axes, explanation: Explanation) -> None:
+    """Mean over tokens, and the middle 80 % of them."""
+    places, shares = np.arange(len(explanation.cells)), explanation.attention_share
+    means = np.array([share.mean() for share in shares])
+    low, high = np.transpose([np.quantile(share, (0.1, 0.9)) for share in shares])
+    purple, orange = colormaps[BRANCH_COLOURS](0.85), colormaps[BRANCH_COLOURS](0.25)
+    axis.fill_between(places, means, 1, color=orange, alpha=0.4, label="convolution")
+    axis.fill_between(places, 0, means, color=purple, alpha=0.4, label="attention")
+    axis.errorbar(
+        places, means, (means - low, high - means), color="black", marker="o", capsize=3, label="mean, 80 % of tokens"
+    )
+    is_crowded = len(places) > 9
+    axis.set_xticks(
+        places, explanation.cells, fontsize=9, rotation=40 if is_crowded else 0, ha="right" if is_crowded else "center"
+    )
+    axis.set(ylim=(0, 1), xlim=(places[0] - 0.2, places[-1] + 0.2))
+    axis.set_title("share of the two branches over depth", fontsize=10)
+    axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
