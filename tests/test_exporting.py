@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, REPOSITORY, original_weights
-from transformers import AutoModelForImageClassification, pipeline
+from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 from vitae_hf import ViTAEBackbone, ViTAEImageProcessorPil, convert_original_state_dict, exporting
 from vitae_hf.exporting import export_folder, forward_inputs, load_exported, read_batch
@@ -153,3 +153,14 @@ def test_the_script_refuses_in_one_sentence(tmp_path, capsys):
         export.main([str(tmp_path), "--format", "torch"])
     assert stopped.value.code == 1
     assert "only classifiers and headless models of ViTAE" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_headless_model_gives_features(folders, tmp_path):
+    model = AutoModel.from_pretrained(folders["class_token"])
+    model.save_pretrained(tmp_path / "headless")
+    ViTAEImageProcessorPil(size=64).save_pretrained(tmp_path / "headless")
+    record = export_folder(tmp_path / "headless", "torch", PICTURES)
+    assert "same_top1_percent" not in record["checks"][0] and record["checks"][0]["max_over_std"] < 1e-5
+    pixel_values = read_batch(ViTAEImageProcessorPil(), PICTURES, 2, 96, 64)
+    outputs = load_exported(tmp_path / "headless" / "torch")(**forward_inputs(model, pixel_values))
+    assert outputs.pooler_output.shape == (2, 32) and outputs.last_hidden_state.shape == (2, 1 + 6 * 4, 32)

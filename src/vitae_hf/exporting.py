@@ -165,7 +165,8 @@ def refuse_remainders(program) -> None:
 def int8_quantizer():
     """int8 weights for the matrix products, whose inputs become int8 as they come: no calibration. For `"onnx"`.
 
-    Convolutions stay in float32: in int8 they were slower, the grouped ones by far, and less exact (results/LOG.md).
+    Their range is taken over the whole batch, so that an image's scores depend a little on its company. Convolutions
+    stay in float32: in int8 they were slower, the grouped ones by far, and less exact (results/LOG.md).
     """
     from transformers.exporters import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
