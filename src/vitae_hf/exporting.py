@@ -93,10 +93,8 @@ def whole_strides(model: PreTrainedModel):
 
 def forward_inputs(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, Any]:
     """How any size of image is passed: variants with positions interpolate them."""
-    return {
-        "pixel_values": pixel_values,
-        **({"interpolate_pos_encoding": True} if model.config.has_class_token else {}),
-    }
+    inputs = {"pixel_values": pixel_values}
+    return inputs | {"interpolate_pos_encoding": True} if model.config.has_class_token else inputs
 
 
 def export_model(model: PreTrainedModel, format: str, quantizer=None):
@@ -122,9 +120,6 @@ def export_model(model: PreTrainedModel, format: str, quantizer=None):
     from transformers.exporters.auto import AutoExportConfig, AutoHfExporter
 
     model = prepare_for_inference(copy.deepcopy(model)).to(memory_format=torch.contiguous_format)
-    for module in model.modules():
-        if isinstance(module, torch.nn.SiLU):
-            module.inplace = False  # which programs express more simply
     stride, (height, width) = model.config.total_stride, model.config.image_height_width
     example = torch.zeros(2, model.config.num_channels, height + stride, width + 2 * stride)
     inputs = forward_inputs(model, example.to(model.device))
