@@ -1,7 +1,7 @@
 """Classify a picture without torch and transformers: `python examples/run_onnx.py FOLDER PICTURE`.
 
-FOLDER is a model's, after `python scripts/export.py FOLDER --format onnx`. Preprocessing is the image processor's, to
-the bit, for 8-bit pictures up to 20 times as long as wide.
+FOLDER is a model's, after `python scripts/export.py FOLDER --format onnx`. Preprocessing is the image processor's, for
+8-bit pictures up to 20 times as long as wide.
 """
 
 import json
@@ -14,10 +14,8 @@ from PIL import Image, ImageOps
 
 folder, picture = sys.argv[1:]
 config, prep = (json.load(open(f"{folder}/{name}.json")) for name in ("config", "preprocessor_config"))
-image, size = (
-    ImageOps.exif_transpose(Image.open(picture)).convert("RGB"),
-    [prep["size"][s] for s in ("width", "height")],
-)
+size = prep["size"]["width"], prep["size"]["height"]
+image = ImageOps.exif_transpose(Image.open(picture)).convert("RGB")
 cover = [int(side / prep["crop_pct"]) for side in size]  # what the resized picture covers; then its middle is cut out
 cover = [max(cover[i], int(cover[1 - i] * image.size[i] / image.size[1 - i])) for i in (0, 1)]
 left, top = (int(round((long - short) / 2)) for long, short in zip(cover, size))
