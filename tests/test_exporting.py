@@ -111,8 +111,8 @@ def test_the_readme_shows_the_example():
 
 
 def test_an_int8_program_is_smaller_and_names_the_same_classes(folders, export_onnx):
-    export_onnx("class_token")
-    source = folders["class_token"]
+    export_onnx("windowed")
+    source = folders["windowed"]
     record = export.main([str(source), "--format", "onnx", "--quantize", "int8"])
     for check in record["checks"]:
         assert check["same_top1_percent"] == 100
