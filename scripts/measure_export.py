@@ -1,0 +1,159 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""How large, how fast and how faithful are exported programs, beside the torch model, in float32, bfloat16 and int8?
+
+    python scripts/measure_export.py --demo outputs/vitae-nano-fashion --photographs FOLDER --output FILE.json
+
+`--demo` is what `make demo` trained, compared on the 1,000 test images of the example data; the other networks have the
+golden weights of the tests, compared on photographs, one by one. In bfloat16 OpenVINO runs the same file. Programs and
+models take turns, on as many threads as torch has.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from measure_parity import golden_state_dict
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from vitae_hf import ViTAEImageProcessorPil, config_from_preset, convert_original_state_dict, prepare_for_inference
+from vitae_hf.benchmarking import interleave
+from vitae_hf.data import load_labelled_images
+from vitae_hf.environment import environment
+from vitae_hf.exporting import export_folder, forward_inputs, load_exported, load_for_export
+from vitae_hf.samples import decode
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def write_golden(preset: str, folder: Path) -> Path:
+    """A folder of a published variant with the weights of the golden data."""
+    model = AutoModelForImageClassification.from_config(config_from_preset(preset))
+    model.load_state_dict(convert_original_state_dict(golden_state_dict(preset)))
+    model.save_pretrained(folder)
+    ViTAEImageProcessorPil(size=model.config.image_size).save_pretrained(folder)
+    return folder
+
+
+def export_all(source: Path, root: Path) -> dict[str, dict]:
+    """Write every program in `root`, and return their records by name."""
+    pictures = [str(EXAMPLES / name) for name in ("chelsea.png", "sneaker.png")]
+    return {
+        "onnx": export_folder(source, "onnx", pictures, root / "onnx"),
+        "onnx_int8": export_folder(source, "onnx", pictures, root / "onnx_int8", int8=True),
+        "openvino": export_folder(source, "openvino", pictures, root / "openvino"),
+    }
+
+
+def load_all(source: Path, records: dict[str, dict]) -> dict:
+    """Everything that can be called, float32 torch first."""
+    threads = torch.get_num_threads()
+    session_options = onnxruntime.SessionOptions()
+    session_options.intra_op_num_threads = threads
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads cost the others
+    model = load_for_export(source)
+    runs = {
+        "torch_float32": prepare_for_inference(copy.deepcopy(model)),
+        "torch_bfloat16": prepare_for_inference(model, dtype=torch.bfloat16),
+    }
+    for name in ("onnx", "onnx_int8"):
+        runs[name] = load_exported(records[name]["output"], session_options=session_options)
+    for name, precision in (("openvino_float32", "f32"), ("openvino_bfloat16", "bf16")):
+        config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+        runs[name] = load_exported(records["openvino"]["output"], config=config)
+    return runs
+
+
+def predictor(run, model) -> Callable[[torch.Tensor], np.ndarray]:
+    """From images to logits; torch models get them in their own dtype and memory format."""
+    is_torch = isinstance(run, torch.nn.Module)
+
+    @torch.inference_mode()
+    def predict(pixel_values: torch.Tensor) -> np.ndarray:
+        if is_torch:
+            pixel_values = pixel_values.to(run.dtype, memory_format=torch.channels_last)
+        return run(**forward_inputs(model, pixel_values)).logits.float().numpy()
+
+    return predict
+
+
+def agreement(found: np.ndarray, expected: np.ndarray, labels: list[int] | None) -> dict:
+    """How near the logits `(images, classes)` are, and how often the classes are the same, or right."""
+    classes = found.argmax(1)
+    figures = {
+        "same_top1_percent": 100 * float((classes == expected.argmax(1)).mean()),
+        "rms_over_std": float(np.sqrt(((found - expected) ** 2).mean()) / expected.std()),
+    }
+    if labels is not None:
+        figures["top1_percent"] = 100 * float((classes == np.array(labels)).mean())
+    return figures
+
+
+def measure(source: Path, pictures: list, labels: list[int] | None, rounds: int) -> dict:
+    """Size, milliseconds for one image, and agreement on all of them, of each program and model."""
+    with tempfile.TemporaryDirectory() as root:
+        records = export_all(source, Path(root))
+        runs = load_all(source, records)
+        predictors = {name: predictor(run, runs["torch_float32"]) for name, run in runs.items()}
+        processor = AutoImageProcessor.from_pretrained(source)
+        images = [processor(picture, return_tensors="pt").pixel_values for picture in pictures]
+        seconds, errors = interleave(
+            {name: partial(predict, images[0]) for name, predict in predictors.items()}, rounds, 0.5, "cpu"
+        )
+        if errors:
+            raise RuntimeError(f"some programs do not run: {errors}")
+        found = {name: np.concatenate([predict(image) for image in images]) for name, predict in predictors.items()}
+    sizes = {name: record["bytes"] for name, record in records.items()}
+    return {
+        "images": len(images),
+        "image_size": list(images[0].shape[-2:]),
+        "export_seconds": {name: record["seconds"] for name, record in records.items()},
+        "checks": {name: record["checks"] for name, record in records.items()},
+        "programs": {
+            name: {
+                "bytes": sizes.get(name, sizes["openvino"] if "openvino" in name else None),
+                "milliseconds": 1e3 * statistics.median(seconds[name]),
+                "milliseconds_rounds": [1e3 * value for value in seconds[name]],
+                **agreement(found[name], found["torch_float32"], labels),
+            }
+            for name in runs
+        },
+    }
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--demo", type=Path, help="folder that make demo wrote; default: leave it out")
+    parser.add_argument("--photographs", type=Path, required=True, help="folder of pictures")
+    parser.add_argument("--presets", nargs="*", default=["vitae-t", "vitae-s", "vitaev2-s"])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    networks = {}
+    if arguments.demo is not None:
+        test = load_labelled_images(str(EXAMPLES / "fashion_mnist_mini"))["test"]
+        networks["vitae-nano"] = measure(arguments.demo, list(map(decode, test)), test["label"][:], arguments.rounds)
+    photographs = sorted(str(path) for path in arguments.photographs.iterdir())
+    for preset in arguments.presets:
+        with tempfile.TemporaryDirectory() as folder:
+            networks[preset] = measure(write_golden(preset, Path(folder)), photographs, None, arguments.rounds)
+    versions = {name: metadata.version(name) for name in ("onnxruntime", "openvino")}
+    record = {"networks": networks, **versions, **environment()}
+    if arguments.output:
+        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))

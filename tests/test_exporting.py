@@ -1,0 +1,171 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Exported programs compute what the model does, at any size; the ONNX one without torch."""
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import export
+import numpy as np
+import pytest
+import torch
+from conftest import CONFIGS, REPOSITORY, original_weights
+from transformers import AutoModel, AutoModelForImageClassification, pipeline
+
+from vitae_hf import ViTAEBackbone, ViTAEImageProcessorPil, convert_original_state_dict, exporting
+from vitae_hf.exporting import export_folder, forward_inputs, load_exported, read_batch
+
+
+pytest.importorskip("transformers.exporters.runners", reason="exporting takes transformers 5.23")
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+PICTURES = [str(REPOSITORY / "examples" / name) for name in ("chelsea.png", "sneaker.png")]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """A folder of each kind of network, as the converter writes it."""
+    root = tmp_path_factory.mktemp("models")
+    for kind, tiny_config in CONFIGS.items():
+        config = tiny_config()
+        model = AutoModelForImageClassification.from_config(config)
+        model.load_state_dict(convert_original_state_dict(original_weights(config), config))
+        model.save_pretrained(root / kind)
+        ViTAEImageProcessorPil(size=config.image_size).save_pretrained(root / kind)
+    return {kind: root / kind for kind in CONFIGS}
+
+
+@pytest.fixture(scope="module")
+def export_onnx(folders):
+    """A function that exports the folder of a kind, once."""
+    return cache(lambda kind: export.main([str(folders[kind]), "--format", "onnx"]))
+
+
+def model_of(folder: Path):
+    return AutoModelForImageClassification.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def logits(model, pixel_values: torch.Tensor) -> np.ndarray:
+    return model(**forward_inputs(model, pixel_values)).logits.numpy()
+
+
+@pytest.mark.parametrize("kind", list(CONFIGS))
+def test_an_onnx_program_computes_the_same_at_any_size_and_refuses_remainders(folders, export_onnx, kind):
+    checks = export_onnx(kind)["checks"]
+    model, processor = model_of(folders[kind]), ViTAEImageProcessorPil()
+    assert all(check["same_top1_percent"] == 100 and check["max_over_std"] < 1e-5 for check in checks)
+    assert len({(check["height"], check["width"]) for check in checks}) == 3
+    session = onnxruntime.InferenceSession(folders[kind] / "onnx" / "model.onnx")
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    stride = model.config.total_stride
+    for batch, height, width in ((1, stride, stride), (4, 7 * stride, 3 * stride)):
+        pixel_values = read_batch(processor, PICTURES, batch, height, width)
+        outputs = session.run(["logits"], {"pixel_values": pixel_values.numpy()})[0]
+        np.testing.assert_allclose(outputs, logits(model, pixel_values), rtol=0, atol=1e-5 * outputs.std())
+    with pytest.raises(Exception, match="cannot be reshaped"):
+        session.run(None, {"pixel_values": np.zeros((1, 3, 64, 4 * stride + 1), np.float32)})
+
+
+@pytest.mark.parametrize(("kind", "format"), [("windowed", "torch"), ("class_token", "openvino")])
+def test_other_formats_compute_the_same_when_loaded_again(folders, kind, format):
+    if format == "openvino":
+        pytest.importorskip("openvino")
+    record = export_folder(folders[kind], format, PICTURES)
+    assert max(check["max_over_std"] for check in record["checks"]) < 1e-5
+    program, model = load_exported(folders[kind] / format), model_of(folders[kind])
+    pixel_values = read_batch(ViTAEImageProcessorPil(), PICTURES, 4, 160, 96)
+    outputs = program(**forward_inputs(model, pixel_values)).logits.numpy()
+    np.testing.assert_allclose(outputs, logits(model, pixel_values), rtol=0, atol=1e-5 * outputs.std())
+    if format == "torch":
+        with pytest.raises(AssertionError, match="Guard failed"):
+            program(pixel_values=torch.zeros(1, 3, 64, 65))
+
+
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(("torch", "torchvision", "transformers", "vitae_hf")))  # importing these fails
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_the_example_needs_no_torch_and_says_what_the_pipeline_says(folders, export_onnx, picture):
+    export_onnx("pyramid")
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(REPOSITORY / "examples" / "run_onnx.py")]
+    done = subprocess.run([*command, str(folders["pyramid"]), picture], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    label, score = done.stdout.strip().split(": ")
+    processor = ViTAEImageProcessorPil.from_pretrained(folders["pyramid"])
+    classify = pipeline("image-classification", model=model_of(folders["pyramid"]), image_processor=processor)
+    expected = classify(picture, top_k=1)[0]
+    assert label == expected["label"] and float(score) == pytest.approx(expected["score"], abs=2e-4)
+
+
+def test_the_readme_shows_the_example():
+    code = (REPOSITORY / "examples" / "run_onnx.py").read_text().split('"""\n\n')[1]
+    assert code in (REPOSITORY / "README.md").read_text()
+
+
+def test_an_int8_program_is_smaller_and_names_the_same_classes(folders, export_onnx):
+    export_onnx("windowed")
+    source = folders["windowed"]
+    record = export.main([str(source), "--format", "onnx", "--quantize", "int8"])
+    for check in record["checks"]:
+        assert check["same_top1_percent"] == 100
+        assert 1e-4 < check["rms_over_std"] < 0.2  # it is another function, but not much of one
+    sizes = [(source / name / "model.onnx.data").stat().st_size for name in ("onnx", "onnx_int8")]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_what_disagrees_leaves_nothing_behind_and_an_earlier_export_as_it_was(folders, export_onnx, monkeypatch):
+    export_onnx("class_token")
+    source, program = folders["class_token"], folders["class_token"] / "onnx" / "model.onnx"
+    before, names = program.read_bytes(), {path.name for path in source.iterdir()}
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    with pytest.raises(ValueError, match="disagrees with the model .* on 1 pictures of 64×64 pixels"):
+        export_folder(source, "onnx", PICTURES)
+    assert program.read_bytes() == before and {path.name for path in source.iterdir()} == names
+
+
+def test_what_cannot_be_exported_is_told_before_anything_is_written(folders, tmp_path, monkeypatch):
+    source = folders["pyramid"]
+    with pytest.raises(ValueError, match="must be one of onnx, torch, openvino; got 'tflite'"):
+        export_folder(source, "tflite", PICTURES)
+    with pytest.raises(ValueError, match="int8 goes with the format onnx, not with torch"):
+        export_folder(source, "torch", PICTURES, tmp_path / "out", int8=True)
+    with pytest.raises(ValueError, match="say where to write with --output"):
+        export_folder("org/name", "onnx", PICTURES)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="is no export"):
+        export_folder(source, "torch", PICTURES, tmp_path / "taken")
+    ViTAEBackbone(CONFIGS["pyramid"]()).save_pretrained(tmp_path / "backbone")
+    with pytest.raises(ValueError, match="holds ViTAEBackbone: only classifiers and headless models"):
+        export_folder(tmp_path / "backbone", "torch", PICTURES)
+    monkeypatch.setitem(exporting.PACKAGES, "torch", ("no_such_package",))
+    with pytest.raises(ImportError, match="takes no_such_package, not installed here: .*export"):
+        export_folder(source, "torch", PICTURES, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"taken", "backbone"}
+
+
+def test_the_script_refuses_in_one_sentence(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(SystemExit) as stopped:
+        export.main([str(tmp_path), "--format", "torch"])
+    assert stopped.value.code == 1
+    assert "only classifiers and headless models of ViTAE" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_headless_model_gives_features(folders, tmp_path):
+    model = AutoModel.from_pretrained(folders["class_token"])
+    model.save_pretrained(tmp_path / "headless")
+    ViTAEImageProcessorPil(size=64).save_pretrained(tmp_path / "headless")
+    record = export_folder(tmp_path / "headless", "torch", PICTURES)
+    assert "same_top1_percent" not in record["checks"][0] and record["checks"][0]["max_over_std"] < 1e-5
+    pixel_values = read_batch(ViTAEImageProcessorPil(), PICTURES, 2, 96, 64)
+    outputs = load_exported(tmp_path / "headless" / "torch")(**forward_inputs(model, pixel_values))
+    assert outputs.pooler_output.shape == (2, 32) and outputs.last_hidden_state.shape == (2, 1 + 6 * 4, 32)
