@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, ViTModel
 
 from vitae_hf import config_from_preset, prepare_for_inference
-from vitae_hf.inference import FoldedBatchNorm
+from vitae_hf.inference import FoldedBatchNorm, PackedConv2d, PackedLinear
 from vitae_hf.segmentation import dense_config, new_segmenter
 
 
@@ -60,6 +60,56 @@ def test_half_precision_is_close_and_random_features_stay_float32(model):
     assert (half - expected).abs().max() < 0.02 * (expected.max() - expected.min())
     projections = [buffer for name, buffer in model.named_buffers() if name.endswith("random_projection")]
     assert all(projection.dtype == torch.float32 for projection in projections)
+
+
+def packed_layers(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if isinstance(module, (PackedConv2d, PackedLinear))]
+
+
+def test_layers_are_packed_again_when_their_weights_change(model):
+    expected = logits(prepare_for_inference(model))
+    copied = copy.deepcopy(model)  # of packed layers
+    assert packed_layers(model) and all(layer.packed is not None for layer in packed_layers(model))
+    weights = {name: 1.1 * weight for name, weight in model.state_dict().items()}
+    model.load_state_dict(weights)
+    changed = logits(model)
+    assert (changed - expected).abs().max() > 0.01 * expected.std()
+    torch.testing.assert_close(logits(copied), expected)
+    copied.load_state_dict(weights)
+    torch.testing.assert_close(logits(copied), changed)
+    torch.testing.assert_close(logits(model.double()), changed, rtol=0, atol=1e-4 * changed.std().item())  # unpacked
+    wide = images(1, 64, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.float()(wide, **any_size(model)).logits, copied(wide, **any_size(model)).logits
+        )
+
+
+def any_size(model: nn.Module) -> dict:
+    return {"interpolate_pos_encoding": True} if model.config.has_class_token else {}
+
+
+def test_gradients_and_autocast_are_those_of_the_ordinary_layers(model):
+    pixel_values = images().requires_grad_()
+    (expected,) = torch.autograd.grad(model(pixel_values).logits.sum(), pixel_values)
+    prepare_for_inference(model)
+    (gradient,) = torch.autograd.grad(model(pixel_values).logits.sum(), pixel_values)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    with torch.autocast("cpu", torch.bfloat16):
+        half = logits(model)
+    assert (half - logits(model)).abs().max() < 0.05 * half.std()
+
+
+@pytest.mark.parametrize("channels", [(8, 8), (8, 24), (24, 8), (64, 64)])
+def test_merged_groups_compute_the_same(channels, monkeypatch):
+    """As on a processor with tiles for bfloat16, wherever this runs."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    conv = nn.Conv2d(*channels, 3, stride=2, padding=1, groups=4).to(torch.bfloat16).requires_grad_(False)
+    packed = PackedConv2d(conv, silu=True)
+    feature_map = torch.randn(2, channels[0], 9, 12, dtype=torch.bfloat16)
+    expected = nn.functional.silu(conv.float()(feature_map.float()))
+    assert (packed.to(torch.bfloat16)(feature_map).float() - expected).abs().max() < 0.02 * expected.abs().max()
+    assert packed.geometry[-1] == (4 if channels == (64, 64) else 1)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")

@@ -19,7 +19,7 @@ import transformers
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
 
 from .conversion import whole_folder
-from .inference import prepare_for_inference
+from .inference import fold_batch_norms
 
 
 # The library's name of each format, and the packages it takes.
@@ -119,7 +119,8 @@ def export_model(model: PreTrainedModel, format: str, quantizer=None):
     check_format(format)
     from transformers.exporters.auto import AutoExportConfig, AutoHfExporter
 
-    model = prepare_for_inference(copy.deepcopy(model)).to(memory_format=torch.contiguous_format)
+    model = copy.deepcopy(model)
+    fold_batch_norms(model)
     stride, (height, width) = model.config.total_stride, model.config.image_height_width
     example = torch.zeros(2, model.config.num_channels, height + stride, width + 2 * stride)
     inputs = forward_inputs(model, example.to(model.device))

@@ -1,18 +1,15 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """A trained model made ready to be used as fast as it can be."""
 
+import ctypes
+import math
+import platform
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .layers_vitae import ViTAEConvLayer, ViTAEMLP, ViTAEPyramidReduction
-
-
-class InplaceGELU(nn.Module):
-    """GELU in place, which torch has no module for: what is not allocated need not be mapped page by page."""
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.ops.aten.gelu_(hidden_states)
+from .layers_vitae import ViTAECell, ViTAEConvLayer, ViTAEMLP, ViTAEPyramidReduction
 
 
 class FoldedBatchNorm(nn.BatchNorm2d):
@@ -31,50 +28,142 @@ class FoldedBatchNorm(nn.BatchNorm2d):
         return super().forward(feature_map) if self.training else feature_map
 
 
+class InplaceGELU(nn.Module):
+    """GELU in place, which torch has no module for."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten.gelu_(hidden_states)
+
+
+class PackedLayer(nn.Module):
+    """What oneDNN computes from weights in an order of its own, with bias and activation while it multiplies.
+
+    The ordinary weights stay, to be saved, and for whenever a gradient is wanted. They are packed when first used, and
+    anew after they were moved, loaded or trained.
+    """
+
+    packed: torch.Tensor | None = None
+
+    def is_packable(self, inputs: torch.Tensor) -> bool:
+        if self.training or inputs.dtype != self.weight.dtype or torch.is_autocast_enabled(inputs.device.type):
+            return False
+        has_gradient = torch.is_grad_enabled() and (inputs.requires_grad or self.weight.requires_grad)
+        return not has_gradient and not torch.compiler.is_compiling() and can_pack(self.weight)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "packed": None}  # copies and pickles pack for themselves
+
+    def train(self, mode: bool = True):
+        self.packed = None
+        return super().train(mode)
+
+    def _apply(self, function, recurse=True):
+        self.packed = None
+        return super()._apply(function, recurse)
+
+    def _load_from_state_dict(self, *args):
+        self.packed = None
+        super()._load_from_state_dict(*args)
+
+
+def can_pack(weight: torch.Tensor) -> bool:
+    """Whether oneDNN has fast products for this kind of weight, on this processor."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and (weight.dtype == torch.float32 or bfloat16)
+
+
+class PackedLinear(PackedLayer, nn.Linear):
+    """A linear layer, and the GELU after it; torch's own writes the bias to memory before it multiplies."""
+
+    def __init__(self, linear: nn.Linear, gelu: bool = False):
+        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        self.weight, self.bias, self.gelu = linear.weight, linear.bias, gelu
+        self.eval()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.is_packable(hidden_states):
+            output = super().forward(hidden_states)
+            return nn.functional.gelu(output) if self.gelu else output
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
+        activation = "gelu" if self.gelu else "none"
+        return torch.ops.mkldnn._linear_pointwise(hidden_states, self.packed, self.bias, activation, [], "none")
+
+
 AMX_TILE = 16
 
 
-def has_amx() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in tiles."""
-    return getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+class PackedConv2d(PackedLayer, nn.Conv2d):
+    """A convolution, and the SiLU after it where that is faster than by itself.
 
-
-class MergedConv2d(nn.Conv2d):
-    """A grouped convolution computed with fewer, wider groups: more products, most with zero, but in whole tiles.
-
-    Its state dict is the grouped convolution's, so that a saved model is the ordinary one.
+    Where processors multiply tiles of bfloat16, narrow groups are merged to wide ones: more products, most with zero,
+    but whole tiles of them.
     """
 
-    def __init__(self, conv: nn.Conv2d, merged: int):
-        kwargs = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation")}
-        channels = conv.in_channels, conv.out_channels
-        super().__init__(*channels, **kwargs, groups=conv.groups // merged, device="meta", dtype=conv.weight.dtype)
-        self.merged = merged
-        self.weight, self.bias = nn.Parameter(self.merge(conv.weight), requires_grad=False), conv.bias
+    def __init__(self, conv: nn.Conv2d, silu: bool):
+        sizes = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
+        super().__init__(conv.in_channels, conv.out_channels, **sizes, bias=False, device="meta")
+        self.weight, self.bias, self.silu = conv.weight, conv.bias, silu
+        self.eval()
 
-    def merge(self, weight: torch.Tensor) -> torch.Tensor:
-        blocks = weight.unflatten(0, (self.groups, self.merged, -1)).movedim(1, -1)  # (groups, O, I, kH, kW, merged)
-        return torch.diag_embed(blocks, dim1=1, dim2=3).flatten(0, 2).flatten(1, 2)
+    @torch.no_grad()
+    def pack(self, size: torch.Size) -> None:
+        """For maps of this size: an order that is bad for it can take four times as long."""
+        has_tiles = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+        narrowest = min(self.in_channels, self.out_channels) // self.groups
+        fitting = AMX_TILE // narrowest if has_tiles and self.weight.dtype == torch.bfloat16 else 1
+        merged = math.gcd(self.groups, max(1, fitting))
+        blocks = self.weight.unflatten(0, (-1, merged, self.out_channels // self.groups)).movedim(1, -1)
+        weight = torch.diag_embed(blocks, dim1=1, dim2=3).flatten(0, 2).flatten(1, 2)  # zero between merged groups
+        self.geometry = self.padding, self.stride, self.dilation, self.groups // merged
+        self.activation = "swish" if self.silu and (self.groups == 1 or merged > 1) else "none"
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, size)
+        self.packed_for = size[2:]
 
-    def split(self, weight: torch.Tensor) -> torch.Tensor:
-        blocks = weight.unflatten(1, (self.merged, -1)).unflatten(0, (self.groups, self.merged, -1))
-        return blocks.diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(0, 2).contiguous()
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        if not self.is_packable(feature_map):
+            output = super().forward(feature_map)
+            return nn.functional.silu(output) if self.silu else output
+        if self.packed is None or self.packed_for != feature_map.shape[2:]:
+            self.pack(feature_map.shape)
+        output = torch.ops.mkldnn._convolution_pointwise(
+            feature_map, self.packed, self.bias, *self.geometry, self.activation, [], ""
+        )
+        return output if not self.silu or self.activation == "swish" else nn.functional.silu(output, inplace=True)
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}weight"] = self.split(destination[f"{prefix}weight"])
 
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        name = f"{prefix}weight"
-        super()._load_from_state_dict({**state_dict, name: self.merge(state_dict[name])}, prefix, *args)
+def pack_layers(model: nn.Module) -> None:
+    """Pack every convolution and linear layer of the cells, with the activation after it."""
+    for cell in [module for module in model.modules() if isinstance(module, ViTAECell | ViTAEPyramidReduction)]:
+        for module in list(cell.modules()):
+            for name, child in list(module.named_children()):
+                gelu, silu = isinstance(module, ViTAEMLP) and name == "fc1", isinstance(module, ViTAEConvLayer)
+                if type(child) is nn.Linear:
+                    setattr(module, name, PackedLinear(child, gelu))
+                elif type(child) is nn.Conv2d:
+                    silu = silu and isinstance(module.activation_fn, nn.SiLU)
+                    setattr(module, name, PackedConv2d(child, silu))
+                else:
+                    continue
+                if gelu or silu:
+                    module.activation_fn = nn.Identity()
 
 
-def merge_groups(layer: ViTAEConvLayer) -> None:
-    """Merge as many groups of a layer's convolution as fill a tile."""
-    conv = layer.conv
-    merged = AMX_TILE // min(conv.in_channels // conv.groups, conv.out_channels // conv.groups)
-    if conv.groups > 1 and merged > 1 and conv.groups % merged == 0:
-        layer.conv = MergedConv2d(conv, merged)
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep memory that is freed, for the whole process, so that a forward pass finds the last one's.
+
+    glibc gives large blocks back at once, and the system maps them anew page by page, which can take as long as all
+    the rest. Other C libraries, and allocators loaded in the place of glibc's, stay as they are.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_MMAP_THRESHOLD, 2**31 - 1)):
+            mallopt(option, value)
 
 
 @torch.no_grad()
@@ -87,14 +176,31 @@ def fold_batch_norm(layer: ViTAEConvLayer) -> None:
     layer.norm = FoldedBatchNorm(norm).eval()
 
 
+def fold_batch_norms(model: PreTrainedModel) -> None:
+    """Put a model in evaluation mode, and its BatchNorms into the convolutions before them.
+
+    Raises:
+        ValueError: the model has none of this family's networks.
+    """
+    layers = [module for module in model.modules() if isinstance(module, ViTAEConvLayer)]
+    if not layers:
+        raise ValueError(f"expected a ViTAE or ViTAEv2, or a model with such a backbone; got {type(model).__name__}")
+    model.eval()
+    for layer in layers:
+        if type(layer.norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+            fold_batch_norm(layer)
+
+
 def prepare_for_inference(
     model: PreTrainedModel, dtype: torch.dtype | None = None, compile: bool = False
 ) -> PreTrainedModel:
     """Make a model as fast as it can be on its device. What it computes stays the same within rounding.
 
     The model itself is changed: evaluation mode, no gradients, BatchNorms folded into the convolutions before them,
-    SiLU in place, 4-D weights in channels-last order. It can be saved: the folder holds an ordinary model with these
-    weights. `from_pretrained` brings back what it was.
+    activations in place, 4-D weights in channels-last order. On CPUs, convolutions and linear layers keep a second copy
+    of their weights, in the order that oneDNN wants, and the C library keeps memory that is freed, for the whole
+    process ([`keep_freed_memory`]). The model can be saved: the folder holds an ordinary one with these weights.
+    `from_pretrained` brings back what it was.
 
     Args:
         model: any of this family, or one that has such a backbone, on its device.
@@ -112,32 +218,31 @@ def prepare_for_inference(
         >>> model = AutoModelForImageClassification.from_pretrained("org/vitae-s")
         >>> model = prepare_for_inference(model, dtype=torch.bfloat16)
     """
-    layers = [module for module in model.modules() if isinstance(module, ViTAEConvLayer)]
-    if not layers:
-        raise ValueError(f"expected a ViTAE or ViTAEv2, or a model with such a backbone; got {type(model).__name__}")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("weights that are offloaded cannot be prepared: load the model without `device_map`")
-    model.eval().requires_grad_(False)
-    for layer in layers:
-        if type(layer.norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
-            fold_batch_norm(layer)
-        if isinstance(layer.activation_fn, nn.SiLU):
-            layer.activation_fn.inplace = True
-    for module in model.modules():
-        if isinstance(module, (ViTAEMLP, ViTAEPyramidReduction)):
-            module.activation_fn = InplaceGELU()
-    if dtype is not None:
-        random_projections = {
-            name: buffer for name, buffer in model.named_buffers() if name.endswith("random_projection")
-        }
-        model.to(dtype)
-        for name, buffer in random_projections.items():
-            module, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(module), attribute, buffer)
-    if model.device.type == "cpu" and model.dtype == torch.bfloat16 and has_amx():
-        for layer in layers:
-            merge_groups(layer)
+    fold_batch_norms(model)
+    model.requires_grad_(False)
+    change_dtype(model, dtype)
     model.to(memory_format=torch.channels_last)
+    is_cpu = model.device.type == "cpu"
+    if is_cpu:
+        keep_freed_memory()
+    if is_cpu and not compile:  # a compiler packs by itself
+        pack_layers(model)
+    for module in model.modules():
+        if isinstance(module, ViTAEConvLayer) and isinstance(module.activation_fn, nn.SiLU):
+            module.activation_fn.inplace = True
+        elif isinstance(module, (ViTAEMLP, ViTAEPyramidReduction)) and isinstance(module.activation_fn, nn.GELU):
+            module.activation_fn = InplaceGELU()
     if compile:
-        model.compile(dynamic=False, options={"freezing": True} if model.device.type == "cpu" else None)
+        model.compile(dynamic=False, options={"freezing": True} if is_cpu else None)
     return model
+
+
+def change_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
+    """Of all weights but the random features."""
+    random_projections = {name: buffer for name, buffer in model.named_buffers() if name.endswith("random_projection")}
+    model.to(dtype)
+    for name, buffer in random_projections.items():
+        module, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(module), attribute, buffer)

@@ -114,6 +114,15 @@ def join_windows(windows: torch.Tensor, batch: int, height: int, width: int, win
     return grid.view(batch, height * width, channels)
 
 
+class ViTAEDropout(nn.Dropout):
+    """Dropout that keeps a byte for each number, for the backward pass; torch's own keeps four on CPUs."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0:
+            return hidden_states
+        return torch.native_dropout(hidden_states, self.p, True)[0]
+
+
 class ViTAEAttention(nn.Module):
     """Multi-head softmax self-attention, by whichever backend the config names: (B, T, Cin) -> (B, T, C).
 
@@ -147,7 +156,7 @@ class ViTAEAttention(nn.Module):
         self.k_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
         self.v_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob if has_dropout else 0.0)
+        self.dropout = ViTAEDropout(config.hidden_dropout_prob if has_dropout else 0.0)
 
     def forward(
         self, hidden_states: torch.Tensor, height: int, width: int, **kwargs
@@ -187,7 +196,7 @@ class ViTAEMLP(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(hidden_size, intermediate_size)
         self.activation_fn = nn.GELU()
-        self.dropout = nn.Dropout(dropout_prob)
+        self.dropout = ViTAEDropout(dropout_prob)
         self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -419,7 +428,7 @@ class ViTAEFamilyReductionCell(ViTAECell):
         self.conv_branch = conv_branch
         self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.reduction_layer_norm_eps)
         self.mlp = ViTAEMLP(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(dropout_prob)
+        self.dropout = ViTAEDropout(dropout_prob)
 
     def forward(self, feature_map: torch.Tensor, **kwargs) -> torch.Tensor:
         pyramid = self.pyramid_reduction(feature_map)  # (B, N, R·E)
@@ -454,7 +463,7 @@ class ViTAEFamilyNormalCell(ViTAECell):
         self.conv_branch = conv_branch
         self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.mlp = ViTAEMLP(hidden_size, int(config.mlp_ratio * hidden_size), config.hidden_dropout_prob)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = ViTAEDropout(config.hidden_dropout_prob)
         self.drop_path = ViTAEDropPath(config.drop_path_rates(stage_idx)[cell_idx])
 
     def convolve(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.linalg import vector_norm
 from transformers import initialization as init
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
@@ -31,6 +32,7 @@ from .decoder_vitae import (
 )
 from .layers_vitae import (
     ViTAEAttention,
+    ViTAEDropout,
     ViTAEFamilyBackbone,
     ViTAEFamilyNormalCell,
     ViTAEFamilyPreTrainedModel,
@@ -68,7 +70,7 @@ def random_feature_attention(
     with maybe_autocast(device_type=value.device.type, enabled=False):
         query, key, projection = query.float(), key.float(), random_projection.float()
         query_logs, key_logs = query @ projection.T, key @ projection.T  # (B, N, M), w·x
-        query_norms, key_norms = (states.square().sum(-1, keepdim=True) / 2 for states in (query, key))  # (B, N, 1)
+        query_norms, key_norms = (vector_norm(states, dim=-1, keepdim=True).square() / 2 for states in (query, key))
         query_shifts = query_logs.detach().amax(-1, keepdim=True)  # (B, N, 1)
         key_shift = (key_logs.detach().amax(-1, keepdim=True) - key_norms.detach()).amax(1, keepdim=True)  # (B, 1, 1)
         query_features, key_features = query_logs.sub_(query_shifts).exp_(), key_logs.sub_(key_norms + key_shift).exp_()
@@ -97,7 +99,7 @@ class ViTAERandomFeatureAttention(nn.Module):
         self.k_proj = nn.Linear(in_size, hidden_size)
         self.v_proj = nn.Linear(in_size, hidden_size)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
-        self.dropout = nn.Dropout(config.reduction_dropout_prob)
+        self.dropout = ViTAEDropout(config.reduction_dropout_prob)
         self.register_buffer("random_projection", torch.empty(hidden_size // 2, hidden_size))
 
     def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> tuple[torch.Tensor, None]:
