@@ -3,14 +3,13 @@
 
     python scripts/app.py          # `make app` installs what it needs first; then open the address that it prints
 
-Offers the classifiers in `outputs` (what `make demo` and `scripts/train.py` write there), those that `--model` names, and
-whatever Hub name is typed. Nothing is loaded from elsewhere but such a model. With `--host 0.0.0.0`, others can use the
-page: then Hub names cannot be typed, unless `--hub_names` allows it.
+Offers the classifiers in `outputs` (what `make demo` and `scripts/train.py` write there), those that `--model` names,
+and whatever Hub name is typed; such a model is all that it ever loads from elsewhere. With `--host 0.0.0.0`, others can
+use the page: then Hub names cannot be typed, unless `--hub_names` allows it.
 """
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from vitae_hf.visitors import Models  # noqa: E402
 
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.png"))
+DEMO = ["outputs/vitae-nano-fashion"] if Path("outputs/vitae-nano-fashion/config.json").is_file() else []
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -39,9 +39,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that what visitors sent is deleted
     try:
-        models = Models(arguments.model, arguments.models, arguments.hub_names)
+        models = Models(arguments.model or DEMO, arguments.models, arguments.hub_names)
         serve(models, EXAMPLES, arguments.host, arguments.port)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -2,6 +2,8 @@
 """A web page: what does a model make of my picture, and what did it look at?"""
 
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Sequence
 from html import escape
@@ -11,15 +13,16 @@ from pathlib import Path
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio already when it is imported
 
 import gradio as gr  # noqa: E402
-import matplotlib  # noqa: E402
 import numpy as np  # noqa: E402
 import PIL.Image  # noqa: E402
+from matplotlib import colormaps  # noqa: E402
+from matplotlib.colors import to_hex  # noqa: E402
 from starlette.datastructures import MutableHeaders  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from .explanation import Explanation, explain  # noqa: E402
+from .explanation import BRANCH_COLOURS, Explanation, explain  # noqa: E402
 from .visitors import Models, Refusal, read_picture  # noqa: E402
 
 
@@ -33,84 +36,96 @@ KEPT_SECONDS = 3600  # for what visitors send and what they are shown
 # What can be seen, and what it is.
 MAPS = {
     "Attention": "where attention looks, mean over heads and tokens",
-    "Attention share": "how much of what is added to each token comes from attention, from none to all",
-    "Convolution share": "how much of what is added to each token comes from convolutions, from none to all",
-    "Rollout": "where the attention of all cells up to the end of the stage looks, one after the other",
-    "Grad-CAM": "what speaks for it, at the end of the network",
-    "Picture": "what the network gets: resized and cropped",
+    "Branches": "what adds more to each token, convolution (orange) or attention (purple)",
+    "Rollout": "where the attention of all its cells looks, one after the other",
+    "Grad-CAM": "what speaks for this label at the end of the network",
+    "Picture": "what the network gets, resized and cropped",
 }
 BUTTONS = ["download", "fullscreen"]  # not "share", which would upload the picture
 TITLE = "What does ViTAE see?"
+LABELS = "What it is; choose a label to see what speaks for it"
 WELCOME = "Choose a picture, drop one, or take one of the examples."
+NO_MATRIX = "random features, which never make a matrix of attention; look at the branches here"
 NO_MODEL = "There is no trained model here yet: run `make demo` (three minutes), then load this page again."
 
-COLOURS = ", ".join(
-    matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps["inferno"](np.linspace(0, 1, 9))
-)
+PURPLE, ORANGE = (to_hex(colormaps[BRANCH_COLOURS](place)) for place in (0.85, 0.2))
 CSS = f"""
-#picture img {{ width: 100%; height: 100%; object-fit: contain }}
 .gradio-container {{ max-width: 1080px !important; margin: auto !important }}
 #title h1 {{ font-size: 1.7rem; margin: 0 }}
-#notice p {{ margin: 0; padding: .6em .9em; border-radius: 8px; background: var(--background-fill-secondary);
-    border-left: 4px solid #f59e0b; overflow-wrap: anywhere }}
+#picture img, #view img {{ width: 100%; height: 100%; object-fit: contain }}
+#notice p {{ margin: 0; padding: .6em .9em; overflow-wrap: anywhere; background: var(--block-background-fill) }}
 #caption p {{ margin: .4em 0 }}
-#caption .scale {{ height: 8px; border-radius: 4px; background: linear-gradient(to right, {COLOURS}) }}
+#caption .scale {{ display: flex; gap: .6em; align-items: center }}
+#caption .scale i {{ flex: 1; height: 8px; border-radius: 4px }}
 #caption .bars {{ display: flex; gap: 2px; height: 72px; margin-top: 14px }}
-#caption .bars i {{ flex: 1; display: flex; align-items: flex-end; background: #f59e0b; opacity: .5 }}
-#caption .bars b {{ flex: 1; background: #0f766e }}
+#caption .bars i {{ flex: 1; display: flex; align-items: flex-end; background: {ORANGE}; opacity: .5 }}
+#caption .bars b {{ flex: 1; background: {PURPLE} }}
 #caption .bars .now {{ opacity: 1; outline: 2px solid var(--body-text-color) }}
-#caption .key i {{ display: inline-block; width: .8em; height: .8em }}
-#caption .key .attention {{ background: #0f766e }}
-#caption .key .convolution {{ background: #f59e0b; margin-left: 1em }}
+#caption .key {{ color: var(--body-text-color-subdued) }}
+#caption .key i {{ display: inline-block; width: .8em; height: .8em; background: {ORANGE} }}
+#caption .key .attention {{ background: {PURPLE} }}
 """
 # Fonts of the visitor's machine: gradio's themes may come with others' servers.
 THEME = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
-def pick_map(explanation: Explanation, kind: str, cell: int) -> np.ndarray | None:
-    """The map `(h, w)` from 0 to 1 of a kind, at a cell counted from 0; none where there is none."""
+def pick_map(explanation: Explanation, kind: str, cell: int) -> tuple[np.ndarray | None, tuple[str, str]]:
+    """The map `(h, w)` from 0 to 1 of a kind, at a cell counted from 0, or none, and what 0 and 1 are."""
+    if kind == "Picture":
+        return None, ("", "")
+    if kind == "Branches":
+        return explanation.attention_share[cell], ("convolution", "attention")
+    if kind == "Grad-CAM":
+        return explanation.grad_cam, ("least", "most")
     stage = explanation.cells[cell].split(",")[0]
-    values = {
-        "Attention": explanation.attention[cell],
-        "Attention share": explanation.attention_share[cell],
-        "Convolution share": explanation.convolution_share[cell],
-        "Rollout": explanation.rollout.get(stage),
-        "Grad-CAM": explanation.grad_cam,
-        "Picture": None,
-    }[kind]
-    if values is None or kind not in ("Attention", "Rollout"):
-        return values
-    return values / values.max()  # they sum to 1 over the grid, which would be black
+    values = explanation.attention[cell] if kind == "Attention" else explanation.rollout.get(stage)
+    return None if values is None else values / values.max(), ("none", "most")  # they add up to 1 over the grid
 
 
-def overlay(image: np.ndarray, values: np.ndarray | None, side: int = 448, opacity: float = 0.6) -> np.ndarray:
-    """The image `(height, width, 3)`, at least `side` pixels high and wide, under a map `(h, w)` in colours."""
+def overlay(image: np.ndarray, values: np.ndarray | None, colours: str, side: int = 448) -> np.ndarray:
+    """The image `(height, width, 3)`, at least `side` pixels high and wide; in grey under a map `(h, w)`, if any.
+
+    Args:
+        colours: a colour map of matplotlib's.
+    """
     picture = PIL.Image.fromarray(image)
     scale = max(1, side / min(picture.size))
-    size = tuple(round(length * scale) for length in picture.size)
-    pixels = np.asarray(picture.resize(size, PIL.Image.Resampling.BICUBIC)) / 255
-    if values is not None:
-        smooth = PIL.Image.fromarray(values.astype(np.float32)).resize(size, PIL.Image.Resampling.BILINEAR)
-        colours = matplotlib.colormaps["inferno"](np.asarray(smooth).clip(0, 1))[..., :3]
-        pixels = pixels * (1 - opacity) + colours * opacity
-    return (pixels * 255).round().astype(np.uint8)
+    picture = picture.resize(tuple(round(length * scale) for length in picture.size), PIL.Image.Resampling.BICUBIC)
+    if values is None:
+        return np.asarray(picture)
+    smooth = PIL.Image.fromarray(values.astype(np.float32)).resize(picture.size, PIL.Image.Resampling.BILINEAR)
+    coloured = colormaps[colours](np.asarray(smooth).clip(0, 1), bytes=True)[..., :3]
+    grey = picture.convert("L").convert("RGB")
+    return np.asarray(PIL.Image.blend(grey, PIL.Image.fromarray(coloured), alpha=0.65))
 
 
-def describe(explanation: Explanation, kind: str, cell: int) -> str:
-    """What map is shown, and how much of each cell's update comes from attention, as HTML."""
+def colours_of(kind: str) -> str:
+    return BRANCH_COLOURS if kind == "Branches" else "inferno"
+
+
+def describe_map(explanation: Explanation, kind: str, cell: int) -> str:
+    """Name and meaning of a map, and its scale of colours, as HTML."""
+    values, (least, most) = pick_map(explanation, kind, cell)
     stage = explanation.cells[cell].split(",")[0]
-    subject = {"Rollout": stage, "Grad-CAM": explanation.target_label, "Picture": "Picture"}
-    what = MAPS[kind]
-    if kind != "Picture" and pick_map(explanation, kind, cell) is None:
-        what = "random features, which never make a matrix of attention: look at the shares here"
+    names = {"Rollout": stage, "Grad-CAM": explanation.target_label, "Picture": "Picture"}
+    title = f"<b>{escape(str(names.get(kind, explanation.cells[cell])))}</b>: "
+    if values is None:
+        return f"<p>{title}{MAPS[kind] if kind == 'Picture' else NO_MATRIX}</p>"
+    colours = ", ".join(map(to_hex, colormaps[colours_of(kind)](np.linspace(0, 1, 9))))
+    scale = f'{least}<i style="background: linear-gradient(to right, {colours})"></i>{most}'
+    return f'<p>{title}{MAPS[kind]}</p><p class="scale">{scale}</p>'
+
+
+def describe_depth(explanation: Explanation, cell: int) -> str:
+    """A bar for each cell, a cell counted from 0 marked, with how much of what it adds is attention, as HTML."""
+    shares = [(name, float(share.mean())) for name, share in zip(explanation.cells, explanation.attention_share)]
     bars = "".join(
-        f'<i{" class=now" if index == cell else ""} title="{escape(name)}: {share.mean():.0%} attention">'
-        f'<b style="height: {share.mean():.1%}"></b></i>'
-        for index, (name, share) in enumerate(zip(explanation.cells, explanation.attention_share))
+        f'<i{" class=now" if index == cell else ""} title="{escape(name)}: {share:.0%} attention">'
+        f'<b style="height: {share:.1%}"></b></i>'
+        for index, (name, share) in enumerate(shares)
     )
-    return f"""<p><b>{escape(str(subject.get(kind, explanation.cells[cell])))}</b>: {what}</p><div class="scale"></div>
-<div class="bars">{bars}</div>
-<p class="key"><i class="attention"></i> attention and <i class="convolution"></i> convolution in each cell's update</p>"""
+    key = '<i class="attention"></i> attention and <i></i> convolution in what each cell adds'
+    return f'<div class="bars">{bars}</div><p class="key">{key}</p>'
 
 
 def show(explanation: Explanation | None, kind: str, cell: int) -> tuple[np.ndarray | None, str]:
@@ -123,7 +138,8 @@ def show(explanation: Explanation | None, kind: str, cell: int) -> tuple[np.ndar
     if explanation is None:
         return None, ""
     cell = min(max(int(cell), 1), len(explanation.cells)) - 1
-    return overlay(explanation.image, pick_map(explanation, kind, cell)), describe(explanation, kind, cell)
+    picture = overlay(explanation.image, pick_map(explanation, kind, cell)[0], colours_of(kind))
+    return picture, describe_map(explanation, kind, cell) + describe_depth(explanation, cell)
 
 
 def examine(
@@ -259,9 +275,8 @@ class StayHere:
     """
 
     POLICY = (
-        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
-        " img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:;"
-        " worker-src 'self' blob:"
+        "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval';"
+        " style-src 'self' 'unsafe-inline'"
     )
 
     def __init__(self, app):
@@ -278,19 +293,17 @@ class StayHere:
         await self.app(scope, receive, send_with_policy)
 
 
-def serve(
-    models: Models, examples: Sequence[Path] = (), host: str = "127.0.0.1", port: int | None = None, **options
-) -> None:
-    """Serve the page until the process is told to end. What visitors send lies in a folder that ends with it.
+def serve(models: Models, examples: Sequence[Path] = (), host: str = "127.0.0.1", port: int | None = None) -> None:
+    """Serve the page until the process is told to end. What visitors send is deleted then.
 
     Args:
         host: address to listen on; `"0.0.0.0"`: whoever reaches this machine.
         port: default: the first free one from 7860 on.
-        options: for gradio's `launch`.
 
     Raises:
         OSError: the port is taken.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with tempfile.TemporaryDirectory(prefix="vitae-hf-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         blocks = Page(models, examples).blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=4)
@@ -309,5 +322,8 @@ def serve(
             ssr_mode=False,
             mcp_server=False,
             pwa=False,
-            **options,
+            quiet=True,
+            prevent_thread_lock=True,
         )
+        print(f"The page is at {blocks.local_url}", flush=True)
+        blocks.block_thread()

@@ -16,12 +16,13 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import httpx, validate_repo_id
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoImageProcessor
 from transformers.utils import logging
 
 from .configuration_vitae import ViTAEConfig
 from .configuration_vitaev2 import ViTAEv2Config
 from .image_processing_vitae import to_rgb
+from .loading import load_classifier
 
 
 logger = logging.get_logger(__name__)
@@ -105,15 +106,14 @@ def download(name: str, token: bool | None) -> Path:
 
 
 @lru_cache(maxsize=3)
-def load_classifier(folder: Path, changed: float):
+def load_folder(folder: Path, changed: float):
     """Model and image processor of a folder, from safetensors alone and by this package's code alone.
 
     Args:
         changed: when the weights were written: a folder that was trained again is loaded again.
     """
     local = {"local_files_only": True, "trust_remote_code": False}
-    model = AutoModelForImageClassification.from_pretrained(folder, use_safetensors=True, **local)
-    return model.eval(), AutoImageProcessor.from_pretrained(folder, **local)
+    return load_classifier(folder, use_safetensors=True, **local), AutoImageProcessor.from_pretrained(folder, **local)
 
 
 class Models:
@@ -168,4 +168,4 @@ class Models:
         weights = [path.stat().st_mtime for path in folder.glob("model*.safetensors")]
         if not weights:
             raise Refusal(f"{name} has no weights in safetensors, the only format that is read here.")
-        return load_classifier(folder, max(weights))
+        return load_folder(folder, max(weights))
