@@ -43,9 +43,9 @@ MAPS = {
 }
 BUTTONS = ["download", "fullscreen"]  # not "share", which would upload the picture
 TITLE = "What does ViTAE see?"
-LABELS = "What it is; choose a label to see what speaks for it"
 WELCOME = "Choose a picture, drop one, or take one of the examples."
 NO_MATRIX = "random features, which never make a matrix of attention; look at the branches here"
+DONE = "seconds for label and maps. Choose another label to see what speaks for it."
 NO_MODEL = "There is no trained model here yet: run `make demo` (three minutes), then load this page again."
 
 PURPLE, ORANGE = (to_hex(colormaps[BRANCH_COLOURS](place)) for place in (0.85, 0.2))
@@ -54,6 +54,8 @@ CSS = f"""
 #title h1 {{ font-size: 1.7rem; margin: 0 }}
 #picture img, #view img {{ width: 100%; height: 100%; object-fit: contain }}
 #notice p {{ margin: 0; padding: .6em .9em; overflow-wrap: anywhere; background: var(--block-background-fill) }}
+#notice .html-container, #caption .html-container {{ padding: 0 }}
+#caption {{ padding: 0 var(--block-padding) }}
 #caption p {{ margin: .4em 0 }}
 #caption .scale {{ display: flex; gap: .6em; align-items: center }}
 #caption .scale i {{ flex: 1; height: 8px; border-radius: 4px }}
@@ -151,21 +153,23 @@ def examine(
         file: as gradio gives it, with a `path` that it has found to be an upload.
         label: what Grad-CAM is to explain; default: the likeliest.
     """
-    if not file or not file.get("path"):
-        return None, WELCOME if models.names() or models.hub_names else NO_MODEL
+    if not name and not models.names():
+        return None, NO_MODEL
     try:
         model, processor = models.load(name)
+        if not file or not file.get("path"):
+            return None, WELCOME
         picture, notice = read_picture(file["path"])
         explanation = explain(model, processor, picture, label)
     except Refusal as refusal:
         return None, str(refusal)
     except Exception:  # whatever a strange model or picture sets off, the page goes on
-        logger.exception("%s with %s", name, file["path"])
+        logger.exception("%s with %s", name, file)
         return (
             None,
             "This did not work, and it is not your fault. The log of the machine that serves this page says why.",
         )
-    return explanation, f"{notice} {explanation.seconds:.2f} seconds for the label and all maps.".strip()
+    return explanation, f"{notice} {explanation.seconds:.2f} {DONE}".strip()
 
 
 def respond(
@@ -261,9 +265,9 @@ class Page:
             "show_progress": "hidden",
         }
         answer = [self.explanation, self.notice, self.label, self.cell]
-        self.blocks.load(lambda: choose_model(self.models), None, self.name)
-        starts = [self.blocks.load, self.picture.change, self.name.change]
-        gr.on(starts, explain_picture, outputs=answer, **explaining).then(**showing)
+        opened = self.blocks.load(lambda: choose_model(self.models), None, self.name)
+        opened.then(explain_picture, outputs=answer, **explaining)
+        gr.on([self.picture.change, self.name.change], explain_picture, outputs=answer, **explaining).then(**showing)
         self.label.select(explain_label, outputs=[*answer, self.kind], **explaining).then(**showing)
         gr.on([self.kind.input, self.cell.input], trigger_mode="always_last", **showing)
 
