@@ -53,24 +53,26 @@ def models(root):
     return Models(root=root / "trained")
 
 
-def write_bad_files(folder: Path) -> dict[str, Path]:
-    """Files that are no good pictures, by what is wrong with them."""
-    files = {name: folder / f"{name}.png" for name in ("text", "truncated", "bomb", "postscript", "empty")}
-    files["text"].write_text("no picture at all\n")
-    files["truncated"].write_bytes((REPOSITORY / "examples" / "chelsea.png").read_bytes()[:20_000])
-    PIL.Image.new("1", (20_000, 20_000)).save(files["bomb"])
-    PIL.Image.new("RGB", (20, 20)).save(files["postscript"], format="EPS")
-    files["empty"].touch()
-    return files
-
-
 SENTENCES = {
     "text": "not a picture",
     "truncated": "damaged",
     "bomb": "too many pixels: at most 50 million",
+    "pixels": "too many pixels",
     "postscript": "not a picture",
     "empty": "not a picture",
 }
+
+
+def write_bad_files(folder: Path) -> dict[str, Path]:
+    """Files that are no good pictures, by what is wrong with them."""
+    files = {name: folder / f"{name}.png" for name in SENTENCES}
+    files["text"].write_text("no picture at all\n")
+    files["truncated"].write_bytes((REPOSITORY / "examples" / "chelsea.png").read_bytes()[:20_000])
+    PIL.Image.new("1", (20_000, 20_000)).save(files["bomb"])
+    PIL.Image.new("1", (8000, 8000)).save(files["pixels"])  # which Pillow would read
+    PIL.Image.new("RGB", (20, 20)).save(files["postscript"], format="EPS")
+    files["empty"].touch()
+    return files
 
 
 @pytest.mark.parametrize("problem", SENTENCES)
@@ -78,6 +80,15 @@ def test_a_bad_file_gets_a_plain_sentence(models, tmp_path, problem):
     explanation, sentence = examine(models, {"path": str(write_bad_files(tmp_path)[problem])}, "trained/v1")
     assert explanation is None and SENTENCES[problem] in sentence
     assert str(tmp_path) not in sentence
+
+
+def test_whatever_goes_wrong_stays_in_the_log(models, monkeypatch):
+    def fail(*args):
+        raise MemoryError("40 GB in /home/somebody")
+
+    monkeypatch.setattr("vitae_hf.app.explain", fail)
+    explanation, sentence = examine(models, {"path": str(SNEAKER)}, "trained/v1")
+    assert explanation is None and "did not work" in sentence and "somebody" not in sentence
 
 
 def test_a_moving_picture_is_its_first_frame_and_says_so(tmp_path):
@@ -101,13 +112,13 @@ def test_every_map_of_every_cell_can_be_shown(models):
 
 
 def test_maps_lie_where_they_belong(models):
-    """A map that is 1 in its upper left quarter colours that quarter alone."""
+    """A map that is 1 in its upper row colours the upper quarter alone."""
     explanation, _ = examine(models, {"path": str(SNEAKER)}, "trained/v1")
     explanation.image[:] = 0
-    explanation.attention_share[-1] = np.pad(np.ones((2, 2)), ((0, 2), (0, 2)))
+    explanation.attention_share[-1] = np.pad(np.ones((1, 4)), ((0, 3), (0, 0)))
     picture, text = show(explanation, "Branches", len(explanation.cells))
-    purple, orange = picture[:100, :100].reshape(-1, 3).mean(0), picture[300:, 300:].reshape(-1, 3).mean(0)
-    assert purple[2] > purple[1] and orange[0] > 3 * orange[2]
+    purple, orange = picture[20, 440], picture[440, 20]
+    assert purple[2] > purple[1] + 20 and orange[0] > orange[2] + 20
     assert '<i class=now title="stage 3, cell 2: 25% attention"><b style="height: 25.0%">' in text
 
 
@@ -247,6 +258,21 @@ def test_an_upload_can_be_read_by_who_sent_it_and_is_bounded(address):
     assert httpx.get(f"{address}/gradio_api/file={sent}").content == SNEAKER.read_bytes()
     answer = httpx.post(f"{address}/gradio_api/upload", files={"files": bytes(21 * 2**20)})
     assert answer.status_code == 413
+
+
+def test_more_visitors_than_can_wait_are_told_so(address):
+    sent = httpx.post(f"{address}/gradio_api/upload", files={"files": SNEAKER.read_bytes()}).json()[0]
+    functions = httpx.get(f"{address}/config").json()["dependencies"]
+    number = next(function["id"] for function in functions if function["api_name"] == "explain_picture")
+    file = {"path": sent, "meta": {"_type": "gradio.FileData"}}
+    message = {"data": [file, "trained/v1", None, 1], "fn_index": number}
+    with httpx.Client() as crowd:
+        answers = [
+            crowd.post(f"{address}/gradio_api/queue/join", json={**message, "session_hash": f"visitor {index}"})
+            for index in range(100)
+        ]
+    codes = [answer.status_code for answer in answers]
+    assert codes[:20] == [200] * 20 and codes.count(503) > 20
 
 
 def test_nothing_is_fetched_from_elsewhere(address):

@@ -51,7 +51,7 @@ NO_MODEL = "There is no trained model here yet: run `make demo` (three minutes),
 PURPLE, ORANGE = (to_hex(colormaps[BRANCH_COLOURS](place)) for place in (0.85, 0.2))
 CSS = f"""
 .gradio-container {{ max-width: 1080px !important; margin: auto !important }}
-#title h1 {{ font-size: 1.7rem; margin: 0 }}
+#title h1 {{ font-size: clamp(1.3rem, 5vw, 1.7rem); margin: 0 }}
 #picture img, #view img {{ width: 100%; height: 100%; object-fit: contain }}
 #notice p {{ margin: 0; padding: .6em .9em; overflow-wrap: anywhere; background: var(--block-background-fill) }}
 #notice .html-container, #caption .html-container {{ padding: 0 }}
@@ -229,9 +229,7 @@ class Page:
         if examples:
             gr.Examples([[str(path)] for path in examples], self.picture, cache_examples=False)
         self.notice = gr.HTML(elem_id="notice")
-        self.label = gr.Label(
-            label="What it is; choose a label to see what speaks for it", num_top_classes=5, elem_id="label"
-        )
+        self.label = gr.Label(label="What it is", num_top_classes=5, elem_id="label")
 
     def _lay_out_answer(self) -> None:
         self.view = gr.Image(label="What it looks at", interactive=False, format="png", elem_id="view", buttons=BUTTONS)
