@@ -63,7 +63,6 @@ CSS = f"""
 #caption .bars i {{ flex: 1; display: flex; align-items: flex-end; background: {ORANGE}; opacity: .5 }}
 #caption .bars b {{ flex: 1; background: {PURPLE} }}
 #caption .bars .now {{ opacity: 1; outline: 2px solid var(--body-text-color) }}
-#caption .key {{ color: var(--body-text-color-subdued) }}
 #caption .key i {{ display: inline-block; width: .8em; height: .8em; background: {ORANGE} }}
 #caption .key .attention {{ background: {PURPLE} }}
 """
