@@ -123,10 +123,10 @@ def test_maps_lie_where_they_belong(models):
 
 
 def test_a_label_can_be_asked_about_and_the_slider_stays(models):
-    first, _, scores, slider = respond(models, {"path": str(SNEAKER)}, "trained/v1", None, 1)
+    first, _, scores, slider = respond(models, {"path": str(SNEAKER)}, "trained/v1", None)
     assert len(scores) == 5 and slider.maximum == slider.value == len(first.cells)
     other = list(scores)[3]
-    second, _, _, kept = respond(models, {"path": str(SNEAKER)}, "trained/v1", first, 2, other)
+    second, _, _, kept = respond(models, {"path": str(SNEAKER)}, "trained/v1", first, other)
     assert second.target_label == other and "value" not in kept
     assert not np.array_equal(first.grad_cam, second.grad_cam)
 
@@ -234,9 +234,9 @@ def address(root):
 
 def test_the_page_answers_a_client(address):
     client = Client(address, verbose=False)
-    notice, scores, _ = client.predict(handle_file(SNEAKER), "trained/v1", 1, api_name="/explain_picture")
+    notice, scores, _ = client.predict(handle_file(SNEAKER), "trained/v1", api_name="/explain_picture")
     assert "seconds" in notice and len(scores["confidences"]) == 5
-    notice, scores, _ = client.predict(handle_file(SNEAKER), "trained/v9", 1, api_name="/explain_picture")
+    notice, scores, _ = client.predict(handle_file(SNEAKER), "trained/v9", api_name="/explain_picture")
     assert "trained/v9" in notice and not scores
 
 
@@ -248,7 +248,7 @@ def test_no_file_outside_the_uploads_can_be_read(root, address):
         assert answer.status_code in (403, 404), path
     for source in (root / "trained" / "picture.png", "/etc/passwd"):
         file = {"path": str(source), "meta": {"_type": "gradio.FileData"}}
-        message = {"data": [file, "trained/v1", None, 1], "session_hash": "nobody"}
+        message = {"data": [file, "trained/v1", None], "session_hash": "nobody"}
         answer = httpx.post(f"{address}/gradio_api/run/explain_picture", json=message)
         assert answer.status_code >= 400 and "confidences" not in answer.text
 
@@ -265,7 +265,7 @@ def test_more_visitors_than_can_wait_are_told_so(address):
     functions = httpx.get(f"{address}/config").json()["dependencies"]
     number = next(function["id"] for function in functions if function["api_name"] == "explain_picture")
     file = {"path": sent, "meta": {"_type": "gradio.FileData"}}
-    message = {"data": [file, "trained/v1", None, 1], "fn_index": number}
+    message = {"data": [file, "trained/v1", None], "fn_index": number}
     with httpx.Client() as crowd:
         answers = [
             crowd.post(f"{address}/gradio_api/queue/join", json={**message, "session_hash": f"visitor {index}"})
@@ -312,9 +312,9 @@ def test_a_space_runs_from_its_folder_with_nothing_but_its_requirements(root, tm
     with serving(command, cwd=tmp_path / "empty", PYTHONPATH=str(tmp_path / "site")) as address:
         assert "The copy in the Space" in httpx.get(address).text
         client = Client(address, verbose=False)
-        notice, scores, _ = client.predict(handle_file(SNEAKER), "models/v1", 1, api_name="/explain_picture")
+        notice, scores, _ = client.predict(handle_file(SNEAKER), "models/v1", api_name="/explain_picture")
         assert "seconds" in notice and scores["label"].startswith("label ")
-        notice, scores, _ = client.predict(handle_file(SNEAKER), "org/other", 1, api_name="/explain_picture")
+        notice, scores, _ = client.predict(handle_file(SNEAKER), "org/other", api_name="/explain_picture")
         assert "choose one from the list" in notice  # a Space downloads nothing that visitors name
         sent = Path(httpx.post(f"{address}/gradio_api/upload", files={"files": b"mine"}).json()[0])
         assert sent.read_bytes() == b"mine" and sent.parents[1].stat().st_mode & 0o077 == 0

@@ -172,7 +172,7 @@ def examine(
 
 
 def respond(
-    models: Models, file: dict | None, name: str | None, last: Explanation | None, cell: int, label: str | None = None
+    models: Models, file: dict | None, name: str | None, last: Explanation | None, label: str | None = None
 ) -> tuple:
     """What becomes of the page when a picture, model or label is chosen: explanation, notice, scores, slider.
 
@@ -184,14 +184,10 @@ def respond(
     if explanation is None:
         return None, notice, None, gr.skip()
     scores = {entry["label"]: entry["score"] for entry in explanation.labels}
-    if last is None or last.cells != explanation.cells:
-        return (
-            explanation,
-            notice,
-            scores,
-            gr.Slider(maximum=max(2, len(explanation.cells)), value=len(explanation.cells)),
-        )
-    return explanation, notice, scores, gr.skip()
+    if last is not None and last.cells == explanation.cells:
+        return explanation, notice, scores, gr.skip()
+    last_cell = len(explanation.cells)
+    return explanation, notice, scores, gr.Slider(maximum=max(2, last_cell), value=last_cell)
 
 
 def choose_model(models: Models) -> gr.Dropdown:
@@ -243,14 +239,14 @@ class Page:
         decode pictures before anybody looked at their size. That they were uploaded here it checks all the same.
         """
 
-        def explain_picture(file, name, last, cell):
-            return respond(self.models, file, name, last, cell)
+        def explain_picture(file, name, last):
+            return respond(self.models, file, name, last)
 
-        def explain_label(file, name, last, cell, event: gr.SelectData):
-            return *respond(self.models, file, name, last, cell, event.value), "Grad-CAM"
+        def explain_label(file, name, last, event: gr.SelectData):
+            return *respond(self.models, file, name, last, event.value), "Grad-CAM"
 
         explaining = {
-            "inputs": [self.picture, self.name, self.explanation, self.cell],
+            "inputs": [self.picture, self.name, self.explanation],
             "preprocess": False,
             "concurrency_limit": 1,
             "concurrency_id": "explaining",
