@@ -46,6 +46,7 @@ TITLE = "What does ViTAE see?"
 WELCOME = "Choose a picture, drop one, or take one of the examples."
 NO_MATRIX = "random features, which never make a matrix of attention; look at the branches here"
 DONE = "seconds for label and maps. Choose another label to see what speaks for it."
+FAILURE = "This did not work, and it is not your fault. The log of the machine that serves this page says why."
 NO_MODEL = "There is no trained model here yet: run `make demo` (three minutes), then load this page again."
 
 PURPLE, ORANGE = (to_hex(colormaps[BRANCH_COLOURS](place)) for place in (0.85, 0.2))
@@ -164,10 +165,7 @@ def examine(
         return None, str(refusal)
     except Exception:  # whatever a strange model or picture sets off, the page goes on
         logger.exception("%s with %s", name, file)
-        return (
-            None,
-            "This did not work, and it is not your fault. The log of the machine that serves this page says why.",
-        )
+        return None, FAILURE
     return explanation, f"{notice} {explanation.seconds:.2f} {DONE}".strip()
 
 
