@@ -2,15 +2,30 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo test test-slow check bench bench-sweep bench-dense train-smoke segmentation-demo data-fashion-mnist
+.PHONY: demo app app-picture test test-browser chromium test-slow check bench bench-sweep bench-dense train-smoke \
+    segmentation-demo data-fashion-mnist
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed  ## train vitae-nano on real images and use it
 	$(RUN) scripts/demo.py
 
+app: $(VENV)/installed  ## a page for the browser: what does a model make of my pictures, and what does it look at?
+	$(RUN) scripts/app.py
+
+app-picture: $(VENV)/installed chromium  ## photograph that page, with what `make demo` trained
+	$(RUN) scripts/photograph_app.py --output results/app.png
+
 test: $(VENV)/installed  ## the default suite, in two processes
 	$(RUN) -m pytest -n 2 --dist loadfile
+
+test-browser: $(VENV)/installed chromium  ## drive the web page in Chromium
+	$(RUN) -m pytest -m browser tests/test_browser.py
+
+chromium:  ## Debian's, and its driver, unless they are here
+	command -v chromium && command -v chromedriver || \
+	    { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends chromium chromium-driver; }
 
 test-slow: $(VENV)/installed  ## checks that take minutes
 	$(RUN) -m pytest -m slow

@@ -1,16 +1,23 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """A trained classifier and its image processor, from a folder or by name."""
 
+from pathlib import Path
+
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 
-def load_classifier(name: str, dtype: str = "float32") -> PreTrainedModel:
+def load_classifier(name: str | Path, dtype: str = "float32", **options) -> PreTrainedModel:
     """A model with all its trained weights, from a folder or by its Hub name, in evaluation mode.
+
+    Args:
+        options: for `from_pretrained`.
 
     Raises:
         ValueError: it is no image classifier; a backbone would get a random head.
     """
-    model, loading = AutoModelForImageClassification.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    model, loading = AutoModelForImageClassification.from_pretrained(
+        name, dtype=dtype, output_loading_info=True, **options
+    )
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"{name} is not a trained image classifier: it lacks {', '.join(missing)}")
     return model

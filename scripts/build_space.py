@@ -1,0 +1,128 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""How do I show a model to everyone? Writes the web page for it as a folder that runs as a Hugging Face Space.
+
+    python scripts/build_space.py org/vitae-mine --output outputs/space
+
+The folder holds this package's source, so that the Space needs nothing else, and the model too if a folder is named in
+place of a Hub name. `python outputs/space/app.py` tries it here; these make it public, or bring it up to date:
+
+    hf repos create org/vitae-mine-page --type space --space-sdk gradio --exist-ok
+    hf upload org/vitae-mine-page outputs/space --type space
+"""
+
+import argparse
+import configparser
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import gradio
+import yaml
+
+import vitae_hf
+from vitae_hf.environment import environment
+from vitae_hf.visitors import MODEL_FILES, Models
+
+
+REPOSITORY = Path(__file__).parents[1]
+APP = '''"""A web page that shows what a ViTAE model sees in a picture; see README.md."""
+
+import os
+from pathlib import Path
+
+
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.chdir(Path(__file__).parent)
+
+from vitae_hf.app import serve  # noqa: E402
+from vitae_hf.visitors import Models  # noqa: E402
+
+
+if __name__ == "__main__":
+    host = "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"
+    serve({models}, sorted(Path("examples").glob("*.png")), host)
+'''
+
+
+def requirements(setup: Path) -> list[str]:
+    """What the page needs of the package's requirements: those of the models, of explanations and of the page."""
+    parser = configparser.ConfigParser()
+    parser.read(setup)
+    extras = parser["options.extras_require"]
+    lines = f"{parser['options']['install_requires']}\n{extras['explain']}\n{extras['demo']}".split()
+    return [line for line in lines if not line.startswith("vitae-hf")]
+
+
+def card(model: str, on_hub: bool) -> str:
+    """The Space's README, whose front matter the Hub reads."""
+    fields = {
+        "title": f"What does {model.split('/')[-1]} see?",
+        "emoji": "👀",
+        "colorFrom": "purple",
+        "colorTo": "yellow",
+        "sdk": "gradio",
+        "sdk_version": gradio.__version__,
+        "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "app_file": "app.py",
+        **({"models": [model], "preload_from_hub": [model]} if on_hub else {}),
+        "license": "apache-2.0",
+        "short_description": "Attention and convolutions of ViTAE, cell by cell",
+        "tags": ["vitae", "image-classification", "explainability"],
+    }
+    front = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+    text = (
+        f"Classifies a picture with {model} and shows what the network looks at: attention, Grad-CAM, and how much\n"
+        "attention and convolutions add in each cell. The licence above is that of the code.\n"
+    )
+    return f"---\n{front}---\n\n{text}"
+
+
+def build(model: str, output: Path) -> None:
+    """Write the folder.
+
+    Raises:
+        ValueError: `model` is neither a folder with a classifier nor a Hub name, or there is something at `output`.
+    """
+    Models([model])  # checks the name
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"{output} is not empty")
+    package, folder = Path(vitae_hf.__file__).parent, Path(model)
+    shutil.copytree(package, output / "vitae_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(REPOSITORY / "LICENSE", output)
+    (output / "examples").mkdir()
+    for picture in (REPOSITORY / "examples").glob("*.png"):
+        shutil.copy(picture, output / "examples")
+    on_hub = not folder.is_dir()
+    if not on_hub:
+        (output / "models" / folder.resolve().name).mkdir(parents=True)
+        for path in [path for pattern in MODEL_FILES for path in folder.glob(pattern)]:
+            shutil.copy(path, output / "models" / folder.resolve().name)
+    models = f"Models([{model!r}])" if on_hub else 'Models(root=Path("models"))'
+    (output / "app.py").write_text(APP.format(models=models))
+    (output / "requirements.txt").write_text("\n".join(requirements(REPOSITORY / "setup.cfg")) + "\n")
+    (output / "README.md").write_text(card(model if on_hub else folder.resolve().name, on_hub))
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="Hub name, or folder of a classifier, which then becomes part of the Space")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    arguments = parser.parse_args(argv)
+    try:
+        build(arguments.model, arguments.output)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    files = sorted(path for path in arguments.output.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files)
+    return {
+        "output": str(arguments.output),
+        "model": arguments.model,
+        "files": len(files),
+        "bytes": size,
+        **environment(),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))

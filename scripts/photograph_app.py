@@ -1,0 +1,126 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""How does the web page look? Opens it in Chromium, chooses a picture, and photographs it.
+
+    python scripts/photograph_app.py --output results/app.png  # after `make demo`; `make chromium` installs the browser
+
+Starts `scripts/app.py` for it. With `--width 390`, as on a phone.
+"""
+
+import argparse
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+
+REPOSITORY = Path(__file__).parents[1]
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run --hide-scrollbars"
+    " --disable-background-networking --disable-component-update --disable-sync"
+).split()
+
+
+@contextmanager
+def serving(command: list, cwd: Path | None = None, **environment: str) -> Iterator[str]:
+    """The address of a page that runs in a process of its own, begun with `command`, until the end of the block.
+
+    Args:
+        cwd: its working directory.
+        environment: more variables for it.
+
+    Raises:
+        RuntimeError: the process ended, or said no address within a minute; the message has what it wrote.
+    """
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=cwd, env={**os.environ, **environment})
+        try:
+            for _ in range(300):
+                time.sleep(0.2)
+                log.seek(0)
+                text = log.read()
+                if found := re.search(r"The page is at (\S+)", text):
+                    yield found[1].rstrip("/")
+                    return
+                if process.poll() is not None:
+                    break
+            raise RuntimeError(f"{command} did not serve:\n{text}")
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@contextmanager
+def chromium(*flags: str, width: int = 1100, height: int = 900) -> Iterator[webdriver.Chrome]:
+    """Debian's Chromium without a window, with an empty profile, that logs every request."""
+    options = webdriver.ChromeOptions()
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    with tempfile.TemporaryDirectory() as profile:
+        for flag in (*FLAGS, *flags, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        driver = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
+        try:
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            yield driver
+        finally:
+            driver.quit()
+
+
+def wait(driver: webdriver.Chrome, condition: Callable, what: str, seconds: float = 30):
+    """What `condition` of the driver gives as soon as it is true, of anything but an element that was just replaced."""
+    return WebDriverWait(driver, seconds, 0.1).until(condition, f"no {what} within {seconds} s")
+
+
+def choose_picture(driver: webdriver.Chrome, path: Path) -> None:
+    """Upload a file in place of the picture that is there."""
+    for button in driver.find_elements(
+        By.CSS_SELECTOR, "#picture button[aria-label='Clear'], #picture button[title='Clear']"
+    ):
+        button.click()
+    selector = "#picture input[type=file]"
+    wait(driver, lambda d: d.find_elements(By.CSS_SELECTOR, selector), "place for a picture")[0].send_keys(str(path))
+
+
+def shown_picture(driver: webdriver.Chrome) -> str | None:
+    """Address of the picture under its map, if there is one."""
+    return driver.execute_script("return document.querySelector('#view img')?.src")
+
+
+def photograph(driver: webdriver.Chrome, path: Path) -> None:
+    """Write the whole page, as wide as the window."""
+    size = driver.execute_script("return [innerWidth, document.documentElement.scrollHeight]")
+    clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
+    shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+    path.write_bytes(base64.b64decode(shot["data"]))
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="outputs/vitae-nano-fashion", help="folder or Hub name")
+    parser.add_argument("--picture", type=Path, default=REPOSITORY / "examples" / "sneaker.png")
+    parser.add_argument("--width", type=int, default=1100, help="of the window, in pixels")
+    parser.add_argument("--output", type=Path, default=Path("outputs/app.png"), help="picture to write")
+    arguments = parser.parse_args(argv)
+    command = [sys.executable, REPOSITORY / "scripts" / "app.py", "--model", arguments.model]
+    with serving(command) as address, chromium(width=arguments.width) as driver:
+        driver.get(address)
+        choose_picture(driver, arguments.picture.resolve())
+        wait(driver, shown_picture, "map")
+        time.sleep(1)  # for pictures to fade in
+        photograph(driver, arguments.output)
+    return {"output": str(arguments.output), "model": arguments.model, "width": arguments.width}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))

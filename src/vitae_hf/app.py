@@ -1,0 +1,324 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""A web page: what does a model make of my picture, and what did it look at?"""
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio already when it is imported
+
+import gradio as gr  # noqa: E402
+import numpy as np  # noqa: E402
+import PIL.Image  # noqa: E402
+from matplotlib import colormaps  # noqa: E402
+from matplotlib.colors import to_hex  # noqa: E402
+from starlette.datastructures import MutableHeaders  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
+from starlette.responses import PlainTextResponse  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+from .explanation import BRANCH_COLOURS, Explanation, explain  # noqa: E402
+from .visitors import Models, Refusal, read_picture  # noqa: E402
+
+
+logger = logging.get_logger(__name__)
+
+MAX_FILE_SIZE = "20mb"
+MOST_WAITING = 20  # visitors; more are told to come back
+SESSIONS = 200  # whose last explanation is kept, less than a megabyte each
+KEPT_SECONDS = 3600  # for what visitors send and what they are shown
+
+# What can be seen, and what it is.
+MAPS = {
+    "Attention": "where attention looks, mean over heads and tokens",
+    "Branches": "what adds more to each token, convolution (orange) or attention (purple)",
+    "Rollout": "where the attention of all its cells looks, one after the other",
+    "Grad-CAM": "what speaks for this label at the end of the network",
+    "Picture": "what the network gets, resized and cropped",
+}
+BUTTONS = ["download", "fullscreen"]  # not "share", which would upload the picture
+TITLE = "What does ViTAE see?"
+WELCOME = "Choose a picture, drop one, or take one of the examples."
+NO_MATRIX = "random features, which never make a matrix of attention; look at the branches here"
+DONE = "seconds for label and maps. Choose another label to see what speaks for it."
+FAILURE = "This did not work, and it is not your fault. The log of the machine that serves this page says why."
+NO_MODEL = "There is no trained model here yet: run `make demo` (three minutes), then load this page again."
+
+PURPLE, ORANGE = (to_hex(colormaps[BRANCH_COLOURS](place)) for place in (0.85, 0.2))
+CSS = f"""
+.gradio-container {{ max-width: 1080px !important; margin: auto !important }}
+#title h1 {{ font-size: clamp(1.3rem, 5vw, 1.7rem); margin: 0 }}
+#picture img, #view img {{ width: 100%; height: 100%; object-fit: contain }}
+#notice p {{ margin: 0; padding: .6em .9em; overflow-wrap: anywhere; background: var(--block-background-fill) }}
+#notice .html-container, #caption .html-container {{ padding: 0 }}
+#caption {{ padding: 0 var(--block-padding) }}
+#caption p {{ margin: .4em 0 }}
+#caption .scale {{ display: flex; gap: .6em; align-items: center }}
+#caption .scale i {{ flex: 1; height: 8px; border-radius: 4px }}
+#caption .bars {{ display: flex; gap: 2px; height: 72px; margin-top: 14px }}
+#caption .bars i {{ flex: 1; display: flex; align-items: flex-end; background: {ORANGE}; opacity: .5 }}
+#caption .bars b {{ flex: 1; background: {PURPLE} }}
+#caption .bars .now {{ opacity: 1; outline: 2px solid var(--body-text-color) }}
+#caption .key i {{ display: inline-block; width: .8em; height: .8em; background: {ORANGE} }}
+#caption .key .attention {{ background: {PURPLE} }}
+"""
+# Fonts of the visitor's machine: gradio's themes may come with others' servers.
+THEME = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def pick_map(explanation: Explanation, kind: str, cell: int) -> tuple[np.ndarray | None, tuple[str, str]]:
+    """The map `(h, w)` from 0 to 1 of a kind, at a cell counted from 0, or none, and what 0 and 1 are."""
+    if kind == "Picture":
+        return None, ("", "")
+    if kind == "Branches":
+        return explanation.attention_share[cell], ("convolution", "attention")
+    if kind == "Grad-CAM":
+        return explanation.grad_cam, ("least", "most")
+    stage = explanation.cells[cell].split(",")[0]
+    values = explanation.attention[cell] if kind == "Attention" else explanation.rollout.get(stage)
+    return None if values is None else values / values.max(), ("none", "most")  # they add up to 1 over the grid
+
+
+def overlay(image: np.ndarray, values: np.ndarray | None, colours: str, side: int = 448) -> np.ndarray:
+    """The image `(height, width, 3)`, at least `side` pixels high and wide; in grey under a map `(h, w)`, if any.
+
+    Args:
+        colours: a colour map of matplotlib's.
+    """
+    picture = PIL.Image.fromarray(image)
+    scale = max(1, side / min(picture.size))
+    picture = picture.resize(tuple(round(length * scale) for length in picture.size), PIL.Image.Resampling.BICUBIC)
+    if values is None:
+        return np.asarray(picture)
+    smooth = PIL.Image.fromarray(values.astype(np.float32)).resize(picture.size, PIL.Image.Resampling.BILINEAR)
+    coloured = colormaps[colours](np.asarray(smooth).clip(0, 1), bytes=True)[..., :3]
+    grey = picture.convert("L").convert("RGB")
+    return np.asarray(PIL.Image.blend(grey, PIL.Image.fromarray(coloured), alpha=0.65))
+
+
+def colours_of(kind: str) -> str:
+    return BRANCH_COLOURS if kind == "Branches" else "inferno"
+
+
+def describe_map(explanation: Explanation, kind: str, cell: int) -> str:
+    """Name and meaning of a map, and its scale of colours, as HTML."""
+    values, (least, most) = pick_map(explanation, kind, cell)
+    stage = explanation.cells[cell].split(",")[0]
+    names = {"Rollout": stage, "Grad-CAM": explanation.target_label, "Picture": "Picture"}
+    title = f"<b>{escape(str(names.get(kind, explanation.cells[cell])))}</b>: "
+    if values is None:
+        return f"<p>{title}{MAPS[kind] if kind == 'Picture' else NO_MATRIX}</p>"
+    colours = ", ".join(map(to_hex, colormaps[colours_of(kind)](np.linspace(0, 1, 9))))
+    scale = f'{least}<i style="background: linear-gradient(to right, {colours})"></i>{most}'
+    return f'<p>{title}{MAPS[kind]}</p><p class="scale">{scale}</p>'
+
+
+def describe_depth(explanation: Explanation, cell: int) -> str:
+    """A bar for each cell, a cell counted from 0 marked, with how much of what it adds is attention, as HTML."""
+    shares = [(name, float(share.mean())) for name, share in zip(explanation.cells, explanation.attention_share)]
+    bars = "".join(
+        f'<i{" class=now" if index == cell else ""} title="{escape(name)}: {share:.0%} attention">'
+        f'<b style="height: {share:.1%}"></b></i>'
+        for index, (name, share) in enumerate(shares)
+    )
+    key = '<i class="attention"></i> attention and <i></i> convolution in what each cell adds'
+    return f'<div class="bars">{bars}</div><p class="key">{key}</p>'
+
+
+def show(explanation: Explanation | None, kind: str, cell: int) -> tuple[np.ndarray | None, str]:
+    """The image under the chosen map, and what to say about it as HTML.
+
+    Args:
+        kind: one of `MAPS`.
+        cell: counted from 1.
+    """
+    if explanation is None:
+        return None, ""
+    cell = min(max(int(cell), 1), len(explanation.cells)) - 1
+    picture = overlay(explanation.image, pick_map(explanation, kind, cell)[0], colours_of(kind))
+    return picture, describe_map(explanation, kind, cell) + describe_depth(explanation, cell)
+
+
+def examine(
+    models: Models, file: dict | None, name: str | None, label: str | None = None
+) -> tuple[Explanation | None, str]:
+    """What a model makes of a file that was sent, or none, and a sentence to the visitor.
+
+    Args:
+        file: as gradio gives it, with a `path` that it has found to be an upload.
+        label: what Grad-CAM is to explain; default: the likeliest.
+    """
+    if not name and not models.names():
+        return None, NO_MODEL
+    try:
+        model, processor = models.load(name)
+        if not file or not file.get("path"):
+            return None, WELCOME
+        picture, notice = read_picture(file["path"])
+        explanation = explain(model, processor, picture, label)
+    except Refusal as refusal:
+        return None, str(refusal)
+    except Exception:  # whatever a strange model or picture sets off, the page goes on
+        logger.exception("%s with %s", name, file)
+        return None, FAILURE
+    return explanation, f"{notice} {explanation.seconds:.2f} {DONE}".strip()
+
+
+def respond(
+    models: Models, file: dict | None, name: str | None, last: Explanation | None, label: str | None = None
+) -> tuple:
+    """What becomes of the page when a picture, model or label is chosen: explanation, notice, scores, slider.
+
+    Args:
+        last: the explanation so far; the slider stays where it is as long as the cells are the same.
+    """
+    explanation, sentence = examine(models, file, name, label)
+    notice = f"<p>{escape(sentence)}</p>"
+    if explanation is None:
+        return None, notice, None, gr.skip()
+    scores = {entry["label"]: entry["score"] for entry in explanation.labels}
+    if last is not None and last.cells == explanation.cells:
+        return explanation, notice, scores, gr.skip()
+    last_cell = len(explanation.cells)
+    return explanation, notice, scores, gr.Slider(maximum=max(2, last_cell), value=last_cell)
+
+
+def choose_model(models: Models) -> gr.Dropdown:
+    """The choice as it is when somebody opens the page, what was trained last included."""
+    names = models.names()
+    hint = "or type a Hub name: organisation/model" if models.hub_names else None
+    return gr.Dropdown(names, value=names[0] if names else None, info=hint)
+
+
+class Page:
+    """The page; `blocks` is what gradio serves.
+
+    Args:
+        models: what can be chosen.
+        examples: pictures to begin with.
+    """
+
+    def __init__(self, models: Models, examples: Sequence[Path] = ()):
+        self.models = models
+        options = {"title": TITLE, "analytics_enabled": False, "delete_cache": (600, KEPT_SECONDS)}
+        with gr.Blocks(**options) as self.blocks:
+            gr.Markdown(f"# {TITLE}\nAttention and convolutions side by side, cell by cell.", elem_id="title")
+            with gr.Row():
+                with gr.Column(min_width=300):
+                    self._lay_out_question(examples)
+                with gr.Column(min_width=300):
+                    self._lay_out_answer()
+            self.explanation = gr.State(time_to_live=KEPT_SECONDS)
+            self._connect()
+
+    def _lay_out_question(self, examples: Sequence[Path]) -> None:
+        self.name = gr.Dropdown(label="Model", allow_custom_value=self.models.hub_names, elem_id="model")
+        self.picture = gr.Image(label="Picture", type="filepath", height=300, buttons=[], elem_id="picture")
+        if examples:
+            gr.Examples([[str(path)] for path in examples], self.picture, cache_examples=False)
+        self.notice = gr.HTML(elem_id="notice")
+        self.label = gr.Label(label="What it is", num_top_classes=5, elem_id="label")
+
+    def _lay_out_answer(self) -> None:
+        self.view = gr.Image(label="What it looks at", interactive=False, format="png", elem_id="view", buttons=BUTTONS)
+        self.kind = gr.Radio(list(MAPS), value="Attention", label="Map", elem_id="kind")
+        self.cell = gr.Slider(1, 2, value=1, step=1, label="Cell, from first to last", elem_id="cell")
+        self.caption = gr.HTML(elem_id="caption")
+
+    def _connect(self) -> None:
+        """What happens when something is chosen.
+
+        One explanation at a time, since a model is changed meanwhile. Its inputs are not preprocessed: gradio would
+        decode pictures before anybody looked at their size. That they were uploaded here it checks all the same.
+        """
+
+        def explain_picture(file, name, last):
+            return respond(self.models, file, name, last)
+
+        def explain_label(file, name, last, event: gr.SelectData):
+            return *respond(self.models, file, name, last, event.value), "Grad-CAM"
+
+        explaining = {
+            "inputs": [self.picture, self.name, self.explanation],
+            "preprocess": False,
+            "concurrency_limit": 1,
+            "concurrency_id": "explaining",
+        }
+        showing = {
+            "fn": show,
+            "inputs": [self.explanation, self.kind, self.cell],
+            "outputs": [self.view, self.caption],
+            "show_progress": "hidden",
+        }
+        answer = [self.explanation, self.notice, self.label, self.cell]
+        opened = self.blocks.load(lambda: choose_model(self.models), None, self.name)
+        opened.then(explain_picture, outputs=answer, **explaining)
+        gr.on([self.picture.change, self.name.change], explain_picture, outputs=answer, **explaining).then(**showing)
+        self.label.select(explain_label, outputs=[*answer, self.kind], **explaining).then(**showing)
+        gr.on([self.kind.input, self.cell.input], trigger_mode="always_last", **showing)
+
+
+class StayHere:
+    """ASGI middleware: the page loads nothing from elsewhere, and the server fetches nothing for visitors.
+
+    gradio would pass on whatever public web address somebody puts behind `/file=`.
+    """
+
+    POLICY = (
+        "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval';"
+        " style-src 'self' 'unsafe-inline'"
+    )
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def send_with_policy(message):
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Content-Security-Policy"] = self.POLICY
+            await send(message)
+
+        if "/file=http" in scope.get("path", "") or "/proxy=" in scope.get("path", ""):
+            return await PlainTextResponse("nothing is fetched from elsewhere", 403)(scope, receive, send)
+        await self.app(scope, receive, send_with_policy)
+
+
+def serve(models: Models, examples: Sequence[Path] = (), host: str = "127.0.0.1", port: int | None = None) -> None:
+    """Serve the page until the process is told to end. What visitors send is deleted then.
+
+    Args:
+        host: address to listen on; `"0.0.0.0"`: whoever reaches this machine.
+        port: default: the first free one from 7860 on.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    with tempfile.TemporaryDirectory(prefix="vitae-hf-") as uploads:
+        os.environ["GRADIO_TEMP_DIR"] = uploads
+        blocks = Page(models, examples).blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=4)
+        blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            max_file_size=MAX_FILE_SIZE,
+            state_session_capacity=SESSIONS,
+            app_kwargs={"middleware": [Middleware(StayHere)]},
+            theme=THEME,
+            css=CSS,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            mcp_server=False,
+            pwa=False,
+            quiet=True,
+            prevent_thread_lock=True,
+        )
+        print(f"The page is at {blocks.local_url}", flush=True)
+        blocks.block_thread()

@@ -1,0 +1,171 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What visitors of the web page send, pictures and names of models, taken for hostile: read safely, or refused."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import PIL.Image
+from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.utils import httpx, validate_repo_id
+from transformers import AutoImageProcessor
+from transformers.utils import logging
+
+from .configuration_vitae import ViTAEConfig
+from .configuration_vitaev2 import ViTAEv2Config
+from .image_processing_vitae import to_rgb
+from .loading import load_classifier
+
+
+logger = logging.get_logger(__name__)
+
+MAX_PIXELS = 50_000_000  # of a picture: more than cameras take, and 150 MB in memory
+# What Pillow may decode here; of its other formats, some call programs.
+FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
+MODEL_FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+
+
+class Refusal(ValueError):
+    """What a visitor is told when a picture or a model is not taken."""
+
+
+def read_picture(path: str) -> tuple[PIL.Image.Image, str]:
+    """The upright RGB picture of a file, of several the first, and a sentence if there are more.
+
+    Raises:
+        Refusal: it is too large or damaged, or no picture.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), PIL.Image.open(path, formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise PIL.Image.DecompressionBombError
+            is_animated = getattr(picture, "is_animated", False) and picture.format != "MPO"  # phones' JPEG
+            return to_rgb(picture), "The picture moves: this is about its first frame." if is_animated else ""
+    except PIL.Image.DecompressionBombError:
+        raise Refusal(f"This picture has too many pixels: at most {MAX_PIXELS // 10**6} million, please.") from None
+    except PIL.UnidentifiedImageError:
+        raise Refusal(
+            "This file is not a picture that can be read here (PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF)."
+        ) from None
+    except Exception:  # Pillow's plugins raise of every kind
+        raise Refusal("This picture is damaged: it cannot be read to its end.") from None
+
+
+def problem_of_config(folder: Path) -> str | None:
+    """What keeps a folder's model from being one for this page, if anything does."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
+    except (OSError, ValueError, AttributeError):
+        return "has no configuration that can be read"
+    if kind not in (ViTAEConfig.model_type, ViTAEv2Config.model_type):
+        return "is no ViTAE or ViTAEv2"
+    return None if architecture.endswith("ForImageClassification") else "is no classifier"
+
+
+def could_be_hub_name(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+@lru_cache(maxsize=32)
+def download(name: str, token: bool | None) -> Path:
+    """Folder with the configuration and the safetensors of a Hub model; nothing else of it is fetched.
+
+    Args:
+        token: whether the Hub token of this machine is used: for names that its owner gave, not for visitors'.
+
+    Raises:
+        Refusal: it is not there, or no model for this page.
+    """
+    try:
+        if problem := problem_of_config(Path(hf_hub_download(name, "config.json", token=token)).parent):
+            raise Refusal(f"{name} {problem}.")
+        return Path(snapshot_download(name, allow_patterns=MODEL_FILES, token=token))
+    except RepositoryNotFoundError:
+        raise Refusal(f"There is no model {name} on the Hub, or it is not public.") from None
+    except LocalEntryNotFoundError:
+        raise Refusal(f"{name} is not on this machine, and the Hub cannot be reached.") from None
+    except EntryNotFoundError:
+        raise Refusal(f"{name} on the Hub has no config.json: it is no model of Transformers.") from None
+    except (OSError, httpx.HTTPError) as error:
+        logger.warning("%s: %s", name, error)
+        raise Refusal(f"{name} cannot be fetched from the Hub now.") from None
+
+
+@lru_cache(maxsize=3)
+def load_folder(folder: Path, changed: float):
+    """Model and image processor of a folder, from safetensors alone and by this package's code alone.
+
+    Args:
+        changed: when the weights were written: a folder that was trained again is loaded again.
+    """
+    local = {"local_files_only": True, "trust_remote_code": False}
+    return load_classifier(folder, use_safetensors=True, **local), AutoImageProcessor.from_pretrained(folder, **local)
+
+
+class Models:
+    """The models that visitors can choose. What they type is never a path.
+
+    Args:
+        named: folders and Hub names that are offered, the default first.
+        root: a folder; the classifiers in it, one or two levels down, are offered too.
+        hub_names: whether any other Hub name can be typed.
+
+    Raises:
+        ValueError: one that is named is neither a folder with a classifier nor could it be a Hub name.
+    """
+
+    def __init__(self, named: Sequence[str] = (), root: Path | None = None, hub_names: bool = False):
+        for name in named:
+            problem = problem_of_config(Path(name)) if Path(name).is_dir() else None
+            if problem or not (Path(name).is_dir() or could_be_hub_name(name)):
+                raise ValueError(f"{name} {problem or 'is neither a folder nor a Hub name (organisation/model)'}")
+        self.named, self.root, self.hub_names = list(named), root, hub_names
+
+    def folders(self) -> dict[str, Path]:
+        """Names that are offered for folders, the latest training first."""
+        found = {name: Path(name) for name in self.named if Path(name).is_dir()}
+        if self.root is None:
+            return found
+        configs = [*self.root.glob("*/config.json"), *self.root.glob("*/*/config.json")]
+        for config in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True):
+            if problem_of_config(config.parent) is None:
+                found.setdefault(str(self.root.name / config.parent.relative_to(self.root)), config.parent)
+        return found
+
+    def names(self) -> list[str]:
+        """All that are offered, the default first."""
+        return list(dict.fromkeys([*self.named, *self.folders()]))
+
+    def load(self, name: str | None):
+        """Model and image processor.
+
+        Raises:
+            Refusal: nothing is offered by this name, and it is no Hub name that can be used.
+        """
+        if not isinstance(name, str) or not name:
+            raise Refusal("Choose a model first.")
+        folder = self.folders().get(name)
+        if folder is None:
+            is_named = name in self.named
+            if not is_named and not (self.hub_names and could_be_hub_name(name)):
+                hint = "a Hub name looks like organisation/model" if self.hub_names else "choose one from the list"
+                raise Refusal(f"There is no model “{name[:100]}” here: {hint}.")
+            folder = download(name, token=None if is_named else False)
+        weights = [path.stat().st_mtime for path in folder.glob("model*.safetensors")]
+        if not weights:
+            raise Refusal(f"{name} has no weights in safetensors, the only format that is read here.")
+        return load_folder(folder, max(weights))

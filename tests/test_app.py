@@ -1,0 +1,335 @@
+"""The web page: hostile pictures and names, what its server gives away, and the Space."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import build_space
+import gradio
+import numpy as np
+import PIL.Image
+import pytest
+import yaml
+from conftest import REPOSITORY, class_token_config, pyramid_config, windowed_config
+from gradio_client import Client, handle_file
+from hub_server import HubServer
+from huggingface_hub.utils import httpx
+from photograph_app import serving
+from transformers import AutoModelForImageClassification
+
+from vitae_hf import ViTAEImageProcessor
+from vitae_hf.app import MAPS, examine, respond, show
+from vitae_hf.visitors import Models, Refusal, read_picture
+
+
+SNEAKER = REPOSITORY / "examples" / "sneaker.png"
+EVIL = "from pathlib import Path\nPath(__file__).with_suffix('.executed').touch()\n"
+
+
+def save_model(folder: Path, config) -> Path:
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    ViTAEImageProcessor(size=64, crop_pct=1.0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """`trained/v1`, `trained/v2` and `trained/large`, the first the latest; beside them a model that is not offered."""
+    root = tmp_path_factory.mktemp("page")
+    labels = {index: f"label {index}" for index in range(5)}
+    configs = {"v1": pyramid_config(id2label=labels), "v2": windowed_config(), "large": class_token_config()}
+    for age, (name, config) in enumerate(configs.items()):
+        save_model(root / "trained" / name, config)
+        os.utime(root / "trained" / name / "config.json", (2e9 - age, 2e9 - age))
+    shutil.copytree(root / "trained" / "v1", root / "elsewhere")
+    return root
+
+
+@pytest.fixture(scope="module")
+def models(root):
+    return Models(root=root / "trained")
+
+
+SENTENCES = {
+    "text": "not a picture",
+    "truncated": "damaged",
+    "bomb": "too many pixels: at most 50 million",
+    "pixels": "too many pixels",
+    "postscript": "not a picture",
+    "empty": "not a picture",
+}
+
+
+def write_bad_files(folder: Path) -> dict[str, Path]:
+    """Files that are no good pictures, by what is wrong with them."""
+    files = {name: folder / f"{name}.png" for name in SENTENCES}
+    files["text"].write_text("no picture at all\n")
+    files["truncated"].write_bytes((REPOSITORY / "examples" / "chelsea.png").read_bytes()[:20_000])
+    PIL.Image.new("1", (20_000, 20_000)).save(files["bomb"])
+    PIL.Image.new("1", (8000, 8000)).save(files["pixels"])  # which Pillow would read
+    PIL.Image.new("RGB", (20, 20)).save(files["postscript"], format="EPS")
+    files["empty"].touch()
+    return files
+
+
+@pytest.mark.parametrize("problem", SENTENCES)
+def test_a_bad_file_gets_a_plain_sentence(models, tmp_path, problem):
+    explanation, sentence = examine(models, {"path": str(write_bad_files(tmp_path)[problem])}, "trained/v1")
+    assert explanation is None and SENTENCES[problem] in sentence
+    assert str(tmp_path) not in sentence
+
+
+def test_whatever_goes_wrong_stays_in_the_log(models, monkeypatch):
+    def fail(*args):
+        raise MemoryError("40 GB in /home/somebody")
+
+    monkeypatch.setattr("vitae_hf.app.explain", fail)
+    explanation, sentence = examine(models, {"path": str(SNEAKER)}, "trained/v1")
+    assert explanation is None and "did not work" in sentence and "somebody" not in sentence
+
+
+def test_a_moving_picture_is_its_first_frame_and_says_so(tmp_path):
+    frames = [PIL.Image.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    picture, sentence = read_picture(tmp_path / "moving.gif")
+    assert picture.getpixel((5, 5)) == (255, 0, 0) and "first frame" in sentence
+    frames[0].save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert read_picture(tmp_path / "phone.jpg")[1] == ""  # a preview comes with it, nothing moves
+
+
+def test_every_map_of_every_cell_can_be_shown(models):
+    for name in models.names():
+        explanation, sentence = examine(models, {"path": str(SNEAKER)}, name)
+        assert "seconds" in sentence and len(explanation.cells) > 1
+        for kind in MAPS:
+            for cell in range(1, len(explanation.cells) + 1):
+                picture, text = show(explanation, kind, cell)
+                assert picture.shape == (448, 448, 3) and picture.dtype == np.uint8
+                assert (explanation.cells[cell - 1] in text) or kind in ("Rollout", "Grad-CAM", "Picture")
+
+
+def test_maps_lie_where_they_belong(models):
+    """A map that is 1 in its upper row colours the upper quarter alone."""
+    explanation, _ = examine(models, {"path": str(SNEAKER)}, "trained/v1")
+    explanation.image[:] = 0
+    explanation.attention_share[-1] = np.pad(np.ones((1, 4)), ((0, 3), (0, 0)))
+    picture, text = show(explanation, "Branches", len(explanation.cells))
+    purple, orange = picture[20, 440], picture[440, 20]
+    assert purple[2] > purple[1] + 20 and orange[0] > orange[2] + 20
+    assert '<i class=now title="stage 3, cell 2: 25% attention"><b style="height: 25.0%">' in text
+
+
+def test_a_label_can_be_asked_about_and_the_slider_stays(models):
+    first, _, scores, slider = respond(models, {"path": str(SNEAKER)}, "trained/v1", None)
+    assert len(scores) == 5 and slider.maximum == slider.value == len(first.cells)
+    other = list(scores)[3]
+    second, _, _, kept = respond(models, {"path": str(SNEAKER)}, "trained/v1", first, other)
+    assert second.target_label == other and "value" not in kept
+    assert not np.array_equal(first.grad_cam, second.grad_cam)
+
+
+def test_the_latest_model_comes_first_and_without_one_the_page_says_how_to_get_one(models, tmp_path):
+    assert models.names() == ["trained/v1", "trained/v2", "trained/large"]
+    _, sentence = examine(Models(root=tmp_path / "nothing"), None, None)
+    assert "make demo" in sentence
+
+
+def test_what_is_typed_is_never_a_path(root, models, monkeypatch):
+    """With Hub names or without; of a folder that is not offered, nothing can be told, not even that it exists."""
+    monkeypatch.chdir(root)
+    for names in (models, Models(root=root / "trained", hub_names=True)):
+        for name in ("elsewhere", str(root / "elsewhere"), "../trained/v1", "./elsewhere", "trained/../elsewhere", "~"):
+            with pytest.raises(Refusal) as refusal:
+                names.load(name)
+            with pytest.raises(Refusal) as nothing:
+                names.load(name.replace("elsewhere", "nowhere").replace("v1", "v9"))
+            assert str(refusal.value) == str(nothing.value).replace("nowhere", "elsewhere").replace("v9", "v1")
+    with pytest.raises(ValueError, match="neither a folder nor a Hub name"):
+        Models(["/no/such/folder"])
+
+
+def test_a_folder_is_loaded_without_its_code_and_without_pickle(root):
+    hostile = root / "hostile" / "model"
+    shutil.copytree(root / "trained" / "v1", hostile)
+    config = json.loads((hostile / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForImageClassification": "evil.Model", "AutoConfig": "evil.Config"}
+    (hostile / "config.json").write_text(json.dumps(config))
+    (hostile / "evil.py").write_text(EVIL)
+    models = Models(root=root / "hostile")
+    assert models.load("hostile/model")[0].config.num_labels == 5
+    assert not (hostile / "evil.executed").exists()
+    (hostile / "model.safetensors").rename(hostile / "pytorch_model.bin")
+    with pytest.raises(Refusal, match="no weights in safetensors"):
+        models.load("hostile/model")
+
+
+def test_other_families_are_not_offered(root):
+    other = root / "others" / "vit"
+    shutil.copytree(root / "trained" / "v1", other)
+    (other / "config.json").write_text(
+        json.dumps({"model_type": "vit", "architectures": ["ViTForImageClassification"]})
+    )
+    assert Models(root=root / "others").names() == []
+    with pytest.raises(ValueError, match="is no ViTAE"):
+        Models([str(other)])
+
+
+def test_models_in_memory_are_few_and_a_folder_trained_again_is_loaded_again(root, models):
+    loaded = [models.load("trained/v1")[0] for _ in range(2)]
+    assert loaded[0] is loaded[1]
+    os.utime(root / "trained" / "v1" / "model.safetensors")
+    assert models.load("trained/v1")[0] is not loaded[0]
+
+
+ASK_THE_HUB = """
+import sys
+from vitae_hf.visitors import Models, Refusal
+
+models = Models(hub_names=True)
+for name in sys.argv[1:]:
+    try:
+        print(type(models.load(name)[0]).__name__)
+    except Refusal as refusal:
+        print(refusal)
+"""
+
+
+def test_hub_names_are_downloaded_or_refused_in_plain_words(root, tmp_path):
+    """With the real client against the tests' hub, by a machine that has a token, which is not for visitors."""
+    with HubServer(tmp_path / "hub") as hub:
+        for name in ("org/v1", "org/private"):
+            hub.create(name, private=name == "org/private")
+            for path in (root / "trained" / "v1").iterdir():
+                hub.commit_from_elsewhere(name, path.name, path.read_bytes())
+        hub.create("org/empty")
+        variables = {**os.environ, **hub.environment(tmp_path / "cache")}
+        command = [sys.executable, "-c", ASK_THE_HUB, "org/none", "org/private", "org/empty", "org/v1", "org..v1"]
+        told = subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert told == [
+        "There is no model org/none on the Hub, or it is not public.",
+        "There is no model org/private on the Hub, or it is not public.",
+        "org/empty on the Hub has no config.json: it is no model of Transformers.",
+        "ViTAEForImageClassification",
+        "There is no model “org..v1” here: a Hub name looks like organisation/model.",
+    ]
+    assert not any(path.endswith(".py") for _, path, *_ in hub.log)
+
+
+def test_without_a_connection_a_hub_name_is_refused_in_plain_words():
+    with pytest.raises(Refusal, match="org/none is not on this machine, and the Hub cannot be reached."):
+        Models(hub_names=True).load("org/none")
+
+
+@pytest.fixture(scope="module")
+def address(root):
+    """A page that `scripts/app.py` serves, in a working directory with a file that is nobody's business."""
+    (root / "secret.txt").write_text("nobody's business")
+    command = [sys.executable, REPOSITORY / "scripts" / "app.py", "--models", root / "trained"]
+    with serving(command, cwd=root) as address:
+        yield address
+
+
+def test_the_page_answers_a_client(address):
+    client = Client(address, verbose=False)
+    notice, scores, _ = client.predict(handle_file(SNEAKER), "trained/v1", api_name="/explain_picture")
+    assert "seconds" in notice and len(scores["confidences"]) == 5
+    notice, scores, _ = client.predict(handle_file(SNEAKER), "trained/v9", api_name="/explain_picture")
+    assert "trained/v9" in notice and not scores
+
+
+def test_no_file_outside_the_uploads_can_be_read(root, address):
+    (root / "trained" / "picture.png").write_bytes(SNEAKER.read_bytes())
+    own = [root / "secret.txt", root / "trained" / "v1" / "config.json", SNEAKER, Path("/etc/passwd"), Path(__file__)]
+    for path in ["secret.txt", "../secret.txt", "%2e%2e/secret.txt", *own]:
+        answer = httpx.get(f"{address}/gradio_api/file={path}")
+        assert answer.status_code in (403, 404), path
+    for source in (root / "trained" / "picture.png", "/etc/passwd"):
+        file = {"path": str(source), "meta": {"_type": "gradio.FileData"}}
+        message = {"data": [file, "trained/v1", None], "session_hash": "nobody"}
+        answer = httpx.post(f"{address}/gradio_api/run/explain_picture", json=message)
+        assert answer.status_code >= 400 and "confidences" not in answer.text
+
+
+def test_an_upload_can_be_read_by_who_sent_it_and_is_bounded(address):
+    sent = httpx.post(f"{address}/gradio_api/upload", files={"files": SNEAKER.read_bytes()}).json()[0]
+    assert httpx.get(f"{address}/gradio_api/file={sent}").content == SNEAKER.read_bytes()
+    answer = httpx.post(f"{address}/gradio_api/upload", files={"files": bytes(21 * 2**20)})
+    assert answer.status_code == 413
+
+
+def test_more_visitors_than_can_wait_are_told_so(address):
+    sent = httpx.post(f"{address}/gradio_api/upload", files={"files": SNEAKER.read_bytes()}).json()[0]
+    functions = httpx.get(f"{address}/config").json()["dependencies"]
+    number = next(function["id"] for function in functions if function["api_name"] == "explain_picture")
+    file = {"path": sent, "meta": {"_type": "gradio.FileData"}}
+    message = {"data": [file, "trained/v1", None], "fn_index": number}
+    with httpx.Client() as crowd:
+        answers = [
+            crowd.post(f"{address}/gradio_api/queue/join", json={**message, "session_hash": f"visitor {index}"})
+            for index in range(100)
+        ]
+    codes = [answer.status_code for answer in answers]
+    assert codes[:20] == [200] * 20 and codes.count(503) > 20
+
+
+def test_nothing_is_fetched_from_elsewhere(address):
+    """Neither by the browser nor, for a visitor, by the server."""
+    page = httpx.get(address)
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"(?:https?:)?//[^\"]+", page.text)
+    for url in ("http://example.com/cat.png", "https://example.com/cat.png"):
+        assert httpx.get(f"{address}/gradio_api/file={url}").status_code == 403
+
+
+def test_it_listens_to_this_machine_alone_unless_told_otherwise(address):
+    assert address.startswith("http://127.0.0.1:")
+    with socket.socket() as other:
+        other.settimeout(2)
+        port = int(address.rstrip("/").rpartition(":")[2])
+        assert other.connect_ex(("127.0.0.2", port)) != 0  # an address of this machine that is not the one
+
+
+def test_a_space_runs_from_its_folder_with_nothing_but_its_requirements(root, tmp_path):
+    """In an empty directory, by its own copy of the package, without what only training needs; and leaves nothing."""
+    build = [str(root / "trained" / "v1"), "--output", str(tmp_path / "space")]
+    assert build_space.main(build)["files"] > 30
+    _, front, _ = (tmp_path / "space" / "README.md").read_text().split("---\n", 2)
+    fields = yaml.safe_load(front)
+    assert (fields["sdk"], fields["app_file"], fields["license"]) == ("gradio", "app.py", "apache-2.0")
+    assert fields["sdk_version"] == gradio.__version__ and "models" not in fields
+    wanted = (tmp_path / "space" / "requirements.txt").read_text()
+    assert "gradio>=" in wanted and "torch>=" in wanted and "grad-cam>=" in wanted and "vitae" not in wanted
+    for folder in ("empty", "site"):
+        (tmp_path / folder).mkdir()
+    missing = ["accelerate", "datasets", "evaluate", "timm", "peft", "selenium"]
+    (tmp_path / "site" / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n")
+    page = tmp_path / "space" / "vitae_hf" / "app.py"
+    page.write_text(page.read_text().replace("What does ViTAE see?", "The copy in the Space"))
+    command = [sys.executable, tmp_path / "space" / "app.py"]
+    with serving(command, cwd=tmp_path / "empty", PYTHONPATH=str(tmp_path / "site")) as address:
+        assert "The copy in the Space" in httpx.get(address).text
+        client = Client(address, verbose=False)
+        notice, scores, _ = client.predict(handle_file(SNEAKER), "models/v1", api_name="/explain_picture")
+        assert "seconds" in notice and scores["label"].startswith("label ")
+        notice, scores, _ = client.predict(handle_file(SNEAKER), "org/other", api_name="/explain_picture")
+        assert "choose one from the list" in notice  # a Space downloads nothing that visitors name
+        sent = Path(httpx.post(f"{address}/gradio_api/upload", files={"files": b"mine"}).json()[0])
+        assert sent.read_bytes() == b"mine" and sent.parents[1].stat().st_mode & 0o077 == 0
+    assert not sent.parents[1].exists()
+    with pytest.raises(SystemExit, match="is not empty"):
+        build_space.main(build)
+
+
+def test_a_space_of_a_hub_name_says_which_model_it_shows(tmp_path):
+    build_space.main(["org/vitae-mine", "--output", str(tmp_path / "space")])
+    fields = yaml.safe_load((tmp_path / "space" / "README.md").read_text().split("---\n", 2)[1])
+    assert fields["models"] == fields["preload_from_hub"] == ["org/vitae-mine"]
+    assert "Models(['org/vitae-mine'])" in (tmp_path / "space" / "app.py").read_text()
+    with pytest.raises(SystemExit, match="neither a folder nor a Hub name"):
+        build_space.main(["no such/model", "--output", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
