@@ -4,8 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo app app-picture test test-browser chromium test-slow check bench bench-sweep bench-dense train-smoke \
-    segmentation-demo data-fashion-mnist
+.PHONY: demo app app-picture test test-browser chromium test-slow check bench bench-compiled bench-sweep bench-dense \
+    train-smoke segmentation-demo data-fashion-mnist
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed  ## train vitae-nano on real images and use it
@@ -37,6 +37,9 @@ check: $(VENV)/installed  ## style
 BENCH := $(RUN) scripts/benchmark.py --threads 2
 bench: $(VENV)/installed  ## speed and memory against ViT-S and Swin-T, about ten minutes
 	$(BENCH) --networks vitae-t vitae-s vitaev2-s vit-s swin-t --dtype float32 bfloat16 --prepare both --output results/bench_cpu
+
+bench-compiled: $(VENV)/installed  ## the same, compiled, ViT-S too; needs a C++ compiler
+	$(BENCH) --networks vitae-t vitae-s vitaev2-s vit-s --dtype float32 bfloat16 --prepare yes --compile yes --skip_memory --output results/bench_compiled_cpu
 
 bench-sweep: $(VENV)/installed  ## how the cost grows with the resolution
 	$(BENCH) --networks vitae-t vitae-s vitaev2-s vit-s swin-t --size 224 --size 448 --size 896 --batch_size 1 --prepare yes --output results/sweep_cpu

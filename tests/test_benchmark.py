@@ -173,7 +173,7 @@ def test_checkpointing_saves_less():
     assert saved[1] < saved[0] / 2 and saved[3] < saved[2] / 2
 
 
-@pytest.mark.parametrize("preset, limit", [("vitae-t", 62e6), ("vitae-s", 145.6e6), ("vitaev2-s", 148.8e6)])
+@pytest.mark.parametrize("preset, limit", [("vitae-t", 60.1e6), ("vitae-s", 140.3e6), ("vitaev2-s", 148.8e6)])
 def test_activations_saved_for_an_image(preset, limit):
-    """In bytes; four fifths of what the authors' code saves, but for T, which saves 83 %."""
+    """In bytes; at most four fifths of what the authors' code saves (about 75, 182, 186 MB)."""
     assert saved_activations(Workload(Case(preset, batch_size=2, mode="training"))) / 2 <= limit
