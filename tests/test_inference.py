@@ -105,7 +105,7 @@ def test_merged_groups_compute_the_same(channels, monkeypatch):
     """As on a processor with tiles for bfloat16, wherever this runs."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
     conv = nn.Conv2d(*channels, 3, stride=2, padding=1, groups=4).to(torch.bfloat16).requires_grad_(False)
-    packed = PackedConv2d(conv, silu=True)
+    packed = PackedConv2d(conv, "swish")
     feature_map = torch.randn(2, channels[0], 9, 12, dtype=torch.bfloat16)
     expected = nn.functional.silu(conv.float()(feature_map.float()))
     assert (packed.to(torch.bfloat16)(feature_map).float() - expected).abs().max() < 0.02 * expected.abs().max()

@@ -74,38 +74,39 @@ def can_pack(weight: torch.Tensor) -> bool:
     return hasattr(torch.ops.mkldnn, "_linear_pointwise") and (weight.dtype == torch.float32 or bfloat16)
 
 
-class PackedLinear(PackedLayer, nn.Linear):
-    """A linear layer, and the GELU after it; torch's own writes the bias to memory before it multiplies."""
+ACTIVATIONS = {"none": nn.Identity(), "gelu": nn.GELU(), "swish": nn.SiLU(inplace=True)}  # oneDNN's names
 
-    def __init__(self, linear: nn.Linear, gelu: bool = False):
+
+class PackedLinear(PackedLayer, nn.Linear):
+    """A linear layer, and the activation after it; torch's own writes the bias to memory before it multiplies."""
+
+    def __init__(self, linear: nn.Linear, activation: str):
         super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
-        self.weight, self.bias, self.gelu = linear.weight, linear.bias, gelu
+        self.weight, self.bias, self.activation = linear.weight, linear.bias, activation
         self.eval()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if not self.is_packable(hidden_states):
-            output = super().forward(hidden_states)
-            return nn.functional.gelu(output) if self.gelu else output
+            return ACTIVATIONS[self.activation](super().forward(hidden_states))
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
-        activation = "gelu" if self.gelu else "none"
-        return torch.ops.mkldnn._linear_pointwise(hidden_states, self.packed, self.bias, activation, [], "none")
+        return torch.ops.mkldnn._linear_pointwise(hidden_states, self.packed, self.bias, self.activation, [], "none")
 
 
 AMX_TILE = 16
 
 
 class PackedConv2d(PackedLayer, nn.Conv2d):
-    """A convolution, and the SiLU after it where that is faster than by itself.
+    """A convolution, and the activation after it, together where that is faster.
 
     Where processors multiply tiles of bfloat16, narrow groups are merged to wide ones: more products, most with zero,
     but whole tiles of them.
     """
 
-    def __init__(self, conv: nn.Conv2d, silu: bool):
+    def __init__(self, conv: nn.Conv2d, activation: str):
         sizes = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
         super().__init__(conv.in_channels, conv.out_channels, **sizes, bias=False, device="meta")
-        self.weight, self.bias, self.silu = conv.weight, conv.bias, silu
+        self.weight, self.bias, self.activation = conv.weight, conv.bias, activation
         self.eval()
 
     @torch.no_grad()
@@ -118,37 +119,48 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         blocks = self.weight.unflatten(0, (-1, merged, self.out_channels // self.groups)).movedim(1, -1)
         weight = torch.diag_embed(blocks, dim1=1, dim2=3).flatten(0, 2).flatten(1, 2)  # zero between merged groups
         self.geometry = self.padding, self.stride, self.dilation, self.groups // merged
-        self.activation = "swish" if self.silu and (self.groups == 1 or merged > 1) else "none"
+        fuses = self.groups == 1 or merged > 1  # in narrow groups an activation by itself is faster
+        self.fused = self.activation if fuses else "none"
         self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, size)
         self.packed_for = size[2:]
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         if not self.is_packable(feature_map):
-            output = super().forward(feature_map)
-            return nn.functional.silu(output) if self.silu else output
+            return ACTIVATIONS[self.activation](super().forward(feature_map))
         if self.packed is None or self.packed_for != feature_map.shape[2:]:
             self.pack(feature_map.shape)
         output = torch.ops.mkldnn._convolution_pointwise(
-            feature_map, self.packed, self.bias, *self.geometry, self.activation, [], ""
+            feature_map, self.packed, self.bias, *self.geometry, self.fused, [], "none"
         )
-        return output if not self.silu or self.activation == "swish" else nn.functional.silu(output, inplace=True)
+        return output if self.fused == self.activation else ACTIVATIONS[self.activation](output)
+
+
+def pack(module: nn.Module, name: str, activation: str = "none") -> bool:
+    """Pack a layer of a module, unless it is something else by now, LoRA's for one."""
+    packed_class = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}.get(type(getattr(module, name)))
+    if packed_class is not None:
+        setattr(module, name, packed_class(getattr(module, name), activation))
+    return packed_class is not None
 
 
 def pack_layers(model: nn.Module) -> None:
-    """Pack every convolution and linear layer of the cells, with the activation after it."""
-    for cell in [module for module in model.modules() if isinstance(module, ViTAECell | ViTAEPyramidReduction)]:
-        for module in list(cell.modules()):
-            for name, child in list(module.named_children()):
-                gelu, silu = isinstance(module, ViTAEMLP) and name == "fc1", isinstance(module, ViTAEConvLayer)
-                if type(child) is nn.Linear:
-                    setattr(module, name, PackedLinear(child, gelu))
-                elif type(child) is nn.Conv2d:
-                    silu = silu and isinstance(module.activation_fn, nn.SiLU)
-                    setattr(module, name, PackedConv2d(child, silu))
-                else:
-                    continue
-                if gelu or silu:
-                    module.activation_fn = nn.Identity()
+    """Pack every convolution and linear layer of the cells, each with the activation after it."""
+    names = {type(activation): name for name, activation in ACTIVATIONS.items()}
+    for module in list(model.modules()):
+        if isinstance(module, ViTAECell):
+            for name, _ in module.attention.named_children():
+                pack(module.attention, name)
+        if not isinstance(module, ViTAEConvLayer | ViTAEPyramidReduction | ViTAEMLP):
+            continue
+        activation = names[type(module.activation_fn)]
+        if isinstance(module, ViTAEPyramidReduction):
+            has_taken = [pack(module.convs, name, activation) for name, _ in module.convs.named_children()]
+        else:
+            has_taken = [pack(module, "fc1" if isinstance(module, ViTAEMLP) else "conv", activation)]
+        if all(has_taken):
+            module.activation_fn = nn.Identity()
+        if isinstance(module, ViTAEMLP):
+            pack(module, "fc2")
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h

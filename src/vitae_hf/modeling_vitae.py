@@ -54,7 +54,8 @@ def random_feature_attention(
     With w the rows of `random_projection`, exp(q·k) is the mean over w of exp(w·q - |q|²/2) exp(w·k - |k|²/2): the
     product of two positive features φ. Computes φ(q)·(φ(k)ᵀ v) / (φ(q)·Σφ(k) + eps). Each exponential is taken relative
     to its largest value, and these shifts, which cancel in the quotient, are moved into `eps`, as is |q|²/2: the result
-    is the same, and neither large nor small activations overflow or divide by zero. All is float32, under autocast too.
+    is the same, and neither large nor small activations overflow or divide by zero. All is float32, under autocast too,
+    but for the two products with bfloat16 values.
 
     Args:
         query, key: `(B, N, C)`, not scaled.
@@ -77,8 +78,10 @@ def random_feature_attention(
         # Within these bounds eps stays a normal float32, outside of them it decides nothing.
         shifted_eps = eps * projection.shape[0] * (query_norms - query_shifts - key_shift).clamp(-60, 80).exp()
         denominator = query_features @ key_features.sum(1).unsqueeze(-1) + shifted_eps
-        # Divided first, where there are M of them and not C.
-        output = (query_features / denominator) @ (key_features.transpose(1, 2) @ value.float())
+        # Divided first, where there are M of them and not C. Exponents need float32; between 0 and 1, bfloat16 will do.
+        dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
+        query_features, key_features = (query_features / denominator).to(dtype), key_features.to(dtype)
+        output = query_features @ (key_features.transpose(1, 2) @ value.to(dtype))
         return output.to(value.dtype)
 
 
