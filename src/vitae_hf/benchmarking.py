@@ -349,12 +349,16 @@ def measure_memory(case: Case) -> dict[str, float]:
 
 
 def saved_activations(workload: Workload) -> int:
-    """Bytes that the forward pass keeps for the backward pass, each storage counted once, without weights and buffers.
+    """Bytes that the forward pass of a workload keeps for the backward pass, see [`saved_bytes`]."""
+    return saved_bytes(workload.loss, [*workload.model.parameters(), *workload.model.buffers()])
+
+
+def saved_bytes(forward: Callable[[], torch.Tensor], weights: list[torch.Tensor]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, each storage counted once, without weights and buffers.
 
     Under autocast the half-precision copies of the weights are among them.
     """
-    model = workload.model
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    own = {tensor.untyped_storage().data_ptr() for tensor in weights}
     saved = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -362,5 +366,5 @@ def saved_activations(workload: Workload) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        workload.loss()
+        forward()
     return sum(tensor.untyped_storage().nbytes() for address, tensor in saved.items() if address not in own)

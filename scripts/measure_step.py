@@ -1,0 +1,109 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What does a step of training cost, in time and saved activations, beside the networks written out plainly?
+
+    python scripts/measure_step.py --output results/step_cpu.json
+
+The plain networks are those of `tests/reference.py`, with the batch's own statistics; both have the golden weights, no
+dropout and no drop path. Forward, cross-entropy and backward, in float32, in turn; the ratio is the median over rounds.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+from measure_parity import GOLDEN, golden_state_dict
+from torch import nn
+from transformers import AutoModelForImageClassification
+
+from vitae_hf import config_from_preset, convert_original_state_dict
+from vitae_hf.benchmarking import interleave, saved_bytes, spread
+from vitae_hf.environment import environment
+
+
+sys.path.insert(0, str(GOLDEN.parent))
+import reference  # noqa: E402
+
+
+NO_NOISE = {"drop_path_rate": 0.0, "hidden_dropout_prob": 0.0}
+
+
+def batch_norm(weights: dict[str, torch.Tensor], name: str, feature_map: torch.Tensor) -> torch.Tensor:
+    """In the place of the reference's, which is for evaluation."""
+    scale_and_shift = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    return nn.functional.batch_norm(feature_map, None, None, *scale_and_shift, training=True)
+
+
+class Step:
+    """Each call is a forward and a backward pass on the same images."""
+
+    def __init__(self, logits, weights: list[torch.Tensor], batch_size: int):
+        self.logits, self.weights = logits, weights
+        generator = torch.Generator().manual_seed(0)
+        self.pixel_values = torch.randn(batch_size, 3, 224, 224, generator=generator)
+        self.labels = torch.arange(batch_size)
+
+    def loss(self) -> torch.Tensor:
+        return nn.functional.cross_entropy(self.logits(self.pixel_values), self.labels)
+
+    def __call__(self) -> None:
+        self.loss().backward()
+        for weight in self.weights:
+            weight.grad = None
+
+
+def steps(preset: str, batch_size: int) -> dict[str, Step]:
+    """The network written out plainly, and ours."""
+    original = golden_state_dict(preset)
+    is_v2 = preset.startswith("vitaev2")
+    config = config_from_preset(preset, **NO_NOISE, **({} if is_v2 else {"reduction_dropout_prob": 0.0}))
+    model = AutoModelForImageClassification.from_config(config)
+    model.load_state_dict(convert_original_state_dict(original))
+    fixed = ("running_mean", "running_var", "num_batches_tracked", "attn.w")
+    plain = {name: tensor.requires_grad_(not name.endswith(fixed)) for name, tensor in original.items()}
+    plain_logits = reference.logits_v2 if is_v2 else reference.logits
+    return {
+        "plain": Step(lambda pixels: plain_logits(plain, config, pixels), list(plain.values()), batch_size),
+        "ours": Step(lambda pixels: model.train()(pixels).logits, [*model.parameters(), *model.buffers()], batch_size),
+    }
+
+
+def measure(preset: str, batch_size: int, rounds: int) -> dict:
+    """Seconds of a step, bytes saved for an image, and how many times as fast ours is."""
+    both = steps(preset, batch_size)
+    losses = {name: step.loss().item() for name, step in both.items()}
+    if abs(losses["plain"] - losses["ours"]) > 1e-4 * abs(losses["plain"]):
+        raise RuntimeError(f"the two networks differ in their losses: {losses}")
+    seconds, errors = interleave(both, rounds, 1.0, "cpu")
+    if errors:
+        raise RuntimeError(str(errors))
+    return {
+        "seconds": {name: statistics.median(times) for name, times in seconds.items()},
+        "times_as_fast": spread([plain / ours for plain, ours in zip(seconds["plain"], seconds["ours"])]),
+        "saved_bytes_per_image": {
+            name: saved_bytes(step.loss, step.weights) / batch_size for name, step in both.items()
+        },
+    }
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=["vitae-t", "vitae-s", "vitaev2-s"])
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    reference._batch_norm = batch_norm
+    networks = {preset: measure(preset, arguments.batch_size, arguments.rounds) for preset in arguments.presets}
+    record = {"networks": networks, "batch_size": arguments.batch_size, "rounds": arguments.rounds, **environment()}
+    if arguments.output:
+        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))
