@@ -1,5 +1,6 @@
 """The networks compute what the authors' networks compute: golden data, and a plain reference where that ends."""
 
+import copy
 import inspect
 
 import numpy as np
@@ -11,7 +12,7 @@ from measure_parity import golden_state_dict, measure
 from torch import nn
 from transformers import AutoModelForImageClassification
 
-from vitae_hf import config_from_preset, convert_original_state_dict, detect_preset
+from vitae_hf import config_from_preset, convert_original_state_dict, detect_preset, prepare_for_inference
 from vitae_hf.conversion import original_layout
 from vitae_hf.modeling_vitae import random_feature_attention
 
@@ -51,6 +52,16 @@ def test_logits_features_and_stages_equal_the_authors(network):
         assert tokens.shape == tuple(golden[f"stage{index}_shape"])
         sample = np.random.RandomState(1).choice(tokens.numel(), 4096, replace=False)
         assert_close(tokens.flatten()[np.sort(sample)], golden[f"stage{index}_sample"], f"stage {index}")
+
+
+def test_prepared_networks_equal_the_authors_too(network):
+    golden, model = network
+    expected = golden["logits"]
+    with torch.no_grad():
+        prepared = prepare_for_inference(copy.deepcopy(model))
+        assert_close(prepared(images(2, 224, 224)).logits, expected, "prepared logits")
+        half = prepare_for_inference(prepared, torch.bfloat16)(images(2, 224, 224)).logits.float().numpy()
+    assert np.abs(half - expected).max() < 0.02 * np.ptp(expected)
 
 
 def test_vitaev2_equals_the_authors_where_windows_need_padding():

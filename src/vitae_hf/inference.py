@@ -47,8 +47,9 @@ class PackedLayer(nn.Module):
     def is_packable(self, inputs: torch.Tensor) -> bool:
         if self.training or inputs.dtype != self.weight.dtype or torch.is_autocast_enabled(inputs.device.type):
             return False
-        has_gradient = torch.is_grad_enabled() and (inputs.requires_grad or self.weight.requires_grad)
-        return not has_gradient and not torch.compiler.is_compiling() and can_pack(self.weight)
+        if torch.is_grad_enabled() and (inputs.requires_grad or self.weight.requires_grad):
+            return False
+        return not torch.compiler.is_compiling() and (self.packed is not None or can_pack(self.weight))
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "packed": None}  # copies and pickles pack for themselves
@@ -90,7 +91,9 @@ class PackedLinear(PackedLayer, nn.Linear):
             return ACTIVATIONS[self.activation](super().forward(hidden_states))
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
-        return torch.ops.mkldnn._linear_pointwise(hidden_states, self.packed, self.bias, self.activation, [], "none")
+        return torch.ops.mkldnn._linear_pointwise.default(
+            hidden_states, self.packed, self.bias, self.activation, [], "none"
+        )
 
 
 AMX_TILE = 16
@@ -129,7 +132,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
             return ACTIVATIONS[self.activation](super().forward(feature_map))
         if self.packed is None or self.packed_for != feature_map.shape[2:]:
             self.pack(feature_map.shape)
-        output = torch.ops.mkldnn._convolution_pointwise(
+        output = torch.ops.mkldnn._convolution_pointwise.default(
             feature_map, self.packed, self.bias, *self.geometry, self.fused, [], "none"
         )
         return output if self.fused == self.activation else ACTIVATIONS[self.activation](output)
