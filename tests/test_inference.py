@@ -97,6 +97,8 @@ def test_gradients_and_autocast_are_those_of_the_ordinary_layers(model):
     torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     with torch.autocast("cpu", torch.bfloat16):
         half = logits(model)
+        linear = next(layer for layer in packed_layers(model) if isinstance(layer, PackedLinear))
+        assert linear(torch.zeros(1, linear.in_features)).dtype == torch.bfloat16
     assert (half - logits(model)).abs().max() < 0.05 * half.std()
 
 

@@ -130,6 +130,14 @@ def test_the_epsilon_of_random_features_keeps_its_place_under_the_shift():
     assert (unshifted - expected).abs().max() > 0.01
 
 
+def test_random_features_of_bfloat16_lose_no_more_than_their_inputs():
+    query, key, value = (torch.randn(3, 2, 500, 64) / 4).bfloat16()
+    projection = torch.randn(32, 64)
+    expected = reference.random_feature_attention(*(x.double() for x in (query, key, value, projection))).float()
+    output = random_feature_attention(query, key, value, projection).float()
+    assert (output - expected).norm() < 2**-8 * expected.norm()
+
+
 def test_half_precision_is_finite_and_within_two_percent_of_the_spread():
     record = measure("vitae-t", "cpu")
     assert record["float32"]["max_over_std"] < 2e-5
