@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo app app-picture test test-browser chromium test-slow check bench bench-compiled bench-sweep bench-dense \
+.PHONY: demo app app-picture test test-browser chromium test-slow check bench bench-compiled bench-sweep bench-batch bench-dense \
     train-smoke segmentation-demo data-fashion-mnist
 .DELETE_ON_ERROR:
 
@@ -43,6 +43,9 @@ bench-compiled: $(VENV)/installed  ## the same, compiled, ViT-S too; needs a C++
 
 bench-sweep: $(VENV)/installed  ## how the cost grows with the resolution
 	$(BENCH) --networks vitae-t vitae-s vitaev2-s vit-s swin-t --size 224 --size 448 --size 896 --batch_size 1 --prepare yes --output results/sweep_cpu
+
+bench-batch: $(VENV)/installed  ## how the cost grows with the batch
+	$(BENCH) --networks vitae-t vitae-s vitaev2-s vit-s swin-t --batch_size 1 4 16 --prepare yes --output results/batch_cpu
 
 bench-dense: $(VENV)/installed  ## ViTAEv2 and Swin-T at the sizes of classification and detection
 	$(BENCH) --networks vitaev2-s swin-t --reference swin-t --size 224 --size 800 1216 --batch_size 1 --mode inference training --output results/dense_cpu
