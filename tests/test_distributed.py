@@ -340,14 +340,17 @@ def test_a_preempted_slurm_job_saves_at_one_step_and_queues_again(tmp_path):
         use_cpu=True,
     )
     torchrun = f'echo $@ > {tmp_path}/torchrun.txt; exec {sys.executable} -m torch.distributed.run "$@"'
-    job = subprocess.Popen(**slurm(tmp_path, *arguments, torchrun=torchrun), stdout=subprocess.PIPE)
+    errors = tmp_path / "stderr.txt"
+    with errors.open("w") as file:
+        job = subprocess.Popen(**slurm(tmp_path, *arguments, torchrun=torchrun), stdout=subprocess.PIPE, stderr=file)
     deadline = time.monotonic() + TIMEOUT
     while not (out.exists() and last_checkpoint(out)) and time.monotonic() < deadline:
         time.sleep(0.1)
     job.send_signal(signal.SIGTERM)
     output, _ = job.communicate(timeout=TIMEOUT)
-    (stopped,) = [json.loads(line) for line in output.splitlines() if line.startswith('{"stopped')]
-    checkpoint = last_checkpoint(out)
+    lines = [line for line in output.splitlines() if line.startswith('{"stopped')]
+    assert len(lines) == 1, f"{output}\n{errors.read_text()[-3000:]}"
+    stopped, checkpoint = json.loads(lines[0]), last_checkpoint(out)
     assert stopped["checkpoint"] == str(checkpoint) and 0 < stopped["stopped_at_step"] < 500
     assert {path.name for path in checkpoint.glob("rng_state_*")} == {"rng_state_0.pth", "rng_state_1.pth"}
     assert job.returncode != 0 and f"requeue {os.getpid()}" in (tmp_path / "scontrol.txt").read_text()
