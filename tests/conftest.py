@@ -95,3 +95,8 @@ def original_weights(config: ViTAEConfig, seed: int = 0) -> dict[str, torch.Tens
 
 def images(batch: int = 2, height: int = 64, width: int = 64) -> torch.Tensor:
     return torch.from_numpy(golden_weights.images(batch, height, width))
+
+
+def any_size(model: torch.nn.Module) -> dict:
+    """What to call a model with, beside images of another size than its own."""
+    return {"interpolate_pos_encoding": True} if model.config.has_class_token else {}

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import REPOSITORY, class_token_config, pyramid_config, windowed_config
+from conftest import REPOSITORY, any_size, class_token_config, pyramid_config, windowed_config
 from test_scripts import run
 from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
@@ -46,10 +46,6 @@ def pixel_values():
     return PROCESSOR(CAT, return_tensors="pt").pixel_values
 
 
-def options(model: nn.Module) -> dict:
-    return {"interpolate_pos_encoding": True} if model.config.has_class_token else {}
-
-
 def dense_matrix(weights: torch.Tensor, height: int, width: int, window_size: int | None) -> np.ndarray:
     """Mean over heads of eager weights, windows written out as one matrix over the grid, rows adding up to 1."""
     weights = weights.mean(1).double().numpy()
@@ -81,7 +77,7 @@ def where_it_looks(matrix: np.ndarray, height: int, width: int) -> np.ndarray:
 def dense_matrices(model: nn.Module, pixel_values: torch.Tensor) -> dict[str, tuple[np.ndarray, int, int]]:
     """By name of the cell, from the weights that the model itself returns."""
     model.set_attn_implementation("eager")
-    weights = iter(model(pixel_values, output_attentions=True, **options(model)).attentions)
+    weights = iter(model(pixel_values, output_attentions=True, **any_size(model)).attentions)
     model.set_attn_implementation("sdpa")
     config, matrices = model.config, {}
     height, width = pixel_values.shape[-2:]
@@ -128,7 +124,7 @@ def test_shares_are_those_of_the_two_branches_and_sum_to_one(model, pixel_values
                 name = f"stage {stage_number}, {name}"
                 cells[name] = cell
                 cell.register_forward_hook(lambda _, args, output, name=name: inputs.update({name: args}))
-    model(pixel_values, **options(model))
+    model(pixel_values, **any_size(model))
     explanation = explain(model, PROCESSOR, CAT)
     assert explanation.cells == list(cells)
     for name, share, rest in zip(cells, explanation.attention_share, explanation.convolution_share):
@@ -151,7 +147,7 @@ def plain_grad_cam(model: nn.Module, pixel_values: torch.Tensor, target: int) ->
     """Straight from the definition, with a graph of the whole network."""
     kept = []
     handle = model.base_model.stages[-1].normal_cells[-1].register_forward_hook(lambda *args: kept.append(args[2]))
-    logits = model(pixel_values, **options(model)).logits
+    logits = model(pixel_values, **any_size(model)).logits
     handle.remove()
     gradient = torch.autograd.grad(logits[0, target], kept)[0]
     first, (height, width) = int(model.config.has_class_token), (side // 16 for side in pixel_values.shape[-2:])
@@ -177,7 +173,7 @@ def test_image_and_labels_are_those_of_the_pipeline(model, pixel_values):
     explanation = explain(model, PROCESSOR, CAT)
     seen = PROCESSOR(CAT, do_rescale=False, do_normalize=False, return_tensors="np").pixel_values[0]
     np.testing.assert_array_equal(explanation.image, seen.transpose(1, 2, 0))
-    scores = model(pixel_values, **options(model)).logits[0].softmax(-1)
+    scores = model(pixel_values, **any_size(model)).logits[0].softmax(-1)
     order = scores.argsort(descending=True).tolist()
     assert [entry["label"] for entry in explanation.labels] == [f"LABEL_{index}" for index in order]
     assert [entry["score"] for entry in explanation.labels] == pytest.approx(scores[order].tolist(), rel=1e-4)

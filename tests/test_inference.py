@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import images
+from conftest import any_size, images
 from torch import nn
 from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, ViTModel
 
@@ -85,8 +85,16 @@ def test_layers_are_packed_again_when_their_weights_change(model):
         )
 
 
-def any_size(model: nn.Module) -> dict:
-    return {"interpolate_pos_encoding": True} if model.config.has_class_token else {}
+def test_what_is_trained_in_evaluation_mode_is_packed_again(model):
+    before = logits(prepare_for_inference(model))
+    model.requires_grad_(True)
+    model(images()).logits.sum().backward()
+    with torch.no_grad():
+        for layer in packed_layers(model):
+            layer.weight -= 0.1 * layer.weight.grad.sign() * layer.weight.std()
+    after = logits(model)
+    assert (after - before).abs().max() > 0.01 * before.std()
+    torch.testing.assert_close(logits(copy.deepcopy(model)), after)
 
 
 def test_gradients_and_autocast_are_those_of_the_ordinary_layers(model):

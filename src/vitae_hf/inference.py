@@ -47,7 +47,10 @@ class PackedLayer(nn.Module):
     def is_packable(self, inputs: torch.Tensor) -> bool:
         if self.training or inputs.dtype != self.weight.dtype or torch.is_autocast_enabled(inputs.device.type):
             return False
-        if torch.is_grad_enabled() and (inputs.requires_grad or self.weight.requires_grad):
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            self.packed = None  # what comes next may change the weight
+            return False
+        if torch.is_grad_enabled() and inputs.requires_grad:
             return False
         return not torch.compiler.is_compiling() and (self.packed is not None or can_pack(self.weight))
 
