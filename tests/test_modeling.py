@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
 
 from vitae_hf import ViTAEForImageClassification, ViTAEModel, ViTAEv2Model, config_from_preset
-from vitae_hf.layers_vitae import ViTAECell, ViTAEConvLayer
+from vitae_hf.layers_vitae import ViTAEBatchNorm2d, ViTAECell, ViTAEConvLayer
 from vitae_hf.modeling_vitae import ViTAENormalCell, random_feature_attention
 
 
@@ -159,13 +161,35 @@ def test_flash_attention_is_offered():
     assert ViTAEModel._supports_flash_attn and ViTAEModel._can_set_attn_implementation()
 
 
+def random_projections(model: nn.Module) -> list[torch.Tensor]:
+    return [buffer for name, buffer in model.named_buffers() if "random_projection" in name]
+
+
+def test_random_projections_are_float32_wherever_the_model_is_bfloat16(tmp_path):
+    config = pyramid_config(out_features=["stage1", "stage2", "stage3"])
+    model = AutoModel.from_config(config, dtype=torch.bfloat16)
+    detector_config = transformers.RTDetrConfig(backbone_config=config, encoder_in_channels=[16, 24, 32])
+    detector = transformers.RTDetrForObjectDetection(detector_config)
+    detector.save_pretrained(tmp_path)
+    half = transformers.RTDetrForObjectDetection.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert model.dtype == half.dtype == torch.bfloat16
+    assert all(map(torch.equal, random_projections(half), random_projections(detector)))
+    cast = [detector.half(), AutoModel.from_config(config).to(torch.bfloat16), AutoModel.from_config(config).double()]
+    for network in (model, half, *cast):
+        assert {projection.dtype for projection in random_projections(network)} == {torch.float32}
+
+
+def test_what_stays_float32_is_named_where_it_exists(tiny_config):
+    model = AutoModel.from_config(tiny_config())
+    assert model._keep_in_fp32_modules_strict == ({"random_projection"} if random_projections(model) else set())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_close_and_keeps_the_projection_in_float32(tiny_config, dtype, tmp_path):
+def test_half_precision_stays_close(tiny_config, dtype, tmp_path):
     model = classifier(tiny_config())
     model.save_pretrained(tmp_path)
     half = AutoModelForImageClassification.from_pretrained(tmp_path, dtype=dtype).eval()
     assert half.dtype == dtype
-    assert all(buffer.dtype == torch.float32 for name, buffer in half.named_buffers() if "random_projection" in name)
     logits, expected = half(images()).logits, model(images()).logits
     assert logits.dtype == dtype
     assert (logits.float() - expected).abs().max() < 0.05 * expected.std()
@@ -264,6 +288,22 @@ def test_gradient_checkpointing_recomputes_every_cell(tiny_config, monkeypatch):
     assert len(passes) == 2 * cells
 
 
+def test_the_checkpoint_function_of_a_cell_can_be_patched():
+    """And is then what it was; the library's own tests patch it."""
+    model = AutoModelForImageClassification.from_config(pyramid_config()).train()
+    model.gradient_checkpointing_enable()
+    cell = next(module for module in model.modules() if isinstance(module, ViTAECell))
+    with patch.object(
+        cell, "_gradient_checkpointing_func", side_effect=lambda function, *args: function(*args)
+    ) as mock:
+        model(images())
+    mock.assert_called_once()
+    model(images(), labels=torch.tensor([0, 1])).loss.backward()
+    assert {int(buffer) for name, buffer in model.named_buffers() if "num_batches" in name} == {2}
+    del cell._gradient_checkpointing_func
+    assert not hasattr(cell, "_gradient_checkpointing_func")
+
+
 def test_compiled_checkpointing_counts_each_batch_once(tiny_config):
     model = AutoModelForImageClassification.from_config(
         tiny_config(drop_path_rate=0.0, reduction_dropout_prob=0.0)
@@ -319,6 +359,93 @@ def test_batch_norm_and_silu_in_one_equal_those_of_torch(dtype, spread, toleranc
     for own, expected in zip(*gradients):
         # The bias before a BatchNorm has no gradient but rounding.
         assert (own - expected).abs().max() <= tolerance * max(gradients[1][0].abs().max(), expected.abs().max())
+
+
+@pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
+def test_one_value_per_channel_is_torchs_error(tiny_config, compiles):
+    model = AutoModelForImageClassification.from_config(tiny_config(image_size=16)).train()
+    forward = torch.compile(model, backend="eager") if compiles else model
+    with pytest.raises(Exception, match="Expected more than 1 value per channel when training") as raised:
+        forward(images(1, 16, 16))
+    assert compiles or raised.type is ValueError
+    forward(images(2, 16, 16), labels=torch.tensor([0, 1])).loss.backward()
+    assert all(buffer.isfinite().all() for buffer in model.buffers())
+
+
+def trained_layer(track_running_stats: bool = True) -> tuple[ViTAEConvLayer, nn.Sequential]:
+    """A convolution layer in training mode, and the same of torch's modules."""
+    layer = ViTAEConvLayer(3, 8).double().train()
+    nn.init.uniform_(layer.norm.weight)
+    nn.init.normal_(layer.norm.bias)
+    if not track_running_stats:
+        layer.norm = ViTAEBatchNorm2d(8, track_running_stats=False).double()
+    plain = nn.Sequential(copy.deepcopy(layer.conv), nn.BatchNorm2d(8, track_running_stats=track_running_stats))
+    plain[1].double().load_state_dict(layer.norm.state_dict())
+    return layer, plain.append(nn.SiLU())
+
+
+def gradient_penalty(network: nn.Module, weights: tuple, feature_map: torch.Tensor) -> torch.Tensor:
+    (gradient,) = torch.autograd.grad(network(feature_map).square().sum(), feature_map, create_graph=True)
+    return torch.cat([weight.flatten() for weight in torch.autograd.grad(gradient.square().sum(), weights)])
+
+
+def loss_by_weights(network: nn.Module, weights: tuple, feature_map: torch.Tensor) -> torch.Tensor:
+    tensors = {name: tensor.detach().clone() for name, tensor in network.named_buffers()}
+    tensors |= zip(dict(network.named_parameters()), weights)
+    return torch.func.functional_call(network, tensors, feature_map).square().sum()
+
+
+def functional_gradient(network: nn.Module, weights: tuple, feature_map: torch.Tensor) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in torch.func.grad(partial(loss_by_weights, network))(weights, feature_map)])
+
+
+def forward_derivative(network: nn.Module, weights: tuple, feature_map: torch.Tensor) -> torch.Tensor:
+    weights = tuple(weight.detach() for weight in weights)
+    loss = partial(loss_by_weights, network, feature_map=feature_map)
+    return torch.func.jvp(lambda *weights: loss(weights), weights, tuple(map(torch.ones_like, weights)))[1]
+
+
+@pytest.mark.parametrize("derive", [gradient_penalty, functional_gradient, forward_derivative])
+def test_derivatives_in_training_are_those_of_torchs_modules(derive):
+    for networks in (trained_layer(), trained_layer(track_running_stats=False)):
+        feature_map = images().double().requires_grad_()
+        own, expected = (derive(network, tuple(network.parameters()), feature_map) for network in networks)
+        torch.testing.assert_close(own, expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_gradients_of_each_image_by_vmap_are_those_of_one_after_the_other(tiny_config, trains):
+    """In training mode without running statistics, which `torch.vmap` does not allow any BatchNorm to change."""
+    model = AutoModelForImageClassification.from_config(tiny_config(drop_path_rate=0.0, reduction_dropout_prob=0.0))
+    torch.func.replace_all_batch_norm_modules_(model.train(trains)) if trains else model.eval()
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+    def loss(weights, pixel_values, label):
+        arguments = {"pixel_values": pixel_values[None], "labels": label[None]}
+        return torch.func.functional_call(model, weights, (), arguments).loss
+
+    pixel_values, labels = images(3), torch.arange(3)
+    gradients = torch.vmap(torch.func.grad(loss), (None, 0, 0))(weights, pixel_values, labels)
+    for index in range(3):
+        model.zero_grad()
+        model(pixel_values[index : index + 1], labels=labels[index : index + 1]).loss.backward()
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(gradients[name][index], parameter.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_hooks_of_every_layer_are_called_in_training():
+    layer, plain = trained_layer()
+    called = []
+    for module in (layer.norm, layer.activation_fn):
+        module.register_forward_pre_hook(lambda module, inputs: called.append(("pre", type(module))))
+        module.register_forward_hook(lambda module, inputs, output: called.append(("forward", type(module))))
+        module.register_full_backward_hook(lambda module, *gradients: called.append(("backward", type(module))))
+    output = layer(images().double())
+    output.sum().backward()
+    assert torch.equal(output, plain(images().double()))
+    kinds = (ViTAEBatchNorm2d, nn.SiLU)
+    assert set(called) == {(when, kind) for when in ("pre", "forward", "backward") for kind in kinds}
+    assert layer.norm.num_batches_tracked == 1
 
 
 def test_one_training_step_reaches_every_parameter(tiny_config):
@@ -409,27 +536,41 @@ def test_device_map_places_whole_cells(tiny_config, tmp_path):
     assert torch.equal(offloaded(images()).logits, model(images()).logits)
 
 
-def test_lora_trains_the_projections_alone(tiny_config, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"bias": "all"}, {"modules_to_save": ["classifier", "norm"]}], ids=str)
+def test_lora_comes_back_as_what_was_trained(tiny_config, options, tmp_path):
+    """By the library's Trainer, saved and loaded with nothing else."""
     peft = pytest.importorskip("peft")
     model = classifier(tiny_config())
-    lora = peft.LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], modules_to_save=["classifier"])
-    adapted = peft.get_peft_model(copy.deepcopy(model), lora).train()
-    adapted.gradient_checkpointing_enable({"use_reentrant": True})
-    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)
-    for _ in range(2):
-        adapted(pixel_values=images(), labels=torch.tensor([0, 1])).loss.backward()
-        optimizer.step()
-    trained = [name for name, p in adapted.named_parameters() if p.grad is not None]
-    assert trained and all("lora_" in name or "classifier" in name for name in trained)
-    assert len([n for n in trained if "lora_A" in n]) == 4 * len([m for m in model.modules() if hasattr(m, "o_proj")])
+    lora = peft.LoraConfig(target_modules=["q_proj", "k_proj", "v_proj", "o_proj"], **options)
+    adapted = peft.get_peft_model(copy.deepcopy(model), lora)
+    rows = [{"pixel_values": pixels, "labels": index % 2} for index, pixels in enumerate(images(4))]
+    arguments = transformers.TrainingArguments(
+        tmp_path, max_steps=3, learning_rate=0.1, gradient_checkpointing=True, save_strategy="no", disable_tqdm=True
+    )
+    transformers.Trainer(adapted, arguments, train_dataset=rows).train()
+    attentions = len([module for module in model.modules() if hasattr(module, "o_proj")])
+    assert (
+        len([name for name, weight in adapted.named_parameters() if "lora_B" in name and weight.any()])
+        == 4 * attentions
+    )
     adapted.save_pretrained(tmp_path)
     restored = peft.PeftModel.from_pretrained(copy.deepcopy(model), tmp_path).eval()
-    frozen = dict(adapted.named_buffers())
-    restored.load_state_dict(frozen, strict=False)  # BatchNorm statistics moved while training
-    assert torch.allclose(
-        restored(pixel_values=images()).logits, adapted.eval()(pixel_values=images()).logits, atol=1e-5
-    )
-    assert not torch.allclose(adapted(pixel_values=images()).logits, model(images()).logits, atol=1e-3)
+    logits = adapted.eval()(pixel_values=images()).logits
+    assert torch.allclose(restored(pixel_values=images()).logits, logits, atol=1e-5)
+    assert not torch.allclose(logits, model(images()).logits, atol=1e-3)
+
+
+def test_a_batch_norm_with_a_frozen_weight_keeps_its_statistics():
+    layer = ViTAEConvLayer(3, 8).train()
+    feature_map, compiled = images(), torch.compile(layer, fullgraph=True, backend="eager")
+    for forward in (layer, compiled):
+        layer.requires_grad_(False)
+        buffers = copy.deepcopy(dict(layer.named_buffers()))
+        assert torch.equal(forward(feature_map), copy.deepcopy(layer).eval()(feature_map))
+        assert all(torch.equal(buffer, buffers[name]) for name, buffer in layer.named_buffers())
+        layer.requires_grad_(True)
+        forward(feature_map)
+        assert not any(torch.equal(buffer, buffers[name]) for name, buffer in layer.named_buffers())
 
 
 def test_a_damaged_file_of_weights_is_named(tiny_config, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .layers_vitae import ViTAECell, ViTAEConvLayer, ViTAEMLP, ViTAEPyramidReduction
+from .layers_vitae import ViTAEBatchNorm2d, ViTAECell, ViTAEConvLayer, ViTAEMLP, ViTAEPyramidReduction
 
 
 class FoldedBatchNorm(nn.BatchNorm2d):
@@ -205,7 +205,7 @@ def fold_batch_norms(model: PreTrainedModel) -> None:
         raise ValueError(f"expected a ViTAE or ViTAEv2, or a model with such a backbone; got {type(model).__name__}")
     model.eval()
     for layer in layers:
-        if type(layer.norm) in (nn.BatchNorm2d, nn.SyncBatchNorm):
+        if type(layer.norm) in (ViTAEBatchNorm2d, nn.SyncBatchNorm):
             fold_batch_norm(layer)
 
 
@@ -240,8 +240,7 @@ def prepare_for_inference(
         raise ValueError("weights that are offloaded cannot be prepared: load the model without `device_map`")
     fold_batch_norms(model)
     model.requires_grad_(False)
-    change_dtype(model, dtype)
-    model.to(memory_format=torch.channels_last)
+    model.to(dtype=dtype, memory_format=torch.channels_last)
     is_cpu = model.device.type == "cpu"
     if is_cpu:
         keep_freed_memory()
@@ -255,12 +254,3 @@ def prepare_for_inference(
     if compile:
         model.compile(dynamic=False, options={"freezing": True} if is_cpu else None)
     return model
-
-
-def change_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
-    """Of all weights but the random features."""
-    random_projections = {name: buffer for name, buffer in model.named_buffers() if name.endswith("random_projection")}
-    model.to(dtype)
-    for name, buffer in random_projections.items():
-        module, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(module), attribute, buffer)

@@ -18,7 +18,6 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -33,6 +32,14 @@ from .configuration_vitae import ViTAEFamilyConfig
 
 def map_to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
     return feature_map.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, N, C)
+
+
+def channels_last(feature_map: torch.Tensor) -> torch.Tensor:
+    """The same map with its channels innermost in memory, where the convolutions here are fastest.
+
+    `to(memory_format=torch.channels_last)` does the same, but not under `torch.vmap`.
+    """
+    return feature_map.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 def tokens_to_map(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -223,26 +230,63 @@ class ViTAEDropPath(nn.Module):
         return f"rate={self.rate:.3g}"
 
 
+class ViTAEBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm that keeps its statistics while its weight is frozen, and then normalises by them, as in evaluation.
+
+    Whoever freezes the weights wants this layer to stay what it is: adapters such as LoRA's save neither weight nor
+    statistics, so that statistics which moved while the adapter was trained would be lost.
+    """
+
+    @property
+    def is_frozen(self) -> bool:
+        # Bare tensors, which `torch.func` puts in the place of parameters, ask for no gradient and are not frozen.
+        is_parameter = isinstance(self.weight, nn.Parameter)
+        return is_parameter and not self.weight.requires_grad and self.running_var is not None
+
+    def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
+        if self.training and self.is_frozen:
+            statistics = self.running_mean, self.running_var
+            return nn.functional.batch_norm(feature_map, *statistics, self.weight, self.bias, eps=self.eps)
+        return super().forward(feature_map)
+
+
+def batch_norm_silu(
+    feature_map: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5
+) -> torch.Tensor:
+    """SiLU of what the batch's own statistics normalise, by operations that have derivatives of any order."""
+    return nn.functional.silu(nn.functional.batch_norm(feature_map, None, None, weight, bias, training=True, eps=eps))
+
+
 class BatchNormSiLU(torch.autograd.Function):
     """Training-mode BatchNorm and SiLU, which saves what it gets and not what is between: (B, C, H, W) -> the same.
 
     The backward pass normalises again with the batch's mean and deviation. This saves one of the three maps that a
-    layer of the convolution branches keeps.
+    layer of the convolution branches keeps. Derivatives of the derivative are those of [`batch_norm_silu`].
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, feature_map, weight, bias, running_mean, running_var, momentum, eps):
+    def forward(feature_map, weight, bias, running_mean, running_var, momentum, eps):
         normalised, mean, inverse_std = torch.native_batch_norm(
             feature_map, weight, bias, running_mean, running_var, True, momentum, eps
         )
-        ctx.save_for_backward(feature_map, weight, bias, mean, inverse_std)
-        ctx.eps = eps
-        return nn.functional.silu(normalised, inplace=True)
+        return nn.functional.silu(normalised, inplace=True), mean, inverse_std
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_output):
+    def setup_context(ctx, inputs, output):
+        feature_map, weight, bias, *_, ctx.eps = inputs
+        _, mean, inverse_std = output
+        ctx.mark_non_differentiable(mean, inverse_std)
+        ctx.save_for_backward(feature_map, weight, bias, mean, inverse_std)
+        ctx.save_for_forward(feature_map, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad_output, *_):
         feature_map, weight, bias, mean, inverse_std = ctx.saved_tensors
+        if torch.is_grad_enabled():  # this derivative will be derived
+            _, derive = torch.func.vjp(partial(batch_norm_silu, eps=ctx.eps), feature_map, weight, bias)
+            return *derive(grad_output), None, None, None, None
         variance = inverse_std.pow(-2) - ctx.eps
         normalised = nn.functional.batch_norm(feature_map, mean, variance, weight, bias, eps=ctx.eps)
         grad_normalised = torch.ops.aten.silu_backward(grad_output, normalised)
@@ -250,6 +294,20 @@ class BatchNormSiLU(torch.autograd.Function):
             grad_normalised, feature_map, weight, None, None, mean, inverse_std, True, ctx.eps, ctx.needs_input_grad[:3]
         )
         return *gradients, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        primals = ctx.saved_tensors
+        tangents = [torch.zeros_like(x) if t is None else t for x, t in zip(primals, tangents)]
+        _, tangent = torch.func.jvp(partial(batch_norm_silu, eps=ctx.eps), primals, tuple(tangents))
+        return tangent, None, None
+
+
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of the module does what its class does, and nothing that hooks or wrappers add."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    is_wrapped = "forward" in vars(module) or nn.modules.module._has_any_global_hook()
+    return type(module) is kind and not any(hooks) and not is_wrapped
 
 
 class ViTAEConvLayer(nn.Module):
@@ -267,26 +325,31 @@ class ViTAEConvLayer(nn.Module):
     ):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups)
-        self.norm = nn.BatchNorm2d(out_channels) if norm else nn.Identity()
+        self.norm = ViTAEBatchNorm2d(out_channels) if norm else nn.Identity()
         self.activation_fn = nn.SiLU() if act else nn.Identity()
 
-    @property
-    def saves_memory(self) -> bool:
-        """Whether [`BatchNormSiLU`] does the same for less; a compiler finds that by itself."""
+    def saves_memory(self, feature_map: torch.Tensor) -> bool:
+        """Whether [`BatchNormSiLU`] does the same for less; a compiler finds that by itself.
+
+        Of one value per channel, torch's own BatchNorm raises its error.
+        """
+        norm = self.norm
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return False
-        plain = type(self.norm) is nn.BatchNorm2d and type(self.activation_fn) is nn.SiLU
-        return plain and self.norm.training and self.norm.momentum is not None
+        if not (is_plain(norm, ViTAEBatchNorm2d) and is_plain(self.activation_fn, nn.SiLU)):
+            return False
+        uses_batch = norm.training and norm.track_running_stats and not norm.is_frozen and norm.momentum is not None
+        return uses_batch and feature_map.numel() > feature_map.shape[1]
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         feature_map = self.conv(feature_map)
-        if not self.saves_memory:
+        if not self.saves_memory(feature_map):
             return self.activation_fn(self.norm(feature_map))
         norm = self.norm
         norm.num_batches_tracked.add_(1)
         return BatchNormSiLU.apply(
             feature_map, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps
-        )
+        )[0]
 
 
 class ViTAEReductionConvBranch(nn.Sequential):
@@ -402,6 +465,10 @@ class ViTAECell(GradientCheckpointingLayer):
     def _gradient_checkpointing_func(self, checkpoint_function: Callable):
         self._checkpoint_function = checkpoint_function
 
+    @_gradient_checkpointing_func.deleter
+    def _gradient_checkpointing_func(self):
+        del self._checkpoint_function
+
 
 class ViTAEFamilyReductionCell(ViTAECell):
     """Embeds a map at a lower resolution: (B, Cin, H·s, W·s) -> (B, N, C).
@@ -498,9 +565,10 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
 
     def post_init(self):
-        super().post_init()
+        super().post_init()  # makes sets of what the class names; these keep what this network has
         classes = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules = classes.intersection(self._no_split_modules)  # FSDP wants no others
+        self._no_split_modules &= classes  # FSDP wants no others
+        self._keep_in_fp32_modules_strict &= {name.rpartition(".")[-1] for name, _ in self.named_buffers()}
 
     def save_pretrained(self, *args, **kwargs):
         """The library's. A model that FSDP2 has sharded is saved as what it was, not with a copy of torch's code."""

@@ -40,6 +40,7 @@ from .layers_vitae import (
     ViTAENormalConvBranch,
     ViTAEPyramidReduction,
     ViTAEReductionConvBranch,
+    channels_last,
     map_to_tokens,
     pyramid_size,
     tokens_to_map,
@@ -92,7 +93,8 @@ class ViTAERandomFeatureAttention(nn.Module):
     """Single-head attention with random features and a value residual; the widths of input and output differ.
 
     The value is the residual because the input is wider than the output. `random_projection` (M, C), M = C/2, is drawn
-    once and never trained, but saved, since the weights around it were trained for it.
+    once and never trained, but saved, since the weights around it were trained for it. It is float32, whatever the
+    dtype of the model.
     """
 
     def __init__(self, config: ViTAEConfig, stage_idx: int):
@@ -103,7 +105,16 @@ class ViTAERandomFeatureAttention(nn.Module):
         self.v_proj = nn.Linear(in_size, hidden_size)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
         self.dropout = ViTAEDropout(config.reduction_dropout_prob)
-        self.register_buffer("random_projection", torch.empty(hidden_size // 2, hidden_size))
+        projection = torch.empty(hidden_size // 2, hidden_size, dtype=torch.float32)
+        self.register_buffer("random_projection", projection)
+
+    def _apply(self, function, recurse: bool = True):
+        """Move the module, or change its dtype, all but that of the random projection."""
+        before = self.random_projection
+        super()._apply(function, recurse)
+        if self.random_projection.dtype != before.dtype:
+            self.random_projection = before.to(self.random_projection.device)
+        return self
 
     def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> tuple[torch.Tensor, None]:
         query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
@@ -372,7 +383,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
         if ids_keep is not None and not (self.config.has_class_token and self.config.conv_kernel_size == 1):
             raise ValueError("`ids_keep` takes a class token and `conv_kernel_size=1`: chosen patches form no grid.")
         height, width = pixel_values.shape[-2:]
-        hidden_states = pixel_values.to(self.get_input_embeddings().dtype, memory_format=torch.channels_last)
+        hidden_states = channels_last(pixel_values.to(self.get_input_embeddings().dtype))
         if self.embeddings is not None:
             hidden_states = self.embeddings(hidden_states, interpolate_pos_encoding, ids_keep)
         for stage, stride in zip(self.stages, self.config.strides):

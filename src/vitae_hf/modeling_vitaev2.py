@@ -24,6 +24,7 @@ from .layers_vitae import (
     ViTAEFamilyReductionCell,
     ViTAENormalConvBranch,
     ViTAEReductionConvBranch,
+    channels_last,
     map_to_tokens,
     pyramid_size,
     tokens_to_map,
@@ -126,7 +127,7 @@ class ViTAEv2Model(ViTAEv2PreTrainedModel):
         """
         self.validate_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
-        hidden_states = pixel_values.to(self.get_input_embeddings().dtype, memory_format=torch.channels_last)
+        hidden_states = channels_last(pixel_values.to(self.get_input_embeddings().dtype))
         for stage, stride in zip(self.stages, self.config.strides):
             height, width = height // stride, width // stride
             hidden_states = stage(hidden_states, height, width, **kwargs)
