@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN, REPOSITORY, pyramid_config
+from conftest import GOLDEN, REPOSITORY, class_token_config, pyramid_config, windowed_config
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForImageClassification
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, UperNetConfig
 
 from vitae_hf import (
     PRESETS,
@@ -147,9 +147,73 @@ def test_drop_path_is_dealt_as_in_the_authors_code_or_in_order():
     assert model.vitaev2.stages[3].normal_cells[1].drop_path.rate == pytest.approx(0.09)
 
 
-def test_a_keyword_that_is_almost_a_field_is_an_error():
-    with pytest.raises(ValueError, match="no field 'hidden_size'; did you mean 'hidden_sizes'"):
-        ViTAEConfig(hidden_size=64)
+@pytest.mark.parametrize(
+    "typed",
+    [lambda folder, **keywords: ViTAEConfig(**keywords)]
+    + [auto.from_pretrained for auto in (ViTAEConfig, AutoConfig, ViTAEForImageClassification, AutoModel)],
+    ids=["constructor", "configuration", "AutoConfig", "model", "AutoModel"],
+)
+@pytest.mark.parametrize(
+    "keyword, message",
+    [
+        ("hidden_size", "no field 'hidden_size'; did you mean 'hidden_sizes'"),
+        ("layer_norm_epsilon", "did you mean 'layer_norm_eps'"),
+        ("num_hidden_layers", "no field 'num_hidden_layers': it follows from others"),
+        ("patch_size", "no field 'patch_size': it follows from others"),
+    ],
+)
+def test_a_keyword_that_is_almost_a_field_or_follows_from_fields_is_an_error(typed, keyword, message, tmp_path):
+    pyramid_config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        typed(tmp_path, **{keyword: 64})
+
+
+def test_what_a_file_holds_is_kept_whatever_its_name(tiny_config, tmp_path):
+    config = tiny_config()
+    config.layer_norm_epsilon, config.made_by = 1, "a later version"
+    config.save_pretrained(tmp_path)
+    UperNetConfig(backbone_config=config).save_pretrained(tmp_path / "segmenter")
+    saved = json.loads((tmp_path / "config.json").read_text())
+    nested = UperNetConfig(backbone_config=config).to_dict()["backbone_config"]  # which has no version
+    for loaded in (
+        AutoConfig.from_pretrained(tmp_path),
+        type(config).from_json_file(tmp_path / "config.json"),
+        type(config).from_dict({"layer_norm_epsilon": 1, "made_by": "a later version"}),
+        type(config)(**saved),
+        AutoConfig.for_model(**nested),
+        UperNetConfig.from_pretrained(tmp_path / "segmenter").backbone_config,
+    ):
+        assert (loaded.layer_norm_epsilon, loaded.made_by) == (1, "a later version")
+    assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
+    derived = {"num_hidden_layers": 99, "hidden_size": 99, "stage_names": ["stem"]}
+    assert type(config).from_dict({**saved, **derived}).to_dict() == type(config).from_dict(saved).to_dict()
+
+
+def test_only_class_token_configurations_have_a_patch_size(tmp_path):
+    config = class_token_config()
+    assert config.patch_size == 16 and config_from_preset("vitae-nano-mae").patch_size == 8
+    assert "patch_size" not in config.to_dict()
+    config.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).patch_size == 16
+    assert not any(hasattr(other, "patch_size") for other in (pyramid_config(), windowed_config()))
+
+
+@pytest.mark.parametrize("given", ["id2label", "label2id"])
+def test_names_and_numbers_of_labels_follow_each_other_when_only_one_is_given(given, tiny_config, tmp_path):
+    id2label, label2id = {0: "cat", 1: "dog", 2: "fox"}, {"cat": 0, "dog": 1, "fox": 2}
+    keyword = {given: {"id2label": id2label, "label2id": label2id}[given]}
+    tiny_config().save_pretrained(tmp_path)  # of five labels
+    config_class = type(tiny_config())
+    for config in (
+        config_class(**keyword),
+        config_from_preset("vitaev2-nano" if config_class is ViTAEv2Config else "vitae-b", **keyword),
+        config_class.from_pretrained(tmp_path, **keyword),
+        AutoConfig.from_pretrained(tmp_path, num_labels=3, **keyword),
+        AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(tmp_path, **keyword)).config,
+    ):
+        assert (config.id2label, config.label2id, config.num_labels) == (id2label, label2id, 3)
+    both = config_class.from_pretrained(tmp_path, id2label=id2label, label2id={**label2id, "vixen": 2})
+    assert both.id2label == id2label and both.label2id["vixen"] == 2
 
 
 def test_an_unknown_keyword_is_named_in_a_warning_and_the_librarys_own_are_not(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 import torch
 from conftest import GOLDEN, REPOSITORY
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from vitae_hf import ViTAEImageProcessor, ViTAEImageProcessorPil, image_processing_vitae
 
@@ -148,6 +148,92 @@ def test_a_line_of_pixels_does_not_grow_to_gigabytes(processor_class):
     assert pixels(processor_class(), PIL.Image.new("RGB", (1, 1), (9, 9, 9))).max() == 9
     long = PIL.Image.new("RGB", (6000, 300))
     assert image_processing_vitae.without_far_ends(np.asarray(long).transpose(2, 0, 1)).shape == (3, 300, 6000)
+
+
+# ------------------------------------------------------------------------------------------- numbers of channels
+
+
+def statistics(num_channels: int) -> dict:
+    return {"image_mean": [0.1 * index for index in range(num_channels)], "image_std": [0.5] * num_channels}
+
+
+@pytest.mark.parametrize(
+    "wanted, shape, found",
+    [
+        (3, (13, 40, 50), 13),
+        (3, (40, 50, 13), 13),
+        (3, (2, 40, 50), 2),
+        (13, (3, 40, 50), 3),
+        (13, (40, 50, 1), 1),
+        (4, (40, 50, 3), 3),
+        (1, (40, 50, 3), 3),
+        (1, (2, 40, 50), 2),
+    ],
+)
+def test_pictures_of_other_numbers_of_channels_are_an_error_with_both(processor_class, wanted, shape, found):
+    array = np.zeros(shape, np.uint8)
+    layout = "channels_first" if shape[0] == found else "channels_last"
+    processor = processor_class(size=32, **statistics(wanted))
+    for picture, options in ((array, {}), (torch.from_numpy(array), {}), (array, {"input_data_format": layout})):
+        with pytest.raises(ValueError, match=f"have numbers, {wanted}, got {found}"):
+            processor(picture, **options)
+
+
+def test_as_many_channels_are_taken_as_there_are_means(processor_class):
+    processor = processor_class(size={"height": 40, "width": 50}, crop_pct=1.0, **statistics(13))
+    array = np.random.default_rng(0).integers(0, 256, (13, 40, 50), dtype=np.uint8)
+    expected = (array / 255 - np.array(processor.image_mean)[:, None, None]) / 0.5
+    for picture in (array, array.transpose(1, 2, 0), torch.from_numpy(array), [array, array], np.stack([array] * 2)):
+        values = processor(picture, return_tensors="pt").pixel_values
+        assert values.shape[1:] == (13, 40, 50) and np.allclose(values[0], expected, atol=1e-5)
+    rgba = PIL.Image.open(CHELSEA).convert("RGBA")
+    assert processor_class(**statistics(4))(rgba, return_tensors="pt").pixel_values.shape == (1, 4, 224, 224)
+    with pytest.raises(ValueError, match="a number for each channel, got 13 and 3 numbers"):
+        processor_class(image_mean=[0.5] * 13)(array)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int16", "float32", ">f4"])
+def test_what_satellites_measure_is_resized_in_its_own_unit(processor_class, dtype):
+    array = np.linspace(0, 9000, 13 * 40 * 50).reshape(13, 40, 50).astype(dtype)
+    processor = processor_class(size=20, crop_pct=1.0, do_rescale=False, do_normalize=False, **statistics(13))
+    values = processor(array, return_tensors="pt").pixel_values[0]
+    assert torch.allclose(values.mean((1, 2)), torch.tensor(array.mean((1, 2)).astype("float32")), atol=1)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "RGB", "RGBA"])
+def test_one_mean_is_for_grey_pictures_of_whatever_mode(processor_class, mode):
+    processor, grey = processor_class(**statistics(1)), PIL.Image.open(CHELSEA).convert("L")
+    picture = grey.convert(mode)
+    assert np.array_equal(pixels(processor, picture), pixels(processor, picture.convert("L")))
+    assert pixels(processor, np.asarray(grey)).shape == (1, 1, 224, 224)
+    with pytest.raises(ValueError, match="have numbers, 1, got 3"):
+        processor(CHELSEA)
+
+
+def test_a_network_of_thirteen_channels_works_from_a_folder(processor_class, tiny_config, tmp_path):
+    AutoModelForImageClassification.from_config(tiny_config(num_channels=13)).save_pretrained(tmp_path)
+    processor_class(size=64, **statistics(13)).save_pretrained(tmp_path)
+    array = np.random.default_rng(0).integers(0, 256, (70, 90, 13), dtype=np.uint8)
+    classify = pipeline("image-classification", model=str(tmp_path))
+    inputs = AutoImageProcessor.from_pretrained(tmp_path)(array, return_tensors="pt")
+    expected = AutoModelForImageClassification.from_pretrained(tmp_path)(**inputs).logits.softmax(-1).max()
+    assert classify(array)[0]["score"] == pytest.approx(expected.item(), abs=1e-5)
+    with pytest.raises(ValueError, match="have numbers, 13, got 3"):
+        classify(str(CHELSEA))
+
+
+def test_pixels_that_are_rescaled_twice_get_the_librarys_warning(processor_class, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(image_processing_vitae.logger, "warning_once", warnings.append)
+    picture = np.asarray(PIL.Image.open(CHELSEA).convert("RGB"))
+    for values, options in ((picture, {}), (picture.astype(float), {}), (picture / 255, {"do_rescale": False})):
+        processor_class()(values, **options)
+    assert not warnings
+    processor_class()(picture / 255)
+    assert "trying to rescale already rescaled images" in warnings[0] and len(warnings) == 1
+
+
+# --------------------------------------------------------------------------------------------------- bad input
 
 
 def test_an_empty_list_is_named(processor_class):

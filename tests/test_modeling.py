@@ -13,7 +13,7 @@ from conftest import CONFIGS, class_token_config, images, pyramid_config, window
 from huggingface_hub.errors import StrictDataclassError
 from packaging import version
 from torch import nn
-from transformers import AutoModel, AutoModelForImageClassification
+from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
 from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
 
 from vitae_hf import ViTAEForImageClassification, ViTAEModel, ViTAEv2Model, config_from_preset
@@ -502,6 +502,30 @@ def test_saved_models_reload_bitwise_through_the_auto_classes(tiny_config, tmp_p
     base.save_pretrained(tmp_path / "base")
     fresh_head = AutoModelForImageClassification.from_pretrained(tmp_path / "base").eval()
     assert torch.equal(fresh_head.base_model(images()).pooler_output, model.base_model(images()).pooler_output)
+
+
+def test_weights_come_from_memory_and_need_no_folder(tiny_config, tmp_path):
+    model = classifier(tiny_config())
+    loaded = type(model).from_pretrained(None, config=tiny_config(), state_dict=model.state_dict())
+    assert torch.equal(loaded.eval()(images()).logits, model(images()).logits)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    loaded = type(model).from_pretrained(tmp_path, config=tiny_config())
+    assert torch.equal(loaded.eval()(images()).logits, model(images()).logits)
+
+
+def test_only_the_parts_of_other_classes_go_unreported(tiny_config, tmp_path):
+    model = AutoModelForImageClassification.from_config(tiny_config())
+    model.save_pretrained(tmp_path)
+    backbone_class = type(AutoBackbone.from_config(tiny_config()))
+    for other in (type(model.base_model), backbone_class, type(model)):
+        assert not other.from_pretrained(tmp_path, output_loading_info=True)[1]["unexpected_keys"]
+    state_dict = {**model.state_dict(), "classifier.other": torch.ones(1), "stages.9.other": torch.ones(1)}
+    own = {"classifier.other", "stages.9.other"}
+    for other, expected in ((type(model), own), (backbone_class, {"stages.9.other"})):
+        _, report = other.from_pretrained(None, config=tiny_config(), state_dict=state_dict, output_loading_info=True)
+        assert report["unexpected_keys"] == expected
+    assert not any("classifier" in pattern for pattern in model._keys_to_ignore_on_load_unexpected)
 
 
 def test_a_new_head_is_drawn_and_the_rest_kept_with_ignore_mismatched_sizes(tiny_config, tmp_path):

@@ -279,8 +279,17 @@ def test_other_classes_load_3x3_kernels_that_change_nothing_and_name_what_is_new
 def test_a_configuration_with_3x3_kernels_loads_the_pretrained_ones_all_the_same(tmp_path):
     ViTAEForPreTraining(class_token_config(conv_kernel_size=1)).save_pretrained(tmp_path)
     expected = AutoModel.from_pretrained(tmp_path).state_dict()
-    for given in ({"config": class_token_config()}, {"conv_kernel_size": 3}):
-        model = ViTAEModel.from_pretrained(tmp_path, **given)
+    class_token_config().save_pretrained(tmp_path / "fine_tuned")
+    state_dict = ViTAEForPreTraining.from_pretrained(tmp_path).state_dict()
+    for source, given in (
+        (tmp_path, {"config": class_token_config()}),
+        (tmp_path, {"config": tmp_path / "fine_tuned"}),
+        (tmp_path, {"conv_kernel_size": 3}),
+        (None, {"config": class_token_config(), "state_dict": state_dict}),
+        (None, {"config": tmp_path, "state_dict": state_dict}),
+        (None, {"config": tmp_path / "fine_tuned", "state_dict": state_dict}),
+    ):
+        model = ViTAEModel.from_pretrained(source, **given)
         assert model.config.conv_kernel_size == 3
         found = model.state_dict()
         assert all(torch.equal(found[name], value) for name, value in expected.items() if "conv_branch" in name)

@@ -26,6 +26,7 @@ LIBRARY_FIELDS = {
     "quantization_config",
     "torch_dtype",
 }
+LABEL_FIELDS = ("id2label", "label2id")
 REDUCTION_TYPES = ("random_feature", "pyramid", "patch")
 
 
@@ -90,15 +91,50 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
-        kwargs.pop("stage_names", None)  # saved with the rest, but follows from `depths`
-        known = [field.name.removeprefix("_") for field in fields(self)]
-        for name in kwargs:
-            if similar := get_close_matches(name, known, n=1, cutoff=0.85):
-                raise ValueError(f"{type(self).__name__} has no field {name!r}; did you mean {similar[0]!r}?")
-            is_from_file = self.transformers_version is not None  # which may hold whatever the library added
-            if not is_from_file and name not in LIBRARY_FIELDS and not name.startswith("_"):
+        is_saved = "model_type" in kwargs or "stage_names" in kwargs  # which nobody types, but every saved one has
+        kwargs.pop("stage_names", None)  # follows from `depths`
+        for name in () if is_saved else kwargs:
+            self.check_typed_name(name)
+            if name not in LIBRARY_FIELDS and not name.startswith("_"):
                 logger.warning("%s has no field %r; nothing will read it.", type(self).__name__, name)
+        kwargs = {name: value for name, value in kwargs.items() if not self.is_derived(name)}
+        if self.label2id is None and self.id2label is not None:
+            self.label2id = {label: int(index) for index, label in self.id2label.items()}
+        elif self.id2label is None and self.label2id is not None:
+            self.id2label = {int(index): label for label, index in self.label2id.items()}
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """The library's: a dictionary that was saved, where unknown names are kept, and keywords that were typed.
+
+        Raises:
+            ValueError: a keyword is almost the name of a field, or of what follows from the fields.
+        """
+        for name in kwargs:
+            cls.check_typed_name(name)
+        labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
+        if any(labels.values()):  # those of the dictionary are the old ones
+            config_dict = {name: value for name, value in config_dict.items() if name not in LABEL_FIELDS} | labels
+        return super().from_dict({"model_type": cls.model_type, **config_dict}, **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file):
+        return cls.from_dict(cls._dict_from_json_file(json_file))
+
+    @classmethod
+    def check_typed_name(cls, name: str):
+        known = [field.name.removeprefix("_") for field in fields(cls)]
+        if name not in known and (similar := get_close_matches(name, known, n=1, cutoff=0.85)):
+            raise ValueError(f"{cls.__name__} has no field {name!r}; did you mean {similar[0]!r}?")
+        if cls.is_derived(name):
+            raise ValueError(f"{cls.__name__} has no field {name!r}: it follows from others.")
+
+    @classmethod
+    def is_derived(cls, name: str) -> bool:
+        """Whether this is computed from fields, as `num_hidden_layers` is, and cannot be set."""
+        attribute = getattr(cls, cls.attribute_map.get(name, name), None)
+        return isinstance(attribute, property) and attribute.fset is None
 
     @property
     def feature_map_names(self) -> list[str]:
@@ -364,6 +400,13 @@ class ViTAEConfig(ViTAEFamilyConfig):
     def has_class_token(self) -> bool:
         """Whether this is a plain variant: one patch embedding, a class token and learned positions."""
         return self.reduction_types[0] == "patch"
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels; only the class-token variants have this attribute."""
+        if not self.has_class_token:
+            raise AttributeError("only the class-token variants have a `patch_size`")
+        return self.strides[0]
 
     @property
     def base_model_fsdp_plan(self) -> dict[str, str]:

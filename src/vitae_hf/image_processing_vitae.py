@@ -19,6 +19,7 @@ from transformers.image_transforms import group_images_by_shape, reorder_images
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
+    ChannelDimension,
     PILImageResampling,
     SizeDict,
     infer_channel_dimension_format,
@@ -26,8 +27,10 @@ from transformers.image_utils import (
     load_image,
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
-from transformers.utils import is_torchvision_available
+from transformers.utils import is_torchvision_available, logging
 
+
+logger = logging.get_logger(__name__)
 
 MAX_ASPECT_RATIO = 20
 # Both backends, for the Auto class of a folder that carries its code.
@@ -64,6 +67,40 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     return image.convert("RGB")
 
 
+def to_grey(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Upright 8-bit grey, of a grey picture of whatever mode; one with colours becomes RGB."""
+    image = to_rgb(image)
+    pixels = np.asarray(image)
+    return image.getchannel(0) if (pixels == pixels[..., :1]).all() else image
+
+
+def to_tensor(pixels: np.ndarray) -> torch.Tensor:
+    """The same memory, where torch can share it: not that of mirrored views, say, as of OpenCV's BGR."""
+    return torch.from_numpy(np.require(pixels, pixels.dtype.newbyteorder("="), ["C", "W"]))
+
+
+def to_pixels(image: torch.Tensor, num_channels: int) -> torch.Tensor:
+    """Integers as 8-bit pixels, 16 bits scaled, where one or three channels are wanted, and as they are elsewhere."""
+    if image.dtype == torch.uint8 or image.is_floating_point():
+        return image
+    integers = image.to(torch.int32)
+    if num_channels in (1, 3):
+        if image.dtype == torch.uint16:
+            return (integers >> 8).to(torch.uint8)
+        if integers.min() >= 0 and integers.max() <= 255:
+            return integers.to(torch.uint8)
+    return integers.float()
+
+
+def infer_channel_axis(image: torch.Tensor, num_channels: int) -> ChannelDimension:
+    """Whether channels come first or last: where there are as many as wanted, or as can be made into these."""
+    first, last = image.shape[0], image.shape[-1]
+    for counts in ((1, 3), (1, 3, 4)) if num_channels == 3 else ((num_channels,),):
+        if first in counts or last in counts:
+            return infer_channel_dimension_format(image, counts)
+    return ChannelDimension.FIRST if first <= last else ChannelDimension.LAST
+
+
 def resized_height_width(height: int, width: int, size: SizeDict, crop_pct: float) -> tuple[int, int]:
     """Size at which an image covers `size / crop_pct`: that side exactly, the other in proportion, rounded down."""
     target_height, target_width = int(size.height / crop_pct), int(size.width / crop_pct)
@@ -87,6 +124,21 @@ def without_far_ends(image):
     longest = MAX_ASPECT_RATIO * min(height, width)
     top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
     return image[..., top : top + min(height, longest), left : left + min(width, longest)]
+
+
+def channel_count(image_mean, image_std) -> int:
+    """The channels of pictures that these statistics are for: one number is for colours, a sequence has one of each.
+
+    Raises:
+        ValueError: there are not as many means as standard deviations.
+    """
+    counts = {len(values) for values in (image_mean, image_std) if np.ndim(values)}
+    if len(counts) > 1:
+        raise ValueError(
+            "`image_mean` and `image_std` must have a number for each channel, got"
+            f" {len(image_mean)} and {len(image_std)} numbers"
+        )
+    return counts.pop() if counts else 3
 
 
 class ViTAEImageProcessorKwargs(ImagesKwargs, total=False):
@@ -123,18 +175,37 @@ class _ViTAEProcessing:
             return images[None] if getattr(images, "ndim", 3) == 2 else images  # grey arrays have no channel axis
         raise TypeError(f"expected a picture (PIL, array, tensor, path or URL), or a list of them, got {type(images)}")
 
-    def process_image(self, image, do_convert_rgb: bool | None = None, input_data_format=None, **kwargs):
+    def process_image(
+        self,
+        image,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        do_rescale: bool | None = None,
+        do_normalize: bool | None = None,
+        image_mean: float | tuple[float, ...] | None = None,
+        image_std: float | tuple[float, ...] | None = None,
+        **kwargs,
+    ):
+        num_channels = channel_count(image_mean, image_std)
         if isinstance(image, PIL.Image.Image):
-            image = to_rgb(image) if do_convert_rgb else image
-        elif image.dtype in (np.uint16, torch.uint16):
-            image = (np.asarray(image) >> 8).astype(np.uint8)
-        elif isinstance(image, np.ndarray):
-            image = np.ascontiguousarray(image)  # mirrored views, as of OpenCV's BGR, have negative strides
-        if input_data_format is None and getattr(image, "ndim", None) == 3:
-            input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+            if do_convert_rgb:
+                image = {1: to_grey, 3: to_rgb}.get(num_channels, PIL.ImageOps.exif_transpose)(image)
+            image, input_data_format = np.atleast_3d(image), ChannelDimension.LAST
+        image = to_pixels(image if torch.is_tensor(image) else to_tensor(image), num_channels)
+        if do_rescale and image.dtype != torch.uint8 and image.min() >= 0 and image.max() <= 1:
+            logger.warning_once(
+                "It looks like you are trying to rescale already rescaled images. If the input images have pixel values"
+                " between 0 and 1, set `do_rescale=False` to avoid rescaling them again."
+            )
+        input_data_format = input_data_format or infer_channel_axis(image, num_channels)
         image = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
-        if do_convert_rgb and image.shape[0] != 3:  # of an array, now (C, height, width): grey, or drop its alpha
-            image = image[[0, 0, 0]] if image.shape[0] == 1 else image[:3]
+        if do_convert_rgb and num_channels == 3 and len(image) in (1, 4):
+            image = image[[0, 0, 0]] if len(image) == 1 else image[:3]  # grey, or alpha to drop
+        if len(image) != num_channels and (do_convert_rgb or do_normalize):
+            raise ValueError(
+                "the picture must have as many channels as `image_mean` and `image_std` have numbers,"
+                f" {num_channels}, got {len(image)}"
+            )
         return image
 
     def _validate_preprocess_kwargs(self, size: SizeDict | None = None, crop_pct: float | None = None, **kwargs):
@@ -176,15 +247,22 @@ class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
             Share of the resized picture's side that the centre crop keeps, at any `size`.
         resample (`PIL.Image.Resampling`, *optional*, defaults to bicubic):
             Filter, always antialiased.
-        do_resize, do_rescale, do_normalize, do_convert_rgb (`bool`, *optional*, default to `True`):
-            Resize and crop; divide by 255; apply `image_mean` and `image_std`; turn whatever mode into 8-bit RGB.
+        image_mean, image_std (`list[float]`, *optional*, default to ImageNet's):
+            What each channel is normalised by. As many channels as these have numbers are taken.
+        do_resize, do_rescale, do_normalize (`bool`, *optional*, default to `True`):
+            Resize and crop; divide by 255; apply `image_mean` and `image_std`.
+        do_convert_rgb (`bool`, *optional*, defaults to `True`):
+            Turn pictures upright and, if there are three means, into 8-bit RGB: whatever mode of PIL, arrays of one
+            channel, and of four, the last of which is dropped as alpha. If there is one mean, grey ones of whatever
+            mode get one channel. Pictures of other numbers of channels are never converted: integers of more than 8
+            bits keep their values.
 
     Calling it with pictures (PIL, arrays, tensors, paths, URLs, in any mix of sizes) gives a `BatchFeature` with
-    `pixel_values` `(B, 3, height, width)`.
+    `pixel_values` `(B, channels, height, width)`.
 
     Raises:
         ImportError: torchvision is not installed; `AutoImageProcessor` then takes [`ViTAEImageProcessorPil`] by itself.
-        ValueError: an image file is damaged, or an argument is out of range.
+        ValueError: an image file is damaged, an argument is out of range, or a picture has another number of channels.
 
     Source: the authors' evaluation at 224², crop ratio 0.9. On uint8 torchvision and Pillow differ by at most 1.
     """
@@ -211,6 +289,15 @@ class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
 
 class ViTAEImageProcessorPil(_ViTAEProcessing, PilBackend):
     """The same transform on Pillow, as the authors have it, pixel for pixel. See [`ViTAEImageProcessor`]."""
+
+    def resize(self, image: np.ndarray, size: SizeDict, resample=None, **kwargs) -> np.ndarray:
+        """The library's; one channel at a time where Pillow has no pictures of so many, or of such numbers."""
+        if image.dtype == np.uint8 and len(image) in (1, 3):
+            return super().resize(image, size, resample=resample, **kwargs)
+        if not isinstance(resample, int):  # torchvision's
+            resample = PILImageResampling[resample.name]
+        image, shape = image if image.dtype == np.uint8 else image.astype(np.float32), (size.width, size.height)
+        return np.stack([np.asarray(PIL.Image.fromarray(channel).resize(shape, resample)) for channel in image])
 
     def _preprocess(self, images, do_resize, size, resample, crop_pct, **kwargs) -> BatchFeature:
         if do_resize:

@@ -559,6 +559,8 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # What some classes of a family have and others have not, in themselves or in their base model.
+    optional_parts = ("classifier",)
 
     def __init__(self, config: ViTAEFamilyConfig, *args, **kwargs):
         config.validate()  # again, since fields can be set after the configuration was made
@@ -586,6 +588,10 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        # Set on this model alone, since a class passes its list on to every model that it becomes a part of.
+        for part in model.optional_parts:
+            if getattr(model, part, None) is None and getattr(model.base_model, part, None) is None:
+                model._keys_to_ignore_on_load_unexpected.add(rf"^({model.base_model_prefix}\.)?{part}\.")
         try:
             return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
         except Exception as error:

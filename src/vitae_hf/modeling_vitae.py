@@ -9,6 +9,7 @@ Source: Xu et al. 2021, "ViTAE: Vision Transformer Advanced by Exploring Intrins
 
 import copy
 import math
+import re
 from dataclasses import dataclass
 
 import torch
@@ -87,6 +88,7 @@ def random_feature_attention(
 
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+CONV_BRANCH_WEIGHT = re.compile(r"normal_cells\.\d+\.conv_branch\.\d+\.conv\.weight$")
 
 
 class ViTAERandomFeatureAttention(nn.Module):
@@ -264,7 +266,7 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
         "ViTAEDecoderLayer",
     ]
     _keep_in_fp32_modules_strict = ["random_projection"]
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^layernorm\."]  # a masked autoencoder's own
+    optional_parts = ("classifier", "decoder", "feature_pyramid", "layernorm", "pooler")
     _can_record_outputs = {"hidden_states": ViTAEStage, "attentions": ViTAEAttention}
 
     @torch.no_grad()
@@ -288,21 +290,38 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
 
         `conv_kernel_size=1` leaves the 1×1 kernels as they are (not by Auto classes, which do not pass it on).
         """
+        if issubclass(cls, ViTAEForPreTraining):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         wanted = kwargs.get("conv_kernel_size")
-        if not issubclass(cls, ViTAEForPreTraining):  # the weights may be 1×1, and must be loaded as what they are
-            if wanted == 3:
-                del kwargs["conv_kernel_size"]
-            config = kwargs.get("config")
-            if isinstance(config, ViTAEConfig) and config.has_class_token and config.conv_kernel_size == 3:
-                source = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
-                saved, _ = ViTAEConfig.get_config_dict(pretrained_model_name_or_path, **source)
+        if wanted == 3:
+            del kwargs["conv_kernel_size"]
+        config = kwargs.get("config")
+        saved = cls._saved_conv_kernel_size(pretrained_model_name_or_path, **kwargs)
+        if saved is not None:  # what is 1×1 must be loaded as such, whatever this configuration says
+            if isinstance(config, ViTAEConfig):
                 kwargs["config"] = copy.deepcopy(config)
-                kwargs["config"].conv_kernel_size = saved.get("conv_kernel_size", 3)
+                kwargs["config"].conv_kernel_size = saved
+            else:
+                kwargs.setdefault("conv_kernel_size", saved)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info=True`
-        if wanted != 1 and model.config.conv_kernel_size == 1 and not issubclass(cls, ViTAEForPreTraining):
+        if wanted != 1 and model.config.conv_kernel_size == 1:
             model.expand_conv_kernels()
         return loaded
+
+    @staticmethod
+    def _saved_conv_kernel_size(source, config=None, state_dict: dict | None = None, **kwargs) -> int | None:
+        """The kernels of the weights to load; `None`: unknown, or as the configuration of the same folder says."""
+        if state_dict is not None:
+            sizes = (weight.shape[-1] for name, weight in state_dict.items() if CONV_BRANCH_WEIGHT.search(name))
+            return next(sizes, None)
+        if source is None or config is None or (isinstance(config, ViTAEConfig) and not config.has_class_token):
+            return None
+        try:
+            hub_keywords = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
+            return ViTAEConfig.get_config_dict(source, **hub_keywords)[0].get("conv_kernel_size")
+        except OSError:  # weights without a configuration
+            return None
 
     @torch.no_grad()
     def expand_conv_kernels(self) -> None:

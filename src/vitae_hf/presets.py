@@ -138,9 +138,7 @@ def config_from_preset(name: str, **overrides) -> ViTAEFamilyConfig:
         if field not in known:
             raise ValueError(f"{config_class.__name__} has no field {field!r}{_closest(field, known)}")
     preset = {"num_labels": 1000, **PRESETS[name]}
-    if "label2id" in overrides:
-        overrides.setdefault("id2label", {index: label for label, index in overrides["label2id"].items()})
-    if "id2label" in overrides:
+    if "id2label" in overrides or "label2id" in overrides:
         del preset["num_labels"]
     try:
         return config_class(**{**preset, **overrides})
