@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.linalg import vector_norm
 from transformers import initialization as init
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
@@ -298,7 +299,7 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
         config = kwargs.get("config")
         saved = cls._saved_conv_kernel_size(pretrained_model_name_or_path, **kwargs)
         if saved is not None:  # what is 1×1 must be loaded as such, whatever this configuration says
-            if isinstance(config, ViTAEConfig):
+            if isinstance(config, PreTrainedConfig):
                 kwargs["config"] = copy.deepcopy(config)
                 kwargs["config"].conv_kernel_size = saved
             else:
@@ -315,7 +316,7 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
         if state_dict is not None:
             sizes = (weight.shape[-1] for name, weight in state_dict.items() if CONV_BRANCH_WEIGHT.search(name))
             return next(sizes, None)
-        if source is None or config is None or (isinstance(config, ViTAEConfig) and not config.has_class_token):
+        if source is None or config is None or (isinstance(config, PreTrainedConfig) and not config.has_class_token):
             return None
         try:
             hub_keywords = {name: kwargs[name] for name in HUB_KEYWORDS if name in kwargs}
