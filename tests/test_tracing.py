@@ -60,3 +60,13 @@ def test_the_older_onnx_exporter_leaves_the_batch_of_a_masked_autoencoder_open()
     model = ViTAEForPreTraining(class_token_config(conv_kernel_size=1))
     examples = ((images(batch), torch.rand(batch, 16)) for batch in (2, 5))
     assert_traced_right(Outputs(model, "loss", "logits"), (0,), *examples)
+
+
+def test_exported_graphs_have_no_aliases_and_no_negative_padding(tiny_config):
+    """Core ML's converter has neither; a `detach` becomes an alias when the program is decomposed."""
+    model = AutoModelForImageClassification.from_config(tiny_config()).eval()
+    program = torch.export.export(model, (images(1),))
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    assert not {torch.ops.aten.alias.default, torch.ops.aten.detach.default} & {node.target for node in nodes}
+    paddings = [node.args[1] for node in nodes if node.target is torch.ops.aten.constant_pad_nd.default]
+    assert all(min(padding) >= 0 for padding in paddings)

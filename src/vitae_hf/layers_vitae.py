@@ -47,6 +47,11 @@ def tokens_to_map(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor
     return tokens.transpose(1, 2).view(batch, channels, height, width)
 
 
+def grid_tokens(tokens: torch.Tensor, num_class_tokens: int) -> torch.Tensor:
+    """(B, T, C) -> (B, N, C), by no operation where all are of the grid: Core ML has none for a slice of the whole."""
+    return tokens[:, num_class_tokens:] if num_class_tokens else tokens
+
+
 def stage_input_channels(config: ViTAEFamilyConfig, stage_idx: int) -> int:
     return config.hidden_sizes[stage_idx - 1] if stage_idx > 0 else config.num_channels
 
@@ -113,12 +118,13 @@ def split_into_windows(tokens: torch.Tensor, height: int, width: int, window_siz
 def join_windows(windows: torch.Tensor, batch: int, height: int, width: int, window_size: int) -> torch.Tensor:
     """Inverse of [`split_into_windows`], zeros cut off: (windows of the batch, window_size², C) -> (B, N, C)."""
     rows, columns, padding = window_grid(height, width, window_size)
+    left, _, top, _ = padding
     channels = windows.shape[-1]
     grid = windows.view(batch, rows, columns, window_size, window_size, channels).transpose(2, 3)
     grid = grid.clone(memory_format=torch.contiguous_format)
     grid = grid.view(batch, rows * window_size, columns * window_size, channels)
     if serves_all_sizes() or any(padding):
-        grid = nn.functional.pad(grid, (0, 0, *(-side for side in padding)))
+        grid = grid.narrow(1, top, height).narrow(2, left, width).clone(memory_format=torch.contiguous_format)
     return grid.view(batch, height * width, channels)
 
 
@@ -476,7 +482,7 @@ class ViTAEFamilyNormalCell(ViTAECell):
         self.drop_path = ViTAEDropPath(config.drop_path_rates(stage_idx)[cell_idx])
 
     def convolve(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        feature_map = tokens_to_map(hidden_states[:, self.num_class_tokens :], height, width)
+        feature_map = tokens_to_map(grid_tokens(hidden_states, self.num_class_tokens), height, width)
         tokens = map_to_tokens(self.conv_branch(feature_map))
         if self.num_class_tokens:
             tokens = nn.functional.pad(tokens, (0, 0, 1, 0))  # nothing for the class token
