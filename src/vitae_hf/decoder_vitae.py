@@ -12,7 +12,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_vitae import ViTAEConfig
-from .layers_vitae import ViTAEAttention, ViTAEMLP, map_to_tokens, tokens_to_map
+from .layers_vitae import ViTAEAttention, ViTAEMLP, map_to_tokens, serves_all_sizes, tokens_to_map
 
 
 def sin_cos_positions(grid_size: tuple[int, int], hidden_size: int) -> torch.Tensor:
@@ -49,7 +49,7 @@ def interpolate_positions(
 
     `(1, 1 + rows · columns, C)` -> the same for the new rows and columns.
     """
-    if not torch.compiler.is_exporting() and new_grid_size == grid_size:  # an exported program serves all sizes
+    if not serves_all_sizes() and new_grid_size == grid_size:
         return positions
     class_position, positions = positions.split([1, positions.shape[1] - 1], dim=1)
     grid = tokens_to_map(positions.float(), *grid_size)
@@ -174,7 +174,7 @@ class ViTAEDecoder(nn.Module):
     def forward(self, hidden_states: torch.Tensor, ids_restore: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """Args: encoded tokens, the class token first; `ids_restore` of [`random_mask`]; rows and columns of N."""
         class_token, visible = self.embedding(hidden_states).split([1, hidden_states.shape[1] - 1], dim=1)
-        masked = self.mask_token.to(visible.dtype).expand(len(visible), ids_restore.shape[1] - visible.shape[1], -1)
+        masked = self.mask_token.to(visible.dtype).expand(visible.shape[0], ids_restore.shape[1] - visible.shape[1], -1)
         tokens = select_tokens(torch.cat([visible, masked], dim=1), ids_restore)  # (B, N, D)
         positions = interpolate_positions(self.position_embeddings, self.grid_size, (height, width))
         hidden_states = torch.cat([class_token, tokens], dim=1) + positions

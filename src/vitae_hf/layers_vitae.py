@@ -30,6 +30,11 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_vitae import ViTAEFamilyConfig
 
 
+def serves_all_sizes() -> bool:
+    """Whether what runs becomes a program for other sizes too, so that it may not skip what this size does not need."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def map_to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
     return feature_map.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, N, C)
 
@@ -43,7 +48,15 @@ def channels_last(feature_map: torch.Tensor) -> torch.Tensor:
 
 
 def tokens_to_map(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return tokens.transpose(1, 2).unflatten(2, (height, width))  # (B, N, C) -> (B, C, H, W), channels last in memory
+    """(B, N, C) -> (B, C, H, W), channels last in memory."""
+    # By `view`, here and below: what follows `unflatten` has constant sizes to the tracer of torch.onnx.
+    batch, _, channels = tokens.shape
+    return tokens.transpose(1, 2).view(batch, channels, height, width)
+
+
+def grid_tokens(tokens: torch.Tensor, num_class_tokens: int) -> torch.Tensor:
+    """(B, T, C) -> (B, N, C), by no operation where all are of the grid: Core ML has none for a slice of the whole."""
+    return tokens[:, num_class_tokens:] if num_class_tokens else tokens
 
 
 def stage_input_channels(config: ViTAEFamilyConfig, stage_idx: int) -> int:
@@ -101,8 +114,8 @@ def split_into_windows(tokens: torch.Tensor, height: int, width: int, window_siz
     """(B, N, C) -> (windows of the batch, window_size², C); what the grid lacks is zero, half of it on either side."""
     batch, _, channels = tokens.shape
     rows, columns, padding = window_grid(height, width, window_size)
-    grid = tokens.unflatten(1, (height, width))
-    if torch.compiler.is_exporting() or any(padding):  # an exported program serves all sizes
+    grid = tokens.view(batch, height, width, channels)
+    if serves_all_sizes() or any(padding):
         grid = nn.functional.pad(grid, (0, 0, *padding))
     grid = grid.view(batch, rows, window_size, columns, window_size, channels).transpose(2, 3)
     # Cloned, since `reshape` would look whether it must, which an exported program remembers for all sizes.
@@ -112,12 +125,13 @@ def split_into_windows(tokens: torch.Tensor, height: int, width: int, window_siz
 def join_windows(windows: torch.Tensor, batch: int, height: int, width: int, window_size: int) -> torch.Tensor:
     """Inverse of [`split_into_windows`], zeros cut off: (windows of the batch, window_size², C) -> (B, N, C)."""
     rows, columns, padding = window_grid(height, width, window_size)
+    left, _, top, _ = padding
     channels = windows.shape[-1]
     grid = windows.view(batch, rows, columns, window_size, window_size, channels).transpose(2, 3)
     grid = grid.clone(memory_format=torch.contiguous_format)
     grid = grid.view(batch, rows * window_size, columns * window_size, channels)
-    if torch.compiler.is_exporting() or any(padding):
-        grid = nn.functional.pad(grid, (0, 0, *(-side for side in padding)))
+    if serves_all_sizes() or any(padding):
+        grid = grid.narrow(1, top, height).narrow(2, left, width).clone(memory_format=torch.contiguous_format)
     return grid.view(batch, height * width, channels)
 
 
@@ -171,8 +185,9 @@ class ViTAEAttention(nn.Module):
         batch = hidden_states.shape[0]
         if self.window_size is not None:
             hidden_states = split_into_windows(hidden_states, height, width, self.window_size)
+        head_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, D)
+            projection(hidden_states).view(head_shape).transpose(1, 2)  # (B, heads, T, D)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -534,7 +549,7 @@ class ViTAEFamilyNormalCell(ViTAECell):
         self.drop_path = ViTAEDropPath(config.drop_path_rates(stage_idx)[cell_idx])
 
     def convolve(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        feature_map = tokens_to_map(hidden_states[:, self.num_class_tokens :], height, width)
+        feature_map = tokens_to_map(grid_tokens(hidden_states, self.num_class_tokens), height, width)
         tokens = map_to_tokens(self.conv_branch(feature_map))
         if self.num_class_tokens:
             tokens = nn.functional.pad(tokens, (0, 0, 1, 0))  # nothing for the class token
@@ -704,7 +719,7 @@ class ViTAEFamilyBackbone(BackboneMixin):
         feature_maps = []
         for name in self.out_features:  # without what covers zeros alone
             stride = padded.shape[-1] // maps[name].shape[-1]
-            feature_maps.append(maps[name][..., : -(-height // stride), : -(-width // stride)])
+            feature_maps.append(maps[name][..., : (height + stride - 1) // stride, : (width + stride - 1) // stride])
         return BackboneOutput(
             feature_maps=tuple(feature_maps),
             hidden_states=outputs.hidden_states,

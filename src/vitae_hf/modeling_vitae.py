@@ -43,10 +43,16 @@ from .layers_vitae import (
     ViTAEPyramidReduction,
     ViTAEReductionConvBranch,
     channels_last,
+    grid_tokens,
     map_to_tokens,
     pyramid_size,
     tokens_to_map,
 )
+
+
+def constant(states: torch.Tensor) -> torch.Tensor:
+    """Detached, but in exported programs, where this would be an operation that Core ML does not have."""
+    return states if torch.compiler.is_exporting() else states.detach()
 
 
 def random_feature_attention(
@@ -75,8 +81,8 @@ def random_feature_attention(
         query, key, projection = query.float(), key.float(), random_projection.float()
         query_logs, key_logs = query @ projection.T, key @ projection.T  # (B, N, M), w·x
         query_norms, key_norms = (vector_norm(states, dim=-1, keepdim=True).square() / 2 for states in (query, key))
-        query_shifts = query_logs.detach().amax(-1, keepdim=True)  # (B, N, 1)
-        key_shift = (key_logs.detach().amax(-1, keepdim=True) - key_norms.detach()).amax(1, keepdim=True)  # (B, 1, 1)
+        query_shifts = constant(query_logs).amax(-1, keepdim=True)  # (B, N, 1)
+        key_shift = (constant(key_logs).amax(-1, keepdim=True) - constant(key_norms)).amax(1, keepdim=True)  # (B, 1, 1)
         query_features, key_features = query_logs.sub_(query_shifts).exp_(), key_logs.sub_(key_norms + key_shift).exp_()
         # Within these bounds eps stays a normal float32, outside of them it decides nothing.
         shifted_eps = eps * projection.shape[0] * (query_norms - query_shifts - key_shift).clamp(-60, 80).exp()
@@ -250,7 +256,7 @@ class ViTAEPooler(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.has_class_token else None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        pooled = hidden_states[:, self.num_class_tokens :].mean(1)  # (B, C)
+        pooled = grid_tokens(hidden_states, self.num_class_tokens).mean(1)  # (B, C)
         return pooled if self.layernorm is None else self.layernorm(pooled)
 
 
