@@ -1,6 +1,7 @@
-"""Checkpoint files of strangers: each bad one is a sentence within five seconds and two gigabytes."""
+"""Model folders and checkpoint files of strangers: each bad one is a sentence within five seconds and two gigabytes."""
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -8,10 +9,15 @@ import zipfile
 
 import pytest
 import torch
-from conftest import REPOSITORY, original_weights
+from conftest import REPOSITORY, class_token_config, original_weights, pyramid_config, windowed_config
+from safetensors.torch import save_file
+from test_app import save_model
+from transformers import ViTConfig, ViTForImageClassification
 
-from vitae_hf import config_from_preset
+from vitae_hf import ViTAEForPreTraining, ViTAEModel, ViTAEv2Backbone, config_from_preset
+from vitae_hf.folders import check_model, weight_files
 from vitae_hf.messages import listed, printable
+from vitae_hf.visitors import Models
 
 
 SNEAKER = REPOSITORY / "examples" / "sneaker.png"
@@ -73,6 +79,140 @@ def told():
     with process:
         yield tell
         process.stdin.close()
+
+
+# ---------------------------------------------------------------------------------------------------- folders
+
+
+def change(name: str, **fields):
+    def spoil(folder):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, **fields}))
+
+    return spoil
+
+
+def config(**fields):
+    return change("config.json", **fields)
+
+
+def processor(**fields):
+    return change("preprocessor_config.json", **fields)
+
+
+def size(side: int) -> dict:
+    return {"size": {"height": side, "width": side}}
+
+
+def write(name: str, text: str):
+    return lambda folder: (folder / name).write_text(text)
+
+
+NESTED = "[" * 200_000 + "]" * 200_000
+PAIRS = [f'"{index}": ""' for index in range(300_000)]
+BAD_FOLDERS = {  # what is wrong with them, and what is said
+    "deep": (config(depths=[0, 1, 10**4]), "172 of the 320,108 tensors"),
+    "deeper": (config(depths=[10**7, 10**7, 10**7]), "172 of the 960,000,076 tensors"),
+    "many classes": (config(num_labels=10**9, id2label=None), "claims 1000000000 classes"),
+    "many names": (
+        write("config.json", '{"model_type": "vitae", "id2label": {' + ", ".join(PAIRS) + "}}"),
+        "300,000 names",
+    ),
+    "other classes": (config(id2label={"0": "a"}), "classifier.bias is (5,), expected (1,)"),
+    "classes without a name": (config(id2label={str(index): "a" for index in range(3, 8)}), "a name for each class"),
+    "wide": (config(mlp_ratio=1e308), "`mlp_ratio` in stage 2 must give a width"),
+    "wider": (config(hidden_sizes=[16, 24, 10**300]), "`hidden_sizes` must be at most"),
+    "other widths": (config(num_channels=4), "do not fit its configuration"),
+    "many dilations": (config(reduction_dilations=[[1] * 10**6, [1, 2, 3], [1, 2]]), "letters, at most"),
+    "far dilations": (config(reduction_dilations=[[1, 2, 3, 10**9], [1, 2, 3], [1, 2]]), "may be 64 at most"),
+    "nested": (write("config.json", NESTED), "no JSON that can be read"),
+    "a list": (write("config.json", "[]"), "must be a JSON object"),
+    "endless": (
+        lambda folder: (folder / "config.json").unlink() or (folder / "config.json").symlink_to("/dev/zero"),
+        "no file",
+    ),
+    "code from elsewhere": (config(attn_implementation="org/kernel"), "asks for code from elsewhere"),
+    "other weights": (config(transformers_weights="other.safetensors"), "leads to other files"),
+    "no architecture": (config(architectures=[1]), "`architectures` of"),
+    "no tensors": (
+        lambda folder: save_file({}, folder / "model.safetensors", {"format": "pt"}),
+        "weights without tensors",
+    ),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "no weights in safetensors"),
+    "no header": (write("model.safetensors", "\xff" * 20), "a header of"),
+    "a dead link": (
+        lambda folder: (folder / "model.safetensors").unlink() or (folder / "model.safetensors").symlink_to("none"),
+        "no weights in safetensors",
+    ),
+    "huge pictures": (processor(**size(30_000)), "`size` over `crop_pct`"),
+    "vast pictures": (processor(**size(10**6)), "`size` over `crop_pct`"),
+    "no pictures": (processor(**size(0)), "`size` must have 'height' and 'width'"),
+    "a tiny crop": (processor(crop_pct=1e-9), "`size` over `crop_pct`"),
+    "no filter": (processor(resample=99), "`resample` must be one of"),
+    "no deviation": (processor(image_std=[0, 1, 1]), "`image_std` must be finite numbers"),
+    "endless means": (processor(image_mean=[0, 1, float("inf")]), "`image_mean` must be finite"),
+    "one mean": (processor(image_mean=[0.5], image_std=[0.5]), "means of 1 channels, the model takes 3"),
+    "one mean, three deviations": (processor(image_mean=[0.5]), "must be as many, got 1 and 3"),
+    "no scale": (processor(rescale_factor=float("nan")), "`rescale_factor` must be a positive number"),
+    "a nested processor": (write("preprocessor_config.json", NESTED), "no JSON that can be read"),
+}
+NOT_OFFERED = {"nested", "a list", "endless", "many names", "no architecture"}  # by the page
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("good") / "model", pyramid_config())
+
+
+@pytest.mark.parametrize("name", BAD_FOLDERS)
+def test_a_bad_folder_is_one_sentence_of_the_command_and_of_the_page(name, good, told, tmp_path):
+    spoil, wanted = BAD_FOLDERS[name]
+    spoil(shutil.copytree(good, tmp_path / "root" / "bad"))
+    status, said = told(EXPLAIN, tmp_path / "root" / "bad", SNEAKER, "--output", tmp_path / "out")
+    assert (status, wanted in said, len(said.strip().splitlines()), len(said) < 2000) == (1, True, 1, True), said
+    _, shown = told("page", tmp_path / "root", SNEAKER, "root/bad")
+    assert ("There is no model" if name in NOT_OFFERED else wanted) in shown and str(tmp_path) not in shown
+
+
+def test_the_good_folder_goes_through_both(good, told, tmp_path):
+    assert told(EXPLAIN, good, SNEAKER, "--output", tmp_path / "out")[0] == 0
+    assert "seconds" in told("page", good.parent, SNEAKER, f"{good.parent.name}/model")[1]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: ViTAEModel(pyramid_config()),
+        lambda: ViTAEv2Backbone(windowed_config()),
+        lambda: ViTAEForPreTraining(class_token_config(conv_kernel_size=1)),
+        lambda: ViTForImageClassification(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)),
+    ],
+)
+@pytest.mark.parametrize("most_in_a_file", ["5GB", "50KB"])
+def test_what_save_pretrained_writes_goes_through(model, most_in_a_file, tmp_path):
+    model().save_pretrained(tmp_path, max_shard_size=most_in_a_file)
+    assert len(weight_files(tmp_path)) > 1 or most_in_a_file == "5GB"
+    check_model(tmp_path)
+
+
+def test_a_page_offers_what_is_good_beside_what_is_bad(good, tmp_path):
+    shutil.copytree(good, tmp_path / "good")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "config.json").symlink_to("nothing")
+    for name in NOT_OFFERED:
+        BAD_FOLDERS[name][0](shutil.copytree(good, tmp_path / name))
+    assert list(Models(root=tmp_path).folders()) == [f"{tmp_path.name}/good"]
+
+
+def test_a_page_refuses_attention_that_costs_too_much(tmp_path):
+    """By the size of its pictures, or by windows, of which no weights tell."""
+    save_model(tmp_path / "pictures", pyramid_config())
+    processor(**size(2048))(tmp_path / "pictures")
+    save_model(tmp_path / "windows", windowed_config())
+    config(window_sizes=[10**6, 5, None])(tmp_path / "windows")
+    for name, message in (("pictures", "65,537 tokens"), ("windows", "dilations and windows may be 64 at most")):
+        with pytest.raises(ValueError, match=message):
+            Models(root=tmp_path).load(f"{tmp_path.name}/{name}")
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints

@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.dynamic_module_utils import get_relative_imports
 
 from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
+from .folders import check_model
 from .messages import listed, printable
 
 
@@ -149,6 +150,7 @@ def check_folder(folder: Path, image: str | Path) -> tuple[list[Path], torch.Ten
     for path in files:
         if path.suffix == ".safetensors" and (problem := header_problem(path)):
             raise ValueError(f"{path} is damaged ({problem})")
+    check_model(folder)
     outputs = compute_outputs(folder, image)
     if not outputs.isfinite().all():
         raise ValueError(f"{folder} gives logits that are not finite for {image}")
