@@ -34,6 +34,7 @@ from vitae_hf.evaluation import (
     report,
 )
 from vitae_hf.loading import load_classifier, load_processor
+from vitae_hf.publishing import plain_failures
 from vitae_hf.samples import LabelledImages, evaluation_pixels
 
 
@@ -69,7 +70,8 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:
     model = load_classifier(arguments.model_name_or_path, arguments.dtype).to(arguments.device)
     classes = align_labels(split.features["label"].names, model.config.id2label)
     real = None if arguments.real_labels is None else read_real_labels(arguments.real_labels, split)
-    processor = load_processor(arguments.model_name_or_path, arguments.image_size, arguments.crop_pct)
+    size = arguments.image_size, arguments.crop_pct
+    processor = load_processor(arguments.model_name_or_path, *size, config=model.config)
     data = LabelledImages(split, partial(evaluation_pixels, processor), arguments.on_bad_sample, drop_bad=True)
     started = time.perf_counter()
     scores, rows = predict(model, data, arguments.batch_size, arguments.num_workers)
@@ -109,4 +111,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    with plain_failures("model or data set"):
+        print(json.dumps(main()))

@@ -19,6 +19,7 @@ from vitae_hf.environment import environment
 from vitae_hf.explanation import Explanation, class_of, draw, explain
 from vitae_hf.image_processing_vitae import read_image
 from vitae_hf.loading import load_classifier, load_processor
+from vitae_hf.publishing import plain_failures
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -61,7 +62,7 @@ def summary(image: str, picture: Path, explanation: Explanation) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     arguments = parse(argv)
     model = load_classifier(arguments.model_name_or_path, arguments.dtype).to(arguments.device)
-    processor = load_processor(arguments.model_name_or_path, arguments.image_size)
+    processor = load_processor(arguments.model_name_or_path, arguments.image_size, config=model.config)
     target = None if arguments.target is None else class_of(arguments.target, model.config.id2label)
     arguments.output.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -85,6 +86,7 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    record = main()
+    with plain_failures("model"):
+        record = main()
     print(json.dumps(record))
     sys.exit(1 if record["failed"] else 0)

@@ -98,6 +98,8 @@ def test_a_wrong_preset_field_or_value_is_a_value_error_that_says_what_to_write(
         ("conv_groups", (1, 6, 7), "`conv_groups` in stage 3 must divide the widths"),
         ("mlp_ratio", 0.0, "`mlp_ratio` must be a positive number"),
         ("mlp_ratio", float("nan"), "`mlp_ratio` must be a positive number, got nan"),
+        ("mlp_ratio", 1e308, "`mlp_ratio` in stage 2 must give a width of at most 2147483647, got 1e\\+308"),
+        ("hidden_sizes", (16, 24, 10**300), "`hidden_sizes` must be at most 2147483647, got 1000"),
         ("layer_norm_eps", 0, "`layer_norm_eps` must be a positive number"),
         ("num_channels", 0, "`num_channels` must be at least 1"),
         ("depths", (), "`depths` must have an entry for each stage"),

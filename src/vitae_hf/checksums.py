@@ -8,6 +8,8 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from .messages import printable
+
 
 SUMS_NAME = "SHA256SUMS"  # in the format of `sha256sum`, which can check it too
 
@@ -52,7 +54,7 @@ def header_problem(path: Path) -> str | None:
         with safe_open(path, framework="pt"):
             return None
     except (SafetensorError, OSError) as error:
-        return str(error)
+        return printable(error, 300)
 
 
 def problems_of_file(path: Path, expected_sum: str | None) -> list[str]:

@@ -27,6 +27,7 @@ LIBRARY_FIELDS = {
     "torch_dtype",
 }
 LABEL_FIELDS = ("id2label", "label2id")
+LARGEST = 2**31 - 1  # of a size that tensors may have
 REDUCTION_TYPES = ("random_feature", "pyramid", "patch")
 
 
@@ -186,6 +187,11 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
             require(0 <= getattr(self, name) < 1, name, "be at least 0 and below 1", getattr(self, name))
         is_stage = 0 <= self.frozen_stages <= self.num_stages
         require(is_stage, "frozen_stages", f"be a number of stages, 0 to {self.num_stages}", self.frozen_stages)
+        for name in self.per_stage_fields:
+            for entry in getattr(self, name):
+                largest = max(entry, default=0) if isinstance(entry, tuple) else entry
+                is_size = not isinstance(largest, int) or largest <= LARGEST
+                require(is_size, name, f"be at most {LARGEST}", largest)
         for stage_idx in range(self.num_stages):
             row = {name: getattr(self, name)[stage_idx] for name in self.per_stage_fields}
             in_channels = self.hidden_sizes[stage_idx - 1] if stage_idx else self.num_channels
@@ -216,7 +222,9 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
             return
         divides = num_heads >= 1 and hidden_size % num_heads == 0
         require(divides, "num_attention_heads", f"divide the width {hidden_size}", num_heads, where)
-        widths, groups = (hidden_size, int(self.mlp_ratio * hidden_size)), row["conv_groups"]
+        inner = self.mlp_ratio * hidden_size
+        require(inner <= LARGEST, "mlp_ratio", f"give a width of at most {LARGEST}", self.mlp_ratio, where)
+        widths, groups = (hidden_size, int(inner)), row["conv_groups"]
         divides = groups >= 1 and all(width % groups == 0 for width in widths)
         require(divides, "conv_groups", f"divide the widths {widths}", groups, where)
 

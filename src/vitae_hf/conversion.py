@@ -1,25 +1,23 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The authors' checkpoints: read without running their code, recognised, and renamed tensor by tensor."""
 
-import _codecs
-import argparse
 import json
 import math
-import pickle
 import re
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from .checksums import sha256, write_sums
 from .configuration_vitae import ViTAEFamilyConfig
 from .image_processing_vitae import ViTAEImageProcessorPil
+from .messages import listed, printable
 from .presets import PRESETS, config_from_preset
+from .torch_files import NoTensor, read_torch_file
 
 
 # Our tensor names -> the authors'. All patterns of a model type are applied, in this order.
@@ -132,8 +130,13 @@ def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | N
     config = config_from_preset(preset)
     if "head.weight" not in state_dict or state_dict["head.weight"].ndim != 2:
         raise ValueError("there is no classifier (a matrix `head.weight`) in this checkpoint")
-    overrides = {"num_labels": state_dict["head.weight"].shape[0]}
+    num_labels, width = state_dict["head.weight"].shape
+    if width != config.hidden_size:
+        raise ValueError(f"the classifier (`head.weight`) of {preset} reads {config.hidden_size} features, got {width}")
+    overrides = {"num_labels": num_labels}
     if config.has_class_token and "layers.0.RC.pos_embed" in state_dict:
+        if state_dict["layers.0.RC.pos_embed"].ndim != 3:
+            raise ValueError("the position table (`layers.0.RC.pos_embed`) must have three dimensions")
         num_patches = state_dict["layers.0.RC.pos_embed"].shape[1] - 1
         side = math.isqrt(num_patches)
         if side**2 != num_patches:
@@ -159,13 +162,13 @@ def convert_original_state_dict(
         The state dict of a classifier with that configuration.
 
     Raises:
-        ValueError: a tensor is missing, left over or of another shape; the message lists them all.
+        ValueError: a tensor is missing, left over or of another shape; the message names the first ten.
     """
     state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items() if IGNORED not in name}
     config = config or config_from_original(state_dict)
     layout = original_layout(config)
     problems = [f"missing: {name}" for name in layout if name not in state_dict]
-    problems += [f"not expected: {name}" for name in state_dict if name not in layout]
+    problems += [f"not expected: {printable(name)}" for name in state_dict if name not in layout]
     converted = {}
     for original, parts in layout.items():
         if original not in state_dict:
@@ -180,23 +183,8 @@ def convert_original_state_dict(
         tensors = state_dict[original].chunk(len(parts)) if len(parts) > 1 else [state_dict[original]]
         converted.update({name: tensor.clone() for name, tensor in zip(parts, tensors)})
     if problems:
-        raise ValueError(f"{len(problems)} tensors do not fit this network:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{len(problems)} tensors do not fit this network:\n  " + listed(problems, "\n  "))
     return converted
-
-
-# What the authors' training checkpoints hold beside tensors: arguments and NumPy metrics. Nothing here runs code.
-_NUMPY = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
-SAFE_GLOBALS = [
-    argparse.Namespace,
-    (PurePosixPath, "pathlib.PosixPath"),
-    _codecs.encode,
-    np.dtype,
-    np.ndarray,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    np.dtypes.Int64DType,
-    *[(value, f"numpy.{core}.multiarray.{name}") for core in ("core", "_core") for name, value in _NUMPY.items()],
-]
 
 
 def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
@@ -206,36 +194,33 @@ def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
     Raises:
         OSError: the file is not there or cannot be read.
-        ValueError: it is no PyTorch file, damaged, asks to run code, or holds no state dict.
+        ValueError: it is no PyTorch file, damaged, asks to run code, or holds no state dict of finite numbers.
     """
-    with open(path, "rb") as file:
-        beginning = file.read(16)
-    if not beginning.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle of before torch 1.6
-        raise ValueError(f"{path} is not a PyTorch file: it begins with {beginning!r}")
-    try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if blocked := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(
-                f"{path} asks to run {blocked.group(1)} when it is read; refused, nothing was run"
-            ) from None
-        raise ValueError(f"{path} is damaged or asks for more than weights; refused, nothing was run") from None
-    except Exception as error:  # a damaged file can make the reader fail anywhere
-        raise ValueError(f"{path} is damaged or no file of weights ({type(error).__name__} while reading it)") from None
+    content = read_torch_file(path)
     for key in ("state_dict_ema", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
     is_state_dict = isinstance(content, Mapping) and all(
-        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content.items()
+        isinstance(key, str) and isinstance(value, (torch.Tensor, NoTensor)) for key, value in content.items()
     )
     if not is_state_dict or not content:
         raise ValueError(
             f"{path} holds no state dict: expected tensors by name, at the top or under `state_dict_ema`,"
             " `state_dict` or `model`"
         )
+    unusable = {name: problem for name, value in content.items() if (problem := problem_of_weight(value))}
+    if unusable:
+        names = listed(f"{printable(name)} ({problem})" for name, problem in unusable.items())
+        raise ValueError(f"{path} holds what no weight can be: {names}")
     return {key.removeprefix("module."): tensor for key, tensor in content.items()}
+
+
+def problem_of_weight(value: torch.Tensor | NoTensor) -> str | None:
+    """What keeps a value of a state dict from being a weight, if anything does."""
+    if isinstance(value, NoTensor):
+        return value.problem
+    return None if value.isfinite().all() else "not finite"
 
 
 def read_labels(path: str | Path | None, num_labels: int) -> dict[int, str] | None:
@@ -296,8 +281,11 @@ def convert_checkpoint(
     config = config_from_original(state_dict, preset)
     if id2label := read_labels(labels, config.num_labels):
         config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
+    weights = convert_original_state_dict(
+        state_dict, config
+    )  # before the model, which costs what the configuration says
     model = AutoModelForImageClassification.from_config(config)
-    model.load_state_dict(convert_original_state_dict(state_dict, config))
+    model.load_state_dict(weights)
     record = {
         "output": str(output),
         "file": Path(checkpoint).name,

@@ -30,6 +30,7 @@ from .layers_vitae import (
     split_into_windows,
     tokens_to_map,
 )
+from .messages import listed
 from .samples import as_pictures
 
 
@@ -251,9 +252,7 @@ def class_of(label: str, id2label: dict[int, str]) -> int:
         if name == label:
             return index
     similar = get_close_matches(label, id2label.values(), n=MOST_LABELS, cutoff=0)
-    raise ValueError(
-        f"the model has no class {label!r}; of its {len(id2label)} these are closest: {', '.join(similar)}"
-    )
+    raise ValueError(f"the model has no class {label!r}; of its {len(id2label)} these are closest: {listed(similar)}")
 
 
 def _target_class(target: int | str | None, logits: torch.Tensor, id2label: dict[int, str]) -> int:

@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 
 from .conversion import whole_folder
 from .inference import fold_batch_norms
+from .loading import check_source, load_processor
+from .messages import listed
 
 
 # The library's name of each format, and the packages it takes.
@@ -56,6 +58,7 @@ def load_for_export(source: str | Path) -> PreTrainedModel:
         OSError: there is no such folder or repository.
         ValueError: it is another network, or some weights are missing.
     """
+    check_source(source)
     config = AutoConfig.from_pretrained(source)
     architecture = (config.architectures or [""])[0]
     if not config.model_type.startswith("vitae") or architecture.endswith("Backbone"):
@@ -66,7 +69,7 @@ def load_for_export(source: str | Path) -> PreTrainedModel:
     auto_class = AutoModelForImageClassification if "ForImageClassification" in architecture else AutoModel
     model, loading = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"the weights of {source} lack {len(missing)} tensors of the network, the first {missing[0]}")
+        raise ValueError(f"the weights of {source} lack {len(missing)} tensors of the network: {listed(missing)}")
     return model.eval()
 
 
@@ -279,7 +282,8 @@ def export_folder(
     output = Path(output or Path(source, f"{format}_int8" if int8 else format)).resolve()
     started = time.perf_counter()
     with replaced_folder(output) as unfinished:
-        model, processor = load_for_export(source), AutoImageProcessor.from_pretrained(source)
+        model = load_for_export(source)
+        processor = load_processor(source, config=model.config)
         export_model(model, format, int8_quantizer() if int8 else None).save_pretrained(unfinished)
         checks = verify(load_exported(unfinished), model, processor, pictures, int8)
         size = sum(path.stat().st_size for path in unfinished.iterdir())

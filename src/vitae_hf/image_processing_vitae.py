@@ -5,7 +5,9 @@ Resize so that the picture covers `size / crop_pct` with Pillow's antialiased bi
 to [0, 1], normalise with ImageNet's mean and standard deviation.
 """
 
+import math
 import os
+from enum import Enum
 from pathlib import Path
 from shutil import copyfile
 
@@ -33,6 +35,9 @@ from transformers.utils import is_torchvision_available, logging
 logger = logging.get_logger(__name__)
 
 MAX_ASPECT_RATIO = 20
+SMALLEST_STD = 1e-6
+MAX_VALUES = 3 * 2**23
+"""Pixels times channels of what a picture is resized to cover, before its middle is cut out: three of 2896×2896."""
 # Both backends, for the Auto class of a folder that carries its code.
 AUTO_MAP = {
     "AutoImageProcessor": {
@@ -141,6 +146,19 @@ def channel_count(image_mean, image_std) -> int:
     return counts.pop() if counts else 3
 
 
+def check_statistics(image_mean, image_std) -> None:
+    """See that pixels can be normalised with these numbers.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    means, deviations = (np.asarray(values, dtype=np.float64) for values in (image_mean, image_std))
+    if not (means.size and np.isfinite(means).all()):
+        raise ValueError(f"`image_mean` must be finite numbers, got {str(image_mean)[:100]}.")
+    if not (deviations.size and np.isfinite(deviations).all() and deviations.min() >= SMALLEST_STD):
+        raise ValueError(f"`image_std` must be finite numbers of at least {SMALLEST_STD}, got {str(image_std)[:100]}.")
+
+
 class ViTAEImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     crop_pct (`float`, *optional*, defaults to `self.crop_pct`):
@@ -154,6 +172,7 @@ class _ViTAEProcessing:
     """What the two backends share: defaults, reading, checks, and the files that a saved processor needs."""
 
     valid_kwargs = ViTAEImageProcessorKwargs
+    filters = (0, 1, 2, 3)  # Pillow's numbers of nearest, Lanczos, bilinear, bicubic
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
@@ -218,6 +237,37 @@ class _ViTAEProcessing:
             )
         if not 0 < crop_pct <= 1:
             raise ValueError(f"`crop_pct` must be above 0 and at most 1, got {crop_pct}.")
+        self._validate_numbers(size, crop_pct, **kwargs)
+
+    def _validate_numbers(self, size: SizeDict, crop_pct: float, **kwargs) -> None:
+        """Bounds of what a picture becomes, since a processor's file may come from anybody."""
+        mean, std = kwargs.get("image_mean"), kwargs.get("image_std")
+        factor, resample, channels = kwargs.get("rescale_factor"), kwargs.get("resample"), channel_count(mean, std)
+        if kwargs.get("do_rescale") and not 0 < factor < math.inf:
+            raise ValueError(f"`rescale_factor` must be a positive number, got {factor}.")
+        if kwargs.get("do_normalize"):
+            check_statistics(mean, std)
+        if not kwargs.get("do_resize"):
+            return
+        is_torchvisions = isinstance(resample, Enum) and not isinstance(resample, int)
+        if not is_torchvisions and resample not in self.filters:
+            raise ValueError(f"`resample` must be one of the filters {self.filters}, got {resample!r}.")
+        are_whole = all(isinstance(side, int) and side >= 1 for side in (size.height, size.width))
+        if not are_whole or channels * size.height * size.width > MAX_VALUES * crop_pct**2:
+            raise ValueError(
+                f"`size` over `crop_pct` must be whole pixels and at most {MAX_VALUES:,} values, got"
+                f" {size.height}×{size.width} pixels of {channels} channels at a `crop_pct` of {crop_pct}."
+            )
+
+    def validate(self) -> None:
+        """See that pictures can be processed with the settings as they are.
+
+        Raises:
+            ValueError: they cannot; the message names the setting.
+        """
+        names = ("crop_pct", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std", "resample")
+        settings = {name: getattr(self, name, None) for name in (*names, "rescale_factor", "crop_size")}
+        self._validate_preprocess_kwargs(size=self.size, **settings)
 
     def _resize_and_crop(self, image, size: SizeDict, resample, crop_pct: float):
         image = without_far_ends(image)
@@ -242,7 +292,7 @@ class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
 
     Args:
         size (`dict[str, int]`, *optional*, defaults to `{"height": 224, "width": 224}`):
-            Size of the output in pixels; an integer means a square.
+            Size of the output in pixels; an integer means a square. At most 2896×2896 when divided by `crop_pct`.
         crop_pct (`float`, *optional*, defaults to 0.9):
             Share of the resized picture's side that the centre crop keeps, at any `size`.
         resample (`PIL.Image.Resampling`, *optional*, defaults to bicubic):
@@ -289,6 +339,8 @@ class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
 
 class ViTAEImageProcessorPil(_ViTAEProcessing, PilBackend):
     """The same transform on Pillow, as the authors have it, pixel for pixel. See [`ViTAEImageProcessor`]."""
+
+    filters = (0, 1, 2, 3, 4, 5)  # box and Hamming too, which torchvision has not
 
     def resize(self, image: np.ndarray, size: SizeDict, resample=None, **kwargs) -> np.ndarray:
         """The library's; one channel at a time where Pillow has no pictures of so many, or of such numbers."""

@@ -26,6 +26,8 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 from transformers.dynamic_module_utils import get_relative_imports
 
 from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
+from .folders import check_model
+from .messages import listed, printable
 
 
 # Of a folder, what a model is made of; its code files come on top. Whatever else lies there stays there: checkpoints,
@@ -79,7 +81,7 @@ def compute_outputs(source: str | Path, image: str | Path, **kwargs) -> torch.Te
     auto_class = AutoModelForImageClassification if "ForImageClassification" in architecture else AutoModel
     model, loading = auto_class.from_pretrained(source, output_loading_info=True, **kwargs)
     if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"the weights of {source} lack {len(missing)} tensors of the network, the first {missing[0]}")
+        raise ValueError(f"the weights of {source} lack {len(missing)} tensors of the network: {listed(missing)}")
     pixel_values = processor(image, return_tensors="pt").pixel_values.to(model.dtype)
     outputs = model.eval()(pixel_values)
     return outputs.logits if auto_class is AutoModelForImageClassification else outputs.pooler_output
@@ -148,6 +150,7 @@ def check_folder(folder: Path, image: str | Path) -> tuple[list[Path], torch.Ten
     for path in files:
         if path.suffix == ".safetensors" and (problem := header_problem(path)):
             raise ValueError(f"{path} is damaged ({problem})")
+    check_model(folder)
     outputs = compute_outputs(folder, image)
     if not outputs.isfinite().all():
         raise ValueError(f"{folder} gives logits that are not finite for {image}")
@@ -224,10 +227,10 @@ def list_files(files: list[Path], folder: Path) -> int:
     """Print what is uploaded, and return how many bytes that is."""
     sizes = {path.name: path.stat().st_size for path in files}
     for name, size in sizes.items():
-        print(f"{size:>15,}  {name}")
+        print(f"{size:>15,}  {printable(name)}")
     print(f"{sum(sizes.values()):>15,}  bytes in {len(files)} files")
     if others := sorted(path.name for path in folder.iterdir() if path.name not in sizes):
-        print("not uploaded:", ", ".join(others))
+        print("not uploaded:", ", ".join(map(printable, others)))
     return sum(sizes.values())
 
 
@@ -273,7 +276,7 @@ def publish(
 
 
 def describe(problems: dict[str, list[str]]) -> str:
-    return "; ".join(f"{name}: {', '.join(found)}" for name, found in problems.items())
+    return listed((f"{printable(name)}: {', '.join(found)}" for name, found in problems.items()), "; ")
 
 
 def first_line(error: BaseException) -> str:

@@ -1,7 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """What visitors of the web page send, pictures and names of models, taken for hostile: read safely, or refused."""
 
-import json
+import math
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -16,13 +16,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import httpx, validate_repo_id
-from transformers import AutoImageProcessor
 from transformers.utils import logging
 
-from .configuration_vitae import ViTAEConfig
-from .configuration_vitaev2 import ViTAEv2Config
+from .configuration_vitae import ViTAEFamilyConfig
+from .folders import FAMILY, MODEL_FILES, read_json, weight_files
 from .image_processing_vitae import to_rgb
-from .loading import load_classifier
+from .loading import OUR_PROCESSORS, load_classifier, load_processor
 
 
 logger = logging.get_logger(__name__)
@@ -30,7 +29,8 @@ logger = logging.get_logger(__name__)
 MAX_PIXELS = 50_000_000  # of a picture: more than cameras take, and 150 MB in memory
 # What Pillow may decode here; of its other formats, some call programs.
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
-MODEL_FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+MOST_TOKENS = 4097  # that attend to each other, as of 1024×1024 pixels in patches of 16×16 and a class token
+MOST_SCORES = 2**27  # of attention in a cell, half a gigabyte
 
 
 class Refusal(ValueError):
@@ -63,13 +63,37 @@ def read_picture(path: str) -> tuple[PIL.Image.Image, str]:
 def problem_of_config(folder: Path) -> str | None:
     """What keeps a folder's model from being one for this page, if anything does."""
     try:
-        config = json.loads((folder / "config.json").read_text())
-        kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
-    except (OSError, ValueError, AttributeError):
+        config = read_json(folder / "config.json")
+    except (OSError, ValueError):
         return "has no configuration that can be read"
-    if kind not in (ViTAEConfig.model_type, ViTAEv2Config.model_type):
+    architectures = config.get("architectures")
+    if config.get("model_type") not in FAMILY:
         return "is no ViTAE or ViTAEv2"
-    return None if architecture.endswith("ForImageClassification") else "is no classifier"
+    name = architectures[0] if isinstance(architectures, list) and architectures else None
+    return None if isinstance(name, str) and name.endswith("ForImageClassification") else "is no classifier"
+
+
+def check_cost(config: ViTAEFamilyConfig, height: int, width: int) -> None:
+    """See that the attention of a network to pictures of a size can be shown here, where it is a matrix for each cell.
+
+    Raises:
+        ValueError: the size does not go with the network, or is too large.
+    """
+    if height % config.total_stride or width % config.total_stride:
+        raise ValueError(f"its pictures of {height}×{width} pixels are no multiples of {config.total_stride}")
+    stride, windows = 1, getattr(config, "window_sizes", (None,) * config.num_stages)
+    for stage, window in enumerate(windows):
+        stride *= config.strides[stage]
+        rows, columns = height // stride, width // stride
+        tokens = rows * columns + 1 if window is None else window**2
+        parts = 1 if window is None else math.ceil(rows / window) * math.ceil(columns / window)
+        heads = config.num_attention_heads[stage] if config.depths[stage] else 0
+        if config.model_type == "vitaev2":
+            heads = max(heads, config.reduction_num_attention_heads[stage])
+        if heads and (tokens > MOST_TOKENS or parts * heads * tokens**2 > MOST_SCORES):
+            raise ValueError(
+                f"its pictures of {height}×{width} pixels make {tokens:,} tokens that attend to each other"
+            )
 
 
 def could_be_hub_name(name: str) -> bool:
@@ -111,9 +135,17 @@ def load_folder(folder: Path, changed: float):
 
     Args:
         changed: when the weights were written: a folder that was trained again is loaded again.
+
+    Raises:
+        ValueError: they do not fit each other, or cost more than this page should.
     """
     local = {"local_files_only": True, "trust_remote_code": False}
-    return load_classifier(folder, use_safetensors=True, **local), AutoImageProcessor.from_pretrained(folder, **local)
+    model = load_classifier(folder, use_safetensors=True, **local)
+    processor = load_processor(folder, config=model.config, **local)
+    if not isinstance(processor, OUR_PROCESSORS) or not processor.do_resize:
+        raise ValueError("its image processor is none of ViTAE's, or does not resize")
+    check_cost(model.config, processor.size.height, processor.size.width)
+    return model, processor
 
 
 class Models:
@@ -141,6 +173,7 @@ class Models:
         if self.root is None:
             return found
         configs = [*self.root.glob("*/config.json"), *self.root.glob("*/*/config.json")]
+        configs = [path for path in configs if path.is_file()]  # a link may lead nowhere
         for config in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True):
             if problem_of_config(config.parent) is None:
                 found.setdefault(str(self.root.name / config.parent.relative_to(self.root)), config.parent)
@@ -165,7 +198,11 @@ class Models:
                 hint = "a Hub name looks like organisation/model" if self.hub_names else "choose one from the list"
                 raise Refusal(f"There is no model “{name[:100]}” here: {hint}.")
             folder = download(name, token=None if is_named else False)
-        weights = [path.stat().st_mtime for path in folder.glob("model*.safetensors")]
-        if not weights:
-            raise Refusal(f"{name} has no weights in safetensors, the only format that is read here.")
-        return load_folder(folder, max(weights))
+        try:
+            weights = weight_files(folder)
+            if not weights:
+                raise ValueError("no weights in safetensors, the only format that is read here")
+            return load_folder(folder, max(path.stat().st_mtime for path in weights))
+        except ValueError as error:
+            sentence = str(error).replace(str(folder), name).rstrip(".")
+            raise Refusal(f"{name} cannot be used: {sentence}.") from None

@@ -1,0 +1,291 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Tensors out of files of `torch.save`, whoever wrote them: nothing in them is called, and no more made than they hold.
+
+`torch.load(weights_only=True)` runs no code either, but it calls what a file asks for within its own list: codecs, and
+constructors that allocate whatever they are told to. Here a name in a pickle stands for a rule of this module, or for
+nothing.
+"""
+
+import io
+import math
+import os
+import pickle
+import pickletools
+import stat
+import zipfile
+from collections.abc import Callable
+from typing import BinaryIO, NamedTuple
+
+import torch
+
+from .messages import printable
+
+
+MOST_PICKLED = 4 * 2**20
+"""Bytes of names, shapes and settings; a training checkpoint of the largest variant has one megabyte of them."""
+# How a file of before torch 1.6 begins: a magic number and the version of its format, each a pickle.
+LEGACY_BEGINNING = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
+OTHER_ORDER = "was written by a machine with another order of bytes"
+# Pickle's opcodes that `torch.save` writes.
+OPCODES = set(
+    """PROTO STOP GLOBAL REDUCE BUILD NEWOBJ BINPERSID MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
+    BINUNICODE SHORT_BINSTRING BINSTRING EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS EMPTY_DICT
+    SETITEM SETITEMS BINGET LONG_BINGET BINPUT LONG_BINPUT""".split()
+)
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexDoubleStorage": torch.complex128,
+    "ComplexFloatStorage": torch.complex64,
+    "QInt8Storage": torch.int8,  # what follows of these is not read
+    "QUInt8Storage": torch.uint8,
+    "QInt32Storage": torch.int32,
+}
+
+
+class Refused(Exception):
+    """What a file asks for or claims, as the end of a sentence that begins with its path."""
+
+
+class NoTensor(NamedTuple):
+    """In the place of a tensor that cannot be a weight."""
+
+    problem: str
+
+
+class Ignored:
+    """In the place of settings and metrics, whatever they are made from."""
+
+    def __init__(self, *arguments):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+class Container(dict):
+    """In the place of all kinds of dictionaries: begins empty."""
+
+    def __init__(self, *arguments):
+        super().__init__()
+
+    def __setstate__(self, state):
+        pass
+
+
+class Rule:
+    """What a name in a pickle stands for where something is made: it can be called, and not be changed."""
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, *arguments):
+        return self.function(*arguments)
+
+    def __setstate__(self, state):
+        raise pickle.UnpicklingError("a rule cannot be changed")
+
+
+def strided(values: torch.Tensor, offset: int, size: tuple, stride: tuple, *others) -> torch.Tensor | NoTensor:
+    """A tensor on a storage's values; none if its shape claims more of them than there are."""
+    if values.is_complex():
+        return NoTensor("complex")
+    if math.prod(size) > values.numel():
+        return NoTensor(f"claims {math.prod(size):,} values, the file has {values.numel():,}")
+    return values.as_strided(size, stride, offset)
+
+
+def no_tensor(problem: str) -> Rule:
+    return Rule(lambda *arguments: NoTensor(problem))
+
+
+RULES = {
+    "torch._utils._rebuild_tensor": Rule(strided),
+    "torch._utils._rebuild_tensor_v2": Rule(strided),
+    "torch._utils._rebuild_parameter": Rule(lambda data, *others: data),
+    "torch._utils._rebuild_parameter_with_state": Rule(lambda data, *others: data),
+    "torch._utils._rebuild_tensor_v3": no_tensor("of a kind of numbers that no weight has"),
+    "torch._utils._rebuild_sparse_tensor": no_tensor("sparse"),
+    "torch._utils._rebuild_meta_tensor_no_storage": no_tensor("without values, on the device meta"),
+    "torch._utils._rebuild_qtensor": no_tensor("quantised"),
+    "torch._utils._rebuild_nested_tensor": no_tensor("nested"),
+    "torch._tensor._rebuild_from_type_v2": no_tensor("of a class of its own"),
+}
+CONTAINERS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
+IGNORED = """argparse.Namespace _codecs.encode __builtin__.set __builtin__.frozenset __builtin__.dict __builtin__.list
+    pathlib.PosixPath pathlib.PurePosixPath pathlib.WindowsPath pathlib.PureWindowsPath
+    torch.Size torch.device torch.serialization._get_layout torch.storage.UntypedStorage numpy.dtype numpy.ndarray
+    numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct numpy._core.multiarray.scalar
+    numpy._core.multiarray._reconstruct numpy.dtypes.Float64DType numpy.dtypes.Float32DType
+    numpy.dtypes.Int64DType""".split()
+GLOBALS = {
+    **{f"torch.{name}": dtype for name, dtype in STORAGES.items()},
+    **RULES,
+    **dict.fromkeys(CONTAINERS, Container),
+    **dict.fromkeys(IGNORED, Ignored),
+}
+
+
+class WeightsUnpickler(pickle.Unpickler):
+    """Python's unpickler with nothing to call but the rules of this module.
+
+    Args:
+        stream: at the beginning of a pickle, which [`check_opcodes`] has seen.
+        storage: gives the values `(numel,)` of a dtype that the file has under a key.
+    """
+
+    def __init__(self, stream: BinaryIO, storage: Callable[[torch.dtype, str, int], torch.Tensor] | None = None):
+        super().__init__(stream, encoding="utf-8")
+        self.storage = storage
+
+    def find_class(self, module: str, name: str):
+        full_name = f"{module}.{name}"
+        if full_name in GLOBALS:
+            return GLOBALS[full_name]
+        if module == "torch" and isinstance(getattr(torch, name, None), (torch.dtype, torch.qscheme)):
+            return Ignored
+        raise Refused(f"asks to run {printable(full_name)} when it is read; refused, nothing was run")
+
+    def persistent_load(self, identity):
+        kind, dtype, key, _, numel = identity[:5]
+        if kind != "storage" or not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
+            raise pickle.UnpicklingError("no storage")
+        if any(part is not None for part in identity[5:]):
+            raise pickle.UnpicklingError("a part of a storage")
+        return self.storage(dtype if isinstance(dtype, torch.dtype) else torch.uint8, key, numel)
+
+
+def check_opcodes(stream: BinaryIO) -> None:
+    """Look through a pickle without doing what it says, and go back to its beginning.
+
+    Raises:
+        pickle.UnpicklingError: it has what `torch.save` does not write, or would make the unpickler's memory explode:
+            that reserves as many places as the highest number under which a pickle keeps something.
+    """
+    start = stream.tell()
+    for opcode, argument, position in pickletools.genops(stream):
+        if opcode.name not in OPCODES:
+            raise pickle.UnpicklingError(f"opcode {opcode.name}")
+        if opcode.name == "LONG_BINPUT" and argument > position:
+            raise pickle.UnpicklingError("a memo of too many places")
+        if opcode.name == "LONG1" and argument.bit_length() > 64:  # many of them could share one place in a dictionary
+            raise pickle.UnpicklingError("a number of too many digits")
+    stream.seek(start)
+
+
+def unpickle(stream: BinaryIO, storage: Callable[[torch.dtype, str, int], torch.Tensor] | None = None):
+    check_opcodes(stream)
+    return WeightsUnpickler(stream, storage).load()
+
+
+class Storages:
+    """The values of a file, made once for each key, and in all not more bytes than the file has."""
+
+    def __init__(self, most_bytes: int):
+        self.left, self.made = most_bytes, {}
+
+    def __call__(self, dtype: torch.dtype, key: str, numel: int) -> torch.Tensor:
+        if key not in self.made:
+            size = numel * dtype.itemsize
+            self.left -= size
+            if self.left < 0:
+                raise pickle.UnpicklingError("storages that claim more than the file has")
+            self.made[key] = torch.empty(size, dtype=torch.uint8)
+            self.fill(key)
+        values = self.made[key].view(dtype)
+        if values.numel() != numel:
+            raise pickle.UnpicklingError("a storage of two sizes")
+        return values
+
+    def fill(self, key: str) -> None:
+        """Read the values, if they can be read already."""
+
+    def read_into(self, key: str, file: BinaryIO) -> None:
+        raw = self.made[key].numpy()
+        if file.readinto(raw) != raw.nbytes:
+            raise EOFError
+
+
+class ZipStorages(Storages):
+    def __init__(self, archive: zipfile.ZipFile, folder: str, most_bytes: int):
+        super().__init__(most_bytes)
+        self.archive, self.folder = archive, folder
+
+    def fill(self, key: str) -> None:
+        with self.archive.open(f"{self.folder}/data/{key}") as member:
+            self.read_into(key, member)
+
+
+def read_zip(file: BinaryIO, size: int):
+    """The content of a file of `torch.save` since torch 1.6, which is a zip archive that compresses nothing."""
+    with zipfile.ZipFile(file) as archive:
+        members = {member.filename: member for member in archive.infolist()}
+        folder = next(iter(members)).partition("/")[0]
+        if f"{folder}/constants.pkl" in members:
+            raise Refused("is damaged or no file of weights (a TorchScript program)")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+            raise Refused("has compressed members, which `torch.save` never writes")
+        if len(members) < len(archive.infolist()) or sum(member.file_size for member in members.values()) > size:
+            raise Refused(f"has members that claim more than its {size:,} bytes")
+        if f"{folder}/byteorder" in members and archive.read(f"{folder}/byteorder") != b"little":
+            raise Refused(OTHER_ORDER)
+        pickled = members[f"{folder}/data.pkl"]
+        if pickled.file_size > MOST_PICKLED:
+            raise Refused(f"has {pickled.file_size:,} bytes of names and settings, at most {MOST_PICKLED:,} are read")
+        return unpickle(io.BytesIO(archive.read(pickled)), ZipStorages(archive, folder, size))
+
+
+def read_legacy(file: BinaryIO, size: int):
+    """The content of a file of `torch.save` before torch 1.6: pickles, then the storages one after the other."""
+    stream = io.BytesIO(file.read(len(LEGACY_BEGINNING) + MOST_PICKLED))
+    if stream.read(len(LEGACY_BEGINNING)) != LEGACY_BEGINNING:
+        raise pickle.UnpicklingError("another beginning")
+    if not unpickle(stream)["little_endian"]:
+        raise Refused(OTHER_ORDER)
+    storages = Storages(size)
+    content, keys = unpickle(stream, storages), unpickle(stream)
+    if sorted(keys) != sorted(storages.made):
+        raise pickle.UnpicklingError("other storages than its tensors have")
+    file.seek(stream.tell())
+    for key in keys:
+        file.read(8)  # how many values follow, which the pickle has said
+        storages.read_into(key, file)
+    return content
+
+
+def read_torch_file(path: str | os.PathLike):
+    """What `torch.save` wrote: dictionaries, lists, and tensors on the CPU; other objects are left out.
+
+    Raises:
+        OSError: the file is not there or cannot be read.
+        ValueError: it is no such file, damaged, asks for more than weights need, or claims more than it holds.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is no file")
+    with open(path, "rb") as file:
+        beginning = file.read(16)
+        file.seek(0)
+        is_zip = beginning.startswith(b"PK\x03\x04")
+        if not is_zip and not beginning.startswith(b"\x80"):
+            raise ValueError(f"{path} is not a PyTorch file: it begins with {beginning!r}")
+        try:
+            return (read_zip if is_zip else read_legacy)(file, status.st_size)
+        except Refused as refusal:
+            raise ValueError(f"{path} {refusal}") from None
+        except pickle.UnpicklingError:
+            raise ValueError(f"{path} is damaged or asks for more than weights; refused, nothing was run") from None
+        except Exception as error:  # a damaged file can make the reader fail anywhere
+            raise ValueError(
+                f"{path} is damaged or no file of weights ({type(error).__name__} while reading it)"
+            ) from None
