@@ -44,7 +44,7 @@ def channels_last(feature_map: torch.Tensor) -> torch.Tensor:
 
     `to(memory_format=torch.channels_last)` does the same, but not under `torch.vmap`.
     """
-    return feature_map.movedim(1, -1).contiguous().movedim(-1, 1)
+    return feature_map.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 def tokens_to_map(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:

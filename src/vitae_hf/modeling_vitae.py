@@ -583,7 +583,7 @@ class ViTAEChannelLayerNorm(nn.LayerNorm):
     """LayerNorm over the channels of each position of a map (B, C, H, W)."""
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        return super().forward(feature_map.movedim(1, -1)).movedim(-1, 1)
+        return super().forward(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ViTAEFeaturePyramid(nn.Module):
