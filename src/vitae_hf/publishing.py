@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.dynamic_module_utils import get_relative_imports
 
+from .checkpoints import listed, not_finite
 from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
 
 
@@ -72,7 +73,7 @@ def compute_outputs(source: str | Path, image: str | Path, **kwargs) -> torch.Te
         kwargs: for `from_pretrained`: `revision`, `cache_dir`.
 
     Raises:
-        ValueError: the weights lack tensors of the network.
+        ValueError: the weights lack tensors of the network, or hold values that are not finite.
     """
     processor = AutoImageProcessor.from_pretrained(source, **kwargs)
     architecture = (AutoConfig.from_pretrained(source, **kwargs).architectures or [""])[0]
@@ -80,6 +81,8 @@ def compute_outputs(source: str | Path, image: str | Path, **kwargs) -> torch.Te
     model, loading = auto_class.from_pretrained(source, output_loading_info=True, **kwargs)
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"the weights of {source} lack {len(missing)} tensors of the network, the first {missing[0]}")
+    if names := not_finite(model):
+        raise ValueError(f"not all values of {source} are finite: {listed(names)}")
     pixel_values = processor(image, return_tensors="pt").pixel_values.to(model.dtype)
     outputs = model.eval()(pixel_values)
     return outputs.logits if auto_class is AutoModelForImageClassification else outputs.pooler_output
