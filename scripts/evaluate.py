@@ -74,7 +74,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:
     started = time.perf_counter()
     scores, rows = predict(model, data, arguments.batch_size, arguments.num_workers)
     seconds = time.perf_counter() - started
-    names = dict(zip(classes.tolist(), split.features["label"].names))
+    names = dict(enumerate(model.config.id2label.values())) | dict(zip(classes.tolist(), split.features["label"].names))
     figures = report(
         scores,
         classes[split.select(rows)["label"][:]],

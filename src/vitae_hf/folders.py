@@ -1,0 +1,230 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What a local folder of pictures holds: which of its files belong to which split, and which pictures to which class.
+
+`datasets` finds splits by keywords in paths, of which it knows some, and lets the rest fall into one of them or drop
+out. Here nothing is mixed or left out without a word, links to folders are followed, and names may have any characters.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import datasets
+from datasets.data_files import DataFilesList
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+from transformers.utils import logging
+
+from .checkpoints import listed
+
+
+logger = logging.get_logger(__name__)
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+"""What a folder or shard is called, in any case, and the split that it is."""
+PLAIN_WORDS = {"data", "dataset", "image", "images", "img", "imgs", "of", "part", "set", "shard", "split"}
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+SHARDS = (".parquet", ".tar", ".arrow", ".zip")
+NUMBERED = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\b.*")
+"""How `datasets` names shards: the split, whatever it is called, and which of how many."""
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder or shard is named after, such as `Training`, `val2017` or `test-00000-of-00002`."""
+    words = [word for word in words_of(name) if word not in PLAIN_WORDS]
+    return SPLITS.get(words[0]) if len(words) == 1 else None
+
+
+def words_of(name: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+", name.lower())
+
+
+@dataclass
+class Folder:
+    """A local folder of class folders, of pictures with metadata, of pictures alone, or of shards.
+
+    Attributes:
+        path: of the folder.
+    """
+
+    path: Path
+
+    @cached_property
+    def contents(self) -> tuple[str, list[Path]]:
+        """The kind, `"metadata"`, `"pictures"` or an ending of shards, and its files relative to the folder, in order.
+
+        Raises:
+            ValueError: there are none, or the name of one is no text.
+        """
+        found = {}
+        for path in walk(self.path):
+            if (kind := kind_of(path)) is not None:
+                found.setdefault(kind, []).append(path.relative_to(self.path))
+        if not found:
+            raise ValueError(f"{self.path} holds no pictures and no parquet or tar files")
+        kind = (
+            "metadata"
+            if "metadata" in found
+            else Counter({kind: len(found[kind]) for kind in found}).most_common()[0][0]
+        )
+        files = found[kind] + (found.get("pictures", []) if kind == "metadata" else [])
+        return kind, sorted(files)
+
+    @cached_property
+    def splits(self) -> dict[str, tuple[Path, list[Path]]]:
+        """By split: the folder that it begins at, and its files, relative to that.
+
+        Raises:
+            ValueError: what belongs to which split cannot be told; the message lists what was found.
+        """
+        kind, files = self.contents
+        root = self.path
+        while len({file.parts[0] for file in files}) == 1 and min(len(file.parts) for file in files) > 2:
+            if split_of(files[0].parts[0]):
+                break
+            root, files = root / files[0].parts[0], [Path(*file.parts[1:]) for file in files]
+        folders = sorted({file.parts[0] for file in files if len(file.parts) > 1})
+        if not (named := self._named(folders)):
+            self._check_below(root, files)
+            return self._splits_of_shards(root, files) if kind in SHARDS else {"train": (root, files)}
+        self._check(root, named, sorted({file.parts[0] for file in files} - named.keys()))
+        said = ", ".join(f"{folder} is {split}" for folder, split in named.items())
+        logger.warning_once(f"splits of {root}: {said}")
+        parts = {split: (root / folder, []) for folder, split in named.items()}
+        for file in files:
+            parts[named[file.parts[0]]][1].append(Path(*file.parts[1:]))
+        return {split: parts[split] for split in ("train", "validation", "test") if split in parts}
+
+    def _named(self, folders: list[str]) -> dict[str, str]:
+        """Which of these folders are splits: those that are called so, else all of them if each has such a word."""
+        if named := {folder: split for folder in folders if (split := split_of(folder))}:
+            return named
+        words = {
+            folder: [word for word in re.findall("[^\\W\\d_]+", folder.lower()) if word in SPLITS] for folder in folders
+        }
+        splits = {folder: SPLITS[found[0]] for folder, found in words.items() if len(found) == 1}
+        return splits if len(set(splits.values())) == len(folders) > 1 else {}
+
+    def _check(self, root: Path, named: dict[str, str], others: list[str]) -> None:
+        if others:
+            raise ValueError(
+                f"{root} holds {listed(list(named))}, which are splits, beside {listed(others)}, which are not: call"
+                f" every folder one of {', '.join(SPLITS)}, or move the others away"
+            )
+        for split, count in Counter(named.values()).items():
+            if count > 1:
+                same = listed([folder for folder in named if named[folder] == split])
+                raise ValueError(f"{root} holds {same}, which are all called as the split {split!r}: keep one of them")
+
+    def _check_below(self, root: Path, files: list[Path]) -> None:
+        below = {folder: file for file in files for folder in file.parts[1:-1] if folder.lower() in SPLITS}
+        if len({SPLITS[folder.lower()] for folder in below}) > 1:
+            found = listed([str(Path(*file.parts[: file.parts.index(name) + 1])) for name, file in below.items()])
+            raise ValueError(f"{root} holds splits inside other folders, {found}: put the folders of the splits first")
+
+    def _splits_of_shards(self, root: Path, files: list[Path]) -> dict[str, tuple[Path, list[Path]]]:
+        """By the names of the files, where any is named after a split."""
+        parts = {}
+        for file in files:
+            words = {SPLITS[word] for word in words_of(file.stem) if word in SPLITS}
+            numbered = NUMBERED.fullmatch(file.name)
+            split = split_of(file.stem) or (words.pop() if len(words) == 1 else numbered and numbered[1])
+            parts.setdefault(split, []).append(file)
+        if None in parts and len(parts) > 1:
+            named = listed([str(file) for split in parts if split is not None for file in parts[split]])
+            raise ValueError(
+                f"{root} holds {named}, which are named after splits, beside {listed(parts[None])}, which are not:"
+                f" name every file after one of {', '.join(SPLITS)}, or move the others away"
+            )
+        order = {split: place for place, split in enumerate(("train", "validation", "test"))}
+        return {split or "train": (root, parts[split]) for split in sorted(parts, key=lambda name: order.get(name, 9))}
+
+    @property
+    def data_files(self) -> dict[str, list[str]]:
+        """By split, what `datasets` is to read: paths, with metadata those of the metadata alone.
+
+        Raises:
+            ValueError: some splits have metadata and others have none.
+        """
+        kind, _ = self.contents
+        found = {}
+        for split, (root, files) in self.splits.items():
+            files = [file for file in files if kind != "metadata" or file.name in METADATA]
+            if not files:
+                raise ValueError(f"{root} has no metadata.csv, .jsonl or .parquet, which others of {self.path} have")
+            found[split] = [str(Path(root, file).absolute()) for file in files]
+        return found
+
+    def class_folders(self, labelled: bool) -> datasets.DatasetDict:
+        """Pictures in folders: undecoded, and with their classes, the first folders of each split, where all have one.
+
+        Args:
+            labelled: whether they must have one.
+
+        Raises:
+            ValueError: some pictures lie beside the class folders.
+        """
+        classes, loose = set(), []
+        for root, files in self.splits.values():
+            classes |= {file.parts[0] for file in files if len(file.parts) > 1}
+            loose += [root / file for file in files if len(file.parts) == 1]
+        if loose and classes and labelled:
+            raise ValueError(
+                f"{loose[0]} lies beside the folders of the classes {listed(sorted(classes))}, and in none"
+            )
+        names = [] if loose else sorted(classes)
+        numbers = {name: number for number, name in enumerate(names)}
+        features = datasets.Features({"image": datasets.Image(decode=False)})
+        if names:
+            features["label"] = datasets.ClassLabel(names=names)
+        data = datasets.DatasetDict()
+        for split, (root, files) in self.splits.items():
+            rows = {"image": [{"bytes": None, "path": str(root / file)} for file in files]}
+            if names:
+                rows["label"] = [numbers[file.parts[0]] for file in files]
+            data[split] = datasets.Dataset.from_dict(rows, features, split=datasets.NamedSplit(split))
+        return data
+
+
+def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """All files below a folder but hidden ones, through links too, except those that lead back to where they are.
+
+    Raises:
+        ValueError: a name is no text.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for entry in os.scandir(folder):
+        if entry.name.startswith((".", "__")):
+            continue
+        try:
+            entry.name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"the name of {entry.path!a} is no UTF-8 text: rename it") from error
+        if entry.is_dir():
+            yield from walk(Path(entry.path), (*above, real))
+        else:
+            yield Path(entry.path)
+
+
+def kind_of(path: Path) -> str | None:
+    """What a file is: metadata, a picture, a shard of some ending, or nothing of interest."""
+    if path.name in METADATA:
+        return "metadata"
+    ending = path.suffix.lower()
+    if ending in ImageFolder.EXTENSIONS:
+        return "pictures"
+    return ending if ending in SHARDS else None
+
+
+def as_data_files(paths: list[str]) -> DataFilesList:
+    """Paths for `datasets`, which takes strings for patterns; it reads files again that have changed since."""
+    return DataFilesList(paths, [(str(os.path.getmtime(path)),) for path in paths])
