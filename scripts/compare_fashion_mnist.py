@@ -29,6 +29,7 @@ import train
 from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
+from vitae_hf.commands import run_command
 from vitae_hf.data import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
 
@@ -212,4 +213,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    run_command(main)

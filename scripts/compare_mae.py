@@ -27,6 +27,7 @@ from pathlib import Path
 import pretrain_mae
 import train
 
+from vitae_hf.commands import run_command
 from vitae_hf.data import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
 
@@ -177,4 +178,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    run_command(main)

@@ -19,8 +19,6 @@ if __name__ == "__main__":  # look beside this script last, lest evaluate.py the
     sys.path.append(sys.path.pop(0))
 
 import dataclasses
-import json
-import os
 import shutil
 import signal
 from functools import partial
@@ -34,6 +32,7 @@ from transformers import set_seed
 from vitae_hf import ViTAEForPreTraining, ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceNormalization, training_transform
 from vitae_hf.checkpoints import last_checkpoint
+from vitae_hf.commands import run_command
 from vitae_hf.data import find_data_files, hold_out, load_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.recipes import parse_arguments
@@ -249,7 +248,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    outcome = main()
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(outcome))
-    sys.exit(128 + signal.SIGTERM if "stopped_at_step" in outcome else 0)
+    run_command(main, status=lambda record: 128 + signal.SIGTERM if "stopped_at_step" in record else 0)

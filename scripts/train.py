@@ -20,8 +20,6 @@ if __name__ == "__main__":  # look beside this script last, lest evaluate.py the
     sys.path.append(sys.path.pop(0))
 
 import dataclasses
-import json
-import os
 import shutil
 import signal
 from functools import partial
@@ -36,6 +34,7 @@ from transformers import AutoModelForImageClassification, EvalPrediction, set_se
 from vitae_hf import ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
 from vitae_hf.checkpoints import last_checkpoint
+from vitae_hf.commands import about, run_command
 from vitae_hf.data import (
     class_names,
     draw_by_class,
@@ -47,7 +46,7 @@ from vitae_hf.data import (
 )
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
-from vitae_hf.publishing import plain_failures, publish
+from vitae_hf.publishing import publish
 from vitae_hf.recipes import parse_arguments
 from vitae_hf.report import draw_curves, model_card
 from vitae_hf.samples import IGNORED_LABEL, LabelledImages, collate, evaluation_pixels
@@ -131,9 +130,10 @@ def build_model(run: RunArguments, names: dict[int, str]):
     if run.preset is not None:
         size = {} if run.image_size is None else {"image_size": run.image_size}
         return AutoModelForImageClassification.from_config(config_from_preset(run.preset, **size, **overrides))
-    model = AutoModelForImageClassification.from_pretrained(
-        run.model_name_or_path, ignore_mismatched_sizes=True, **overrides
-    )
+    with about(run.model_name_or_path):
+        model = AutoModelForImageClassification.from_pretrained(
+            run.model_name_or_path, ignore_mismatched_sizes=True, **overrides
+        )
     if run.image_size not in (None, model.config.image_size):
         model.resize_position_embeddings(run.image_size)
     return model
@@ -271,7 +271,7 @@ def take_over_pushing(training: ViTAETrainingArguments) -> bool:
     wanted, training.push_to_hub = training.push_to_hub, False
     if wanted and training.should_save:
         name = training.hub_model_id or Path(training.output_dir).absolute().name
-        with plain_failures(name):
+        with about(name):
             api = HfApi(token=training.hub_token)
             made = api.create_repo(name, private=training.hub_private_repo, exist_ok=True)
         training.hub_model_id = made.repo_id
@@ -280,7 +280,7 @@ def take_over_pushing(training: ViTAETrainingArguments) -> bool:
 
 def push(training: ViTAETrainingArguments, folder: str) -> dict:
     image = REPOSITORY / "examples" / "chelsea.png"
-    with plain_failures(training.hub_model_id):
+    with about(training.hub_model_id):
         return publish(
             Path(folder), training.hub_model_id, image, token=training.hub_token, revision=training.hub_revision
         )
@@ -326,7 +326,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    outcome = main()
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(outcome))
-    sys.exit(128 + signal.SIGTERM if "stopped_at_step" in outcome else 0)
+    run_command(main, status=lambda record: 128 + signal.SIGTERM if "stopped_at_step" in record else 0)

@@ -13,6 +13,7 @@ from huggingface_hub import metadata_load
 from transformers.utils import logging
 
 from .checkpoints import listed
+from .commands import about
 from .folders import Folder, as_data_files
 
 
@@ -88,10 +89,9 @@ def find_data_files(source: str, name: str | None = None) -> dict[str, list[str]
     """
     if folder := local_folder(source, name):
         return folder.data_files
-    return {
-        split: list(map(str, files))
-        for split, files in datasets.load_dataset_builder(source, name).config.data_files.items()
-    }
+    with about(source):
+        data_files = datasets.load_dataset_builder(source, name).config.data_files or {}
+    return {split: list(map(str, files)) for split, files in data_files.items()}
 
 
 def load_features(source: str, name: str | None, split: str) -> datasets.Features:
@@ -127,7 +127,8 @@ def load_any(
     """
     folder = local_folder(source, name)
     if folder is None:
-        return _load_with_datasets(source, name, splits)
+        with about(source):
+            return _load_with_datasets(source, name, splits)
     kind, _ = folder.contents
     data_files = folder.data_files
     wanted = [pick_split(data_files, split) for split in splits or data_files]

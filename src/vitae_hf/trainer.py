@@ -468,7 +468,7 @@ class ViTAETrainer(Trainer):
             if self.args.world_size == 1:  # else others may still be writing; the next start removes it
                 shutil.rmtree(checkpoint, ignore_errors=True)
                 unfinished.unlink(missing_ok=True)
-            raise RuntimeError(
+            raise OSError(
                 f"{checkpoint} could not be written ({shutil.disk_usage(run).free / 2**20:.0f} MiB are free there):"
                 f" {error}; the last checkpoint is {last_checkpoint(run)}"
             ) from error
