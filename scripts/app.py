@@ -17,6 +17,7 @@ from pathlib import Path
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 from vitae_hf.app import serve  # noqa: E402
+from vitae_hf.commands import run_command  # noqa: E402
 from vitae_hf.visitors import Models  # noqa: E402
 
 
@@ -47,4 +48,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -28,6 +28,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from vitae_hf import PRESETS
 from vitae_hf.benchmarking import OTHERS, PRECISIONS, Case, describe, is_known, measure_memory, measure_speed
+from vitae_hf.commands import device, run_command
 from vitae_hf.environment import environment
 
 
@@ -263,7 +264,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--batch_size", type=int, nargs="+", default=[8])
     parser.add_argument("--mode", nargs="+", choices=["inference", "training"], default=["inference"])
     parser.add_argument("--dtype", nargs="+", choices=list(PRECISIONS), default=["float32"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", choices=list(CHOICES), default="no")
     parser.add_argument("--prepare", choices=list(CHOICES), default="no", help="presets, for inference")
     parser.add_argument("--checkpointing", choices=list(CHOICES), default="no", help="in training")
@@ -288,4 +289,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    run_command(main)

@@ -10,13 +10,13 @@ The folder holds the four `*-ubyte.gz` files as published, for example those of 
 import argparse
 import gzip
 import io
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
+
+from vitae_hf.commands import run_command
 
 
 CLASSES = [
@@ -80,4 +80,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    run_command(main)

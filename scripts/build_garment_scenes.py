@@ -10,13 +10,13 @@ use garments of the test split. The same seed gives the same pixels.
 
 import argparse
 import io
-import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
+
+from vitae_hf.commands import run_command
 
 
 SOURCE = Path(__file__).parents[1] / "examples" / "fashion_mnist_mini"
@@ -116,4 +116,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    run_command(main)

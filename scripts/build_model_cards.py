@@ -8,9 +8,9 @@ Figures come from `src/vitae_hf/published.py`, `recipes/` and `results/`, the te
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from vitae_hf.commands import run_command
 from vitae_hf.environment import environment
 from vitae_hf.published import PUBLISHED
 from vitae_hf.report import published_card
@@ -35,4 +35,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    run_command(main)

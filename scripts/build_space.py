@@ -12,7 +12,6 @@ place of a Hub name. `python outputs/space/app.py` tries it here; these make it 
 
 import argparse
 import configparser
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ import gradio
 import yaml
 
 import vitae_hf
+from vitae_hf.commands import run_command
 from vitae_hf.environment import environment
 from vitae_hf.visitors import MODEL_FILES, Models
 
@@ -125,4 +125,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    run_command(main)

@@ -29,7 +29,8 @@ import train
 from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
-from vitae_hf.data import load_labelled_images
+from vitae_hf.commands import run_command
+from vitae_hf.data import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
 
 
@@ -118,10 +119,9 @@ class Comparison:
 def choose_learning_rates(comparison: Comparison, data: Path, rates: list[float]) -> dict[str, float]:
     """The best of the grid for each network, trained briefly on 10 % of the training images, tested on other 10 %."""
     with tempfile.TemporaryDirectory() as folder:
-        parts = load_labelled_images(str(data))["train"].train_test_split(
-            train_size=0.1, test_size=0.1, stratify_by_column="label", seed=0
-        )
-        for split, part in parts.items():
+        tested, rest = draw_by_class(load_labelled_images(str(data))["train"], 0.1, 0, "the share that tests")
+        trained, _ = draw_by_class(rest, 1 / 9, 0, "the share that trains")
+        for split, part in {"train": trained, "test": tested}.items():
             part.to_parquet(f"{folder}/{split}-00000-of-00001.parquet")
         best = {}
         for network in NETWORKS:
@@ -213,4 +213,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    run_command(main)

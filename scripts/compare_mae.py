@@ -27,7 +27,8 @@ from pathlib import Path
 import pretrain_mae
 import train
 
-from vitae_hf.data import load_labelled_images
+from vitae_hf.commands import run_command
+from vitae_hf.data import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
 
 
@@ -133,10 +134,9 @@ def choose_learning_rates(comparison: Comparison, data: Path, share: float, rate
     """The best of the grid for each way of training, on images that are not the test's."""
     with tempfile.TemporaryDirectory() as folder:
         images = load_labelled_images(str(data))["train"]
-        parts = images.train_test_split(
-            train_size=round(share * len(images)), test_size=1000, stratify_by_column="label", seed=DRAWN_FOR_RATES
-        )
-        for split, part in parts.items():
+        tested, rest = draw_by_class(images, 1000 / len(images), DRAWN_FOR_RATES, "the share that tests learning rates")
+        trained, _ = draw_by_class(rest, share * len(images) / len(rest), DRAWN_FOR_RATES, "--share")
+        for split, part in {"train": trained, "test": tested}.items():
             part.to_parquet(f"{folder}/{split}-00000-of-00001.parquet")
         best = {}
         for way in WAYS:
@@ -178,4 +178,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    run_command(main)

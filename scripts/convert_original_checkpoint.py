@@ -9,10 +9,9 @@ that does not fit is an error that names it.
 """
 
 import argparse
-import json
-import sys
 from pathlib import Path
 
+from vitae_hf.commands import run_command
 from vitae_hf.conversion import convert_checkpoint
 from vitae_hf.environment import environment
 from vitae_hf.presets import PRESETS
@@ -48,14 +47,11 @@ def main(argv: list[str] | None = None) -> dict:
         help="reload the folder and classify an image (default: a photograph of a cat) with it",
     )
     arguments = parser.parse_args(argv)
-    try:
-        record = convert_checkpoint(
-            arguments.checkpoint, arguments.output, arguments.preset, arguments.labels, arguments.verify, write_card
-        )
-    except (OSError, ValueError, ImportError) as error:
-        parser.exit(1, f"error: {error}\n")
+    record = convert_checkpoint(
+        arguments.checkpoint, arguments.output, arguments.preset, arguments.labels, arguments.verify, write_card
+    )
     return {**record, **environment()}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    run_command(main)

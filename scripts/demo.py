@@ -5,12 +5,17 @@
 
 Reads 6,000 Fashion-MNIST images from `examples/fashion_mnist_mini`, trains with the Trainer, saves a folder, reloads it
 with `AutoModelForImageClassification`, measures its accuracy on 1,000 test images, classifies some of them with
-`pipeline`, and draws these with their three likeliest labels.
+`pipeline`, and draws these with their three likeliest labels. The folder gets a model card, as publishing it takes.
 """
 
-import argparse
-import json
 import sys
+
+
+if __name__ == "__main__":  # look beside this script last, lest evaluate.py there hide the package `evaluate`
+    sys.path.append(sys.path.pop(0))
+
+import argparse
+import os
 import time
 from pathlib import Path
 
@@ -27,14 +32,19 @@ from transformers import (
 )
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config_from_preset
+from vitae_hf.commands import run_command
 from vitae_hf.environment import environment
+from vitae_hf.metrics import TopKAccuracy
+from vitae_hf.report import draw_curves, model_card
 
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 
-DATA = Path(__file__).parents[1] / "examples" / "fashion_mnist_mini"
+REPOSITORY = Path(__file__).parents[1]
+DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
+TEMPLATE = REPOSITORY / "model_cards" / "trained.md"
 
 
 def preprocess(split: Dataset, processor, batch_size: int = 500) -> list[dict[str, torch.Tensor]]:
@@ -56,7 +66,7 @@ def augment(samples: list[dict], max_shift: int = 3) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.stack(crops), "labels": torch.tensor([sample["labels"] for sample in samples])}
 
 
-def train(data, output: Path, arguments: argparse.Namespace) -> None:
+def train(data, output: Path, arguments: argparse.Namespace) -> Trainer:
     """Train from scratch and save model, configuration, image processor and code in `output`."""
     labels = data["train"].features["label"].names
     config = config_from_preset(
@@ -87,16 +97,56 @@ def train(data, output: Path, arguments: argparse.Namespace) -> None:
     )
     trainer.train()
     trainer.save_model()
+    return trainer
 
 
 @torch.no_grad()
-def accuracy(folder: Path, split: Dataset, batch_size: int = 250) -> float:
-    """Top-1 in percent of the saved folder, loaded as its users load it."""
+def evaluate(folder: Path, split: Dataset, batch_size: int = 250) -> dict[str, float]:
+    """Top-1 and top-5 in percent, and the loss, of the saved folder, loaded as its users load it."""
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     samples = preprocess(split, AutoImageProcessor.from_pretrained(folder))
     pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
-    predictions = torch.cat([model(batch).logits.argmax(-1) for batch in pixel_values.split(batch_size)])
-    return 100 * (predictions == torch.tensor(split["label"])).double().mean().item()
+    logits = torch.cat([model(batch).logits for batch in pixel_values.split(batch_size)])
+    labels = torch.tensor(split["label"])
+    top = TopKAccuracy().compute(predictions=logits.numpy(), references=labels.numpy())
+    return {**top, "loss": torch.nn.functional.cross_entropy(logits, labels).item()}
+
+
+def write_card(trainer: Trainer, data, metrics: dict[str, float]) -> None:
+    """`training_curves.png` and the model card, so that the folder can be published."""
+    training, model, output = trainer.args, trainer.model, Path(trainer.args.output_dir)
+    processor, found = trainer.processing_class, environment()
+    draw_curves(trainer.state.log_history, output / "training_curves.png")
+    card = model_card(
+        TEMPLATE,
+        model_name=output.name,
+        architecture=type(model).__name__,
+        parameters=model.num_parameters(),
+        num_labels=model.config.num_labels,
+        origin="trained from scratch",
+        dataset=os.path.relpath(DATA),
+        train_images=f"{len(data['train']):,}",
+        eval_split="test",
+        eval_images=f"{len(data['test']):,}",
+        size=model.config.image_size,
+        crop_pct=processor.crop_pct,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        averaged=False,
+        metrics=metrics,
+        skipped=0,
+        settings={
+            "optimizer": training.optim.value,
+            "learning rate": f"{training.learning_rate:g}, cosine",
+            "weight decay": f"{training.weight_decay:g}",
+            "epochs": round(trainer.state.epoch, 2),
+            "batch": training.per_device_train_batch_size,
+            "label smoothing": training.label_smoothing_factor,
+            "seed": training.seed,
+        },
+        environment=", ".join(f"{name} {found[name]}" for name in ("device", "torch", "transformers", "date")),
+    )
+    card.save(output / "README.md")
 
 
 def draw_predictions(folder: Path, split: Dataset, path: Path, count: int = 10) -> list[dict]:
@@ -128,14 +178,15 @@ def main(argv: list[str] | None = None) -> dict:
     started = time.perf_counter()
     set_seed(arguments.seed)
     data = load_dataset("parquet", data_files={split: str(DATA / f"{split}-*.parquet") for split in ("train", "test")})
-    train(data, arguments.output, arguments)
-    top1 = accuracy(arguments.output, data["test"])
+    trainer = train(data, arguments.output, arguments)
+    metrics = evaluate(arguments.output, data["test"])
+    write_card(trainer, data, metrics)
     picture = arguments.output / "predictions.png"
     draw_predictions(arguments.output, data["test"], picture)
     return {
         "model": str(arguments.output),
         "picture": str(picture),
-        "top1_percent": round(top1, 2),
+        "top1_percent": round(metrics["top1"], 2),
         "epochs": arguments.epochs,
         "seconds": round(time.perf_counter() - started),
         "seed": arguments.seed,
@@ -144,4 +195,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    run_command(main)

@@ -15,13 +15,13 @@ if __name__ == "__main__":  # look beside this script last, lest evaluate.py the
     sys.path.append(sys.path.pop(0))
 
 import argparse
-import json
 import time
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from vitae_hf.commands import about, device, run_command
 from vitae_hf.data import load_labelled_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.evaluation import (
@@ -34,7 +34,6 @@ from vitae_hf.evaluation import (
     report,
 )
 from vitae_hf.loading import load_classifier, load_processor
-from vitae_hf.publishing import plain_failures
 from vitae_hf.samples import LabelledImages, evaluation_pixels
 
 
@@ -48,7 +47,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--crop_pct", type=float, help="share of the resized side that the centre crop keeps")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read pictures")
     parser.add_argument(
         "--real_labels", type=Path, help="real.json of ImageNet's validation set, for the ReaL accuracy"
@@ -67,16 +66,17 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:
     """All figures, and how they were measured."""
     splits = load_labelled_images(arguments.dataset, arguments.dataset_name)
     split = splits[pick_split(splits, *([arguments.split] if arguments.split else ("validation", "test")))]
-    model = load_classifier(arguments.model_name_or_path, arguments.dtype).to(arguments.device)
+    with about(arguments.model_name_or_path):
+        model = load_classifier(arguments.model_name_or_path, arguments.dtype).to(arguments.device)
+        size = arguments.image_size, arguments.crop_pct
+        processor = load_processor(arguments.model_name_or_path, *size, config=model.config)
     classes = align_labels(split.features["label"].names, model.config.id2label)
     real = None if arguments.real_labels is None else read_real_labels(arguments.real_labels, split)
-    size = arguments.image_size, arguments.crop_pct
-    processor = load_processor(arguments.model_name_or_path, *size, config=model.config)
     data = LabelledImages(split, partial(evaluation_pixels, processor), arguments.on_bad_sample, drop_bad=True)
     started = time.perf_counter()
     scores, rows = predict(model, data, arguments.batch_size, arguments.num_workers)
     seconds = time.perf_counter() - started
-    names = dict(zip(classes.tolist(), split.features["label"].names))
+    names = dict(enumerate(model.config.id2label.values())) | dict(zip(classes.tolist(), split.features["label"].names))
     figures = report(
         scores,
         classes[split.select(rows)["label"][:]],
@@ -111,5 +111,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    with plain_failures("model or data set"):
-        print(json.dumps(main()))
+    run_command(main)

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
+from vitae_hf.commands import about, device, run_command
 from vitae_hf.environment import environment
 from vitae_hf.explanation import Explanation, class_of, draw, explain
 from vitae_hf.image_processing_vitae import read_image
 from vitae_hf.loading import load_classifier, load_processor
-from vitae_hf.publishing import plain_failures
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--target", help="label to explain by Grad-CAM; default: the likeliest")
     parser.add_argument("--image_size", type=int, nargs="+", help="side, or height and width, in pixels")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
     if arguments.image_size and len(arguments.image_size) > 2:
         parser.error("--image_size takes a side, or height and width")
@@ -61,8 +61,9 @@ def summary(image: str, picture: Path, explanation: Explanation) -> dict:
 
 def main(argv: list[str] | None = None) -> dict:
     arguments = parse(argv)
-    model = load_classifier(arguments.model_name_or_path, arguments.dtype).to(arguments.device)
-    processor = load_processor(arguments.model_name_or_path, arguments.image_size, config=model.config)
+    with about(arguments.model_name_or_path):
+        model = load_classifier(arguments.model_name_or_path, arguments.dtype).to(arguments.device)
+        processor = load_processor(arguments.model_name_or_path, arguments.image_size, config=model.config)
     target = None if arguments.target is None else class_of(arguments.target, model.config.id2label)
     arguments.output.mkdir(parents=True, exist_ok=True)
     failed = []
@@ -86,7 +87,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    with plain_failures("model"):
-        record = main()
-    print(json.dumps(record))
-    sys.exit(1 if record["failed"] else 0)
+    run_command(main, status=lambda record: 1 if record["failed"] else 0)

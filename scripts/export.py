@@ -10,12 +10,11 @@ one not square, and several at once; where they disagree nothing is written, and
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from vitae_hf.commands import about, run_command
 from vitae_hf.environment import environment
 from vitae_hf.exporting import BACKENDS, export_folder
-from vitae_hf.publishing import plain_failures
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -35,13 +34,10 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--quantize", choices=["int8"], help="matrix products in int8; with onnx")
     arguments = parser.parse_args(argv)
     int8 = arguments.quantize == "int8"
-    with plain_failures(arguments.source):
-        try:
-            record = export_folder(arguments.source, arguments.format, arguments.images, arguments.output, int8)
-        except ImportError as error:
-            raise RuntimeError(str(error)) from error
+    with about(arguments.source):
+        record = export_folder(arguments.source, arguments.format, arguments.images, arguments.output, int8)
     return {**record, **environment()}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    run_command(main)

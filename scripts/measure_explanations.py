@@ -16,6 +16,7 @@ import numpy as np
 from datasets import Dataset, load_dataset
 from matplotlib.figure import Figure
 
+from vitae_hf.commands import about, run_command
 from vitae_hf.environment import environment
 from vitae_hf.explanation import BRANCH_COLOURS, Explanation, explain, overlay
 from vitae_hf.loading import load_classifier, load_processor
@@ -85,8 +86,10 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output", type=Path, required=True, help="what to write, without .json and .png")
     parser.add_argument("--images", type=int, default=1000, help="how many")
     arguments = parser.parse_args(argv)
-    model, processor = load_classifier(arguments.model_name_or_path), load_processor(arguments.model_name_or_path)
-    split = load_dataset("parquet", data_files={"test": str(TEST)}, split="test").select(range(arguments.images))
+    with about(arguments.model_name_or_path):
+        model, processor = load_classifier(arguments.model_name_or_path), load_processor(arguments.model_name_or_path)
+    split = load_dataset("parquet", data_files={"test": str(TEST)}, split="test")
+    split = split.select(range(min(arguments.images, len(split))))
     record = {"model": arguments.model_name_or_path, **measure(model, processor, split), **environment()}
     draw_maps(
         [explain(model, processor, split[row]["image"]) for row in range(3)], arguments.output.with_suffix(".png")
@@ -96,4 +99,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    run_command(main)

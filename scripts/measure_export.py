@@ -26,6 +26,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from vitae_hf import ViTAEImageProcessorPil, config_from_preset, convert_original_state_dict, prepare_for_inference
 from vitae_hf.benchmarking import interleave
+from vitae_hf.commands import run_command
 from vitae_hf.data import load_labelled_images
 from vitae_hf.environment import environment
 from vitae_hf.exporting import export_folder, forward_inputs, load_exported, load_for_export
@@ -145,6 +146,8 @@ def main(argv: list[str] | None = None) -> dict:
         test = load_labelled_images(str(EXAMPLES / "fashion_mnist_mini"))["test"]
         networks["vitae-nano"] = measure(arguments.demo, list(map(decode, test)), test["label"][:], arguments.rounds)
     photographs = sorted(str(path) for path in arguments.photographs.iterdir())
+    if not photographs:
+        raise ValueError(f"{arguments.photographs} is empty: --photographs is a folder of pictures")
     for preset in arguments.presets:
         with tempfile.TemporaryDirectory() as folder:
             networks[preset] = measure(write_golden(preset, Path(folder)), photographs, None, arguments.rounds)
@@ -156,4 +159,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    run_command(main)

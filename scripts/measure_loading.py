@@ -15,6 +15,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader, RandomSampler
 
 from vitae_hf.augmentation import AugmentationArguments, training_transform
+from vitae_hf.commands import run_command
 from vitae_hf.data import load_labelled_images
 from vitae_hf.environment import environment
 from vitae_hf.samples import LabelledImages, collate
@@ -60,4 +61,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    run_command(main)

@@ -18,6 +18,7 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from vitae_hf import config_from_preset, convert_original_state_dict
+from vitae_hf.commands import device, run_command
 from vitae_hf.environment import environment
 
 
@@ -67,7 +68,7 @@ def measure(name: str, device: str) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=["vitae-t", "vitae-6m", "vitae-s", "vitae-b", "vitaev2-s"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -81,4 +82,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1:])))
+    run_command(main)

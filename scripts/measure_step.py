@@ -20,6 +20,7 @@ from transformers import AutoModelForImageClassification
 
 from vitae_hf import config_from_preset, convert_original_state_dict
 from vitae_hf.benchmarking import interleave, saved_bytes, spread
+from vitae_hf.commands import run_command
 from vitae_hf.environment import environment
 
 
@@ -106,4 +107,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    run_command(main)

@@ -8,7 +8,6 @@ Starts `scripts/app.py` for it. With `--width 390`, as on a phone.
 
 import argparse
 import base64
-import json
 import os
 import re
 import subprocess
@@ -22,6 +21,8 @@ from pathlib import Path
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+
+from vitae_hf.commands import run_command
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -123,4 +124,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    run_command(main)

@@ -19,8 +19,6 @@ if __name__ == "__main__":  # look beside this script last, lest evaluate.py the
     sys.path.append(sys.path.pop(0))
 
 import dataclasses
-import json
-import os
 import shutil
 import signal
 from functools import partial
@@ -29,13 +27,13 @@ from typing import Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
-from datasets import load_dataset_builder
 from transformers import set_seed
 
 from vitae_hf import ViTAEForPreTraining, ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceNormalization, training_transform
 from vitae_hf.checkpoints import last_checkpoint
-from vitae_hf.data import load_images, pick_split
+from vitae_hf.commands import run_command
+from vitae_hf.data import find_data_files, hold_out, load_images, pick_split
 from vitae_hf.environment import environment
 from vitae_hf.recipes import parse_arguments
 from vitae_hf.reconstruction import DrawReconstructions
@@ -108,7 +106,7 @@ def build_model(run: RunArguments) -> ViTAEForPreTraining:
 
 def load_splits(run: RunArguments, training: ViTAETrainingArguments):
     """The images, whole, or under `--streaming` without the training images."""
-    present = load_dataset_builder(run.dataset, run.dataset_name).config.data_files or {}
+    present = find_data_files(run.dataset, run.dataset_name)
     run.train_split = pick_split(present, run.train_split)
     if run.eval_split is None and not {"validation", "test"} & present.keys() and not run.streaming:
         run.eval_split = HELD_OUT
@@ -117,8 +115,8 @@ def load_splits(run: RunArguments, training: ViTAETrainingArguments):
     wanted = {run.train_split, run.eval_split} - ({run.train_split} if run.streaming else {HELD_OUT})
     splits = load_images(run.dataset, run.dataset_name, sorted(wanted))
     if run.eval_split == HELD_OUT:
-        parts = splits[run.train_split].train_test_split(test_size=run.eval_share, seed=training.data_seed)
-        splits[run.train_split], splits[HELD_OUT] = parts["train"], parts["test"]
+        parts = hold_out(splits[run.train_split], run.eval_share, training.data_seed)
+        splits[run.train_split], splits[HELD_OUT] = parts
     return splits
 
 
@@ -250,7 +248,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    outcome = main()
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(outcome))
-    sys.exit(128 + signal.SIGTERM if "stopped_at_step" in outcome else 0)
+    run_command(main, status=lambda record: 128 + signal.SIGTERM if "stopped_at_step" in record else 0)

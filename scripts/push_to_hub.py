@@ -8,11 +8,11 @@ card (`README.md`). Everything goes into one commit; if it fails, run it again. 
 """
 
 import argparse
-import json
 from pathlib import Path
 
+from vitae_hf.commands import about, run_command
 from vitae_hf.environment import environment
-from vitae_hf.publishing import plain_failures, publish
+from vitae_hf.publishing import publish
 
 
 EXAMPLE_IMAGE = Path(__file__).parents[1] / "examples" / "chelsea.png"
@@ -33,9 +33,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> dict:
     arguments = vars(parse(argv))
-    with plain_failures(arguments["repo_id"]):
+    with about(arguments["repo_id"]):
         return {**publish(**arguments), **environment()}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    run_command(main)

@@ -20,8 +20,6 @@ if __name__ == "__main__":  # look beside this script last, lest evaluate.py the
     sys.path.append(sys.path.pop(0))
 
 import dataclasses
-import json
-import os
 import shutil
 import signal
 from functools import partial
@@ -30,21 +28,29 @@ from typing import Literal
 
 import torch
 from accelerate.utils import broadcast_object_list
-from datasets import load_dataset_builder
 from huggingface_hub import HfApi
 from transformers import AutoModelForImageClassification, EvalPrediction, set_seed
 
 from vitae_hf import ViTAEImageProcessor, config_from_preset
 from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
 from vitae_hf.checkpoints import last_checkpoint
-from vitae_hf.data import class_names, load_labelled_images, pick_split
+from vitae_hf.commands import about, run_command
+from vitae_hf.data import (
+    class_names,
+    draw_by_class,
+    find_data_files,
+    hold_out,
+    load_labelled_images,
+    pick_split,
+    read_class_names,
+)
 from vitae_hf.environment import environment
 from vitae_hf.metrics import TopKAccuracy
-from vitae_hf.publishing import plain_failures, publish
+from vitae_hf.publishing import publish
 from vitae_hf.recipes import parse_arguments
 from vitae_hf.report import draw_curves, model_card
 from vitae_hf.samples import IGNORED_LABEL, LabelledImages, collate, evaluation_pixels
-from vitae_hf.streaming import StreamedImages, find_shards
+from vitae_hf.streaming import Shards, StreamedImages, find_shards
 from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
@@ -61,13 +67,13 @@ class RunArguments:
     dataset_name: str | None = dataclasses.field(default=None, metadata={"help": "Its configuration, if several."})
     train_split: str = "train"
     train_share: float = dataclasses.field(
-        default=1.0, metadata={"help": "Train on this share of the split, drawn by class with `data_seed` or `seed`."}
+        default=1.0, metadata={"help": "Train on this share of every class, drawn with `data_seed` or `seed`."}
     )
     eval_split: str | None = dataclasses.field(
         default=None, metadata={"help": "Default: validation, else test, else a part held out of the training images."}
     )
     eval_share: float = dataclasses.field(
-        default=0.1, metadata={"help": "How much is held out, by class, where there is no split to evaluate."}
+        default=0.1, metadata={"help": "How much of every class is held out where there is no split to evaluate."}
     )
     preset: str | None = dataclasses.field(default=None, metadata={"help": "From scratch: a name of PRESETS."})
     model_name_or_path: str | None = dataclasses.field(
@@ -124,61 +130,68 @@ def build_model(run: RunArguments, names: dict[int, str]):
     if run.preset is not None:
         size = {} if run.image_size is None else {"image_size": run.image_size}
         return AutoModelForImageClassification.from_config(config_from_preset(run.preset, **size, **overrides))
-    model = AutoModelForImageClassification.from_pretrained(
-        run.model_name_or_path, ignore_mismatched_sizes=True, **overrides
-    )
+    with about(run.model_name_or_path):
+        model = AutoModelForImageClassification.from_pretrained(
+            run.model_name_or_path, ignore_mismatched_sizes=True, **overrides
+        )
     if run.image_size not in (None, model.config.image_size):
         model.resize_position_embeddings(run.image_size)
     return model
 
 
-def load_splits(run: RunArguments, training: ViTAETrainingArguments):
+def load_splits(run: RunArguments, training: ViTAETrainingArguments, names: list[str] | None):
     """The data set, whole, or under `--streaming` without the training images."""
-    present = load_dataset_builder(run.dataset, run.dataset_name).config.data_files or {}
+    present = find_data_files(run.dataset, run.dataset_name)
     run.train_split = pick_split(present, run.train_split)
     if run.eval_split is None and not {"validation", "test"} & present.keys() and not run.streaming:
         run.eval_split = HELD_OUT
     else:
         run.eval_split = pick_split(present, *([run.eval_split] if run.eval_split else ("validation", "test")))
-    names = run.class_names.read_text().splitlines() if run.class_names else None
     wanted = {run.train_split, run.eval_split} - ({run.train_split} if run.streaming else {HELD_OUT})
     splits = load_labelled_images(run.dataset, run.dataset_name, sorted(wanted), names)
     if run.eval_split == HELD_OUT:
-        parts = draw_by_class(splits[run.train_split], training.data_seed, test_size=run.eval_share)
-        splits[run.train_split], splits[HELD_OUT] = parts["train"], parts["test"]
+        parts = hold_out(splits[run.train_split], run.eval_share, training.data_seed)
+        splits[run.train_split], splits[HELD_OUT] = parts
+    if run.train_share < 1:
+        drawn, _ = draw_by_class(splits[run.train_split], run.train_share, training.data_seed, "--train_share")
+        splits[run.train_split] = drawn
     return splits
 
 
-def draw_by_class(split, seed: int, **size: float):
-    """Two parts of a split, `train` and `test`, in which the classes have the shares that they have in the whole."""
-    return split.train_test_split(**size, stratify_by_column="label", seed=seed)
+def load_shards(run: RunArguments, training: ViTAETrainingArguments, names: list[str] | None) -> Shards | None:
+    """Under `--streaming`, the training images; one process counts rows for all."""
+    if not run.streaming:
+        return None
+    shards = [None]
+    if training.process_index == 0:
+        shards = [find_shards(run.dataset, run.dataset_name, run.train_split, names=names)]
+    return broadcast_object_list(shards)[0]
 
 
-def build_training_data(run: RunArguments, training: ViTAETrainingArguments, splits, transform):
+def build_training_data(run: RunArguments, training: ViTAETrainingArguments, splits, shards, transform):
     options = {"on_bad_sample": run.on_bad_sample, "seed": training.seed}
-    if run.streaming:
-        # one process counts rows for all
-        shards = [find_shards(run.dataset, run.dataset_name, run.train_split) if training.process_index == 0 else None]
-        return StreamedImages(
-            broadcast_object_list(shards)[0],
-            transform,
-            training.train_batch_size,
-            shuffle_buffer=run.shuffle_buffer,
-            drop_last=training.dataloader_drop_last,
-            num_labels=len(class_names(splits)),
-            rank=training.process_index,
-            world_size=training.world_size,
-            **options,
-        )
-    split = splits[run.train_split]
-    if run.train_share < 1:
-        split = draw_by_class(split, training.data_seed, train_size=run.train_share)["train"]
-    return LabelledImages(split, transform, **options)
+    if shards is None:
+        return LabelledImages(splits[run.train_split], transform, **options)
+    return StreamedImages(
+        shards,
+        transform,
+        training.train_batch_size,
+        shuffle_buffer=run.shuffle_buffer,
+        drop_last=training.dataloader_drop_last,
+        num_labels=len(class_names(splits)),
+        rank=training.process_index,
+        world_size=training.world_size,
+        **options,
+    )
 
 
 def build_trainer(run: RunArguments, augmentation: AugmentationArguments, training: ViTAETrainingArguments):
+    names = read_class_names(run.class_names) if run.class_names else None
+    shards = load_shards(run, training, names)
+    if shards is not None and shards.classes is not None:
+        names = list(shards.classes)
     with training.main_process_first(desc="data"):
-        splits = load_splits(run, training)
+        splits = load_splits(run, training, names)
     model = build_model(run, class_names(splits))
     processor = ViTAEImageProcessor(size=model.config.image_size, crop_pct=run.crop_pct)
     transform = training_transform(model.config.image_size, augmentation)
@@ -186,7 +199,7 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
         model,
         training,
         data_collator=collate,
-        train_dataset=build_training_data(run, training, splits, transform),
+        train_dataset=build_training_data(run, training, splits, shards, transform),
         eval_dataset=LabelledImages(
             splits[run.eval_split],
             partial(evaluation_pixels, processor),
@@ -258,7 +271,7 @@ def take_over_pushing(training: ViTAETrainingArguments) -> bool:
     wanted, training.push_to_hub = training.push_to_hub, False
     if wanted and training.should_save:
         name = training.hub_model_id or Path(training.output_dir).absolute().name
-        with plain_failures(name):
+        with about(name):
             api = HfApi(token=training.hub_token)
             made = api.create_repo(name, private=training.hub_private_repo, exist_ok=True)
         training.hub_model_id = made.repo_id
@@ -267,7 +280,7 @@ def take_over_pushing(training: ViTAETrainingArguments) -> bool:
 
 def push(training: ViTAETrainingArguments, folder: str) -> dict:
     image = REPOSITORY / "examples" / "chelsea.png"
-    with plain_failures(training.hub_model_id):
+    with about(training.hub_model_id):
         return publish(
             Path(folder), training.hub_model_id, image, token=training.hub_token, revision=training.hub_revision
         )
@@ -313,7 +326,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    outcome = main()
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(outcome))
-    sys.exit(128 + signal.SIGTERM if "stopped_at_step" in outcome else 0)
+    run_command(main, status=lambda record: 128 + signal.SIGTERM if "stopped_at_step" in record else 0)

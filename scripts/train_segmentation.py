@@ -22,7 +22,6 @@ if __name__ == "__main__":  # look beside this script last, lest evaluate.py the
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 from functools import partial
@@ -33,6 +32,7 @@ from transformers import SegformerImageProcessor, set_seed
 
 from vitae_hf import config_from_preset
 from vitae_hf.checkpoints import last_checkpoint
+from vitae_hf.commands import about, run_command
 from vitae_hf.data import pick_split
 from vitae_hf.environment import environment
 from vitae_hf.masks import (
@@ -116,7 +116,8 @@ def build_model(run: RunArguments, names: dict[int, str]):
         changes["drop_path_rate"] = run.drop_path_rate
     if run.preset is not None:
         return new_segmenter(dense_config(config_from_preset(run.preset), **changes), names, run.head_channels)
-    return load_segmenter(run.model_name_or_path, names, run.head_channels, **changes)
+    with about(run.model_name_or_path):
+        return load_segmenter(run.model_name_or_path, names, run.head_channels, **changes)
 
 
 def build_trainer(
@@ -237,7 +238,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    outcome = main()
-    if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(outcome))
-    sys.exit(128 + signal.SIGTERM if "stopped_at_step" in outcome else 0)
+    run_command(main, status=lambda record: 128 + signal.SIGTERM if "stopped_at_step" in record else 0)

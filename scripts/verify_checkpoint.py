@@ -8,10 +8,10 @@ damaged or missing it is named, and the exit status is 1.
 """
 
 import argparse
-import json
 
 from vitae_hf.checksums import verify_checkpoint
-from vitae_hf.publishing import describe, plain_failures
+from vitae_hf.commands import about, run_command
+from vitae_hf.publishing import describe
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -19,14 +19,14 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("source", help="folder, or name of a Hub repository")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     arguments = parser.parse_args(argv)
-    with plain_failures(arguments.source):
+    with about(arguments.source):
         record = verify_checkpoint(arguments.source, arguments.revision)
-        if record["problems"]:
-            raise ValueError(f"{record['folder']} is damaged: {describe(record['problems'])}")
-        if not record["checked"]:
-            raise ValueError(f"{record['folder']} carries no checksums to compare with")
+    if record["problems"]:
+        raise ValueError(f"{record['folder']} is damaged: {describe(record['problems'])}")
+    if not record["checked"]:
+        raise ValueError(f"{record['folder']} carries no checksums to compare with")
     return {**record, "whole": True}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main()))
+    run_command(main)

@@ -24,13 +24,15 @@ HAS_PACKAGE = importlib.util.find_spec("vitae_hf") is not None
 
 
 def run_script(script: str, arguments: list[str], token: str | None) -> dict:
+    from vitae_hf.commands import run_command
+
     os.environ.pop("HF_TOKEN", None)
     if token is not None:
         os.environ["HF_TOKEN"] = token
     stdout, stderr, status = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(stdout), redirect_stderr(stderr):
         try:
-            print(json.dumps(importlib.import_module(script).main(arguments)))
+            run_command(importlib.import_module(script).main, arguments)
         except SystemExit as stop:
             status = stop.code
     return {"status": status, "stdout": stdout.getvalue(), "stderr": stderr.getvalue()}

@@ -1,10 +1,12 @@
 """Data sets of every form give the same samples, and bad ones are named or counted."""
 
 import random
+from collections import Counter
 from io import BytesIO
 
 import datasets
 import numpy as np
+import pandas
 import PIL.Image
 import pyarrow
 import pyarrow.parquet
@@ -13,7 +15,7 @@ import torch
 from conftest import REPOSITORY
 from torch.utils.data import DataLoader
 
-from vitae_hf.data import class_names, load_labelled_images
+from vitae_hf.data import class_names, draw_by_class, hold_out, load_images, load_labelled_images
 from vitae_hf.samples import IGNORED_LABEL, LabelledImages, RepeatedAugmentation, collate, decode
 
 
@@ -163,3 +165,193 @@ def test_a_part_of_the_splits_keeps_the_class_names_of_the_whole(tmp_path, monke
 def test_whatever_is_missing_in_a_row_is_named(row, message):
     with pytest.raises(ValueError, match=message):
         decode(row, name="row 7")
+
+
+# -------------------------------------------------------------------------- folders as people have them
+
+
+def write_pictures(*paths, colour=0):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("RGB", (8, 8), (colour, 0, 0)).save(path)
+
+
+def write_rows(path, labels, column="label"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    features = datasets.Features({"image": datasets.Image(), column: datasets.Value("string")})
+    pictures = [{"bytes": png(), "path": None} for _ in labels]
+    datasets.Dataset.from_dict({"image": pictures, column: labels}, features).to_parquet(path)
+
+
+def png() -> bytes:
+    buffer = BytesIO()
+    PIL.Image.new("RGB", (8, 8)).save(buffer, "png")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "data"
+
+
+def write_as(kind: str, folder):
+    """Two pictures of two classes."""
+    if kind == "classes":
+        write_pictures(folder / "a" / "1.png", folder / "b" / "2.png")
+    elif kind == "parquet":
+        write_rows(folder / "0.parquet", ["a", "b"])
+    else:
+        write_pictures(folder / "1.png", folder / "2.png")
+        (folder / "metadata.csv").write_text("file_name,label\n1.png,a\n2.png,b\n")
+
+
+@pytest.mark.parametrize("kind", ["classes", "parquet", "metadata"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"Training": "train", "Testing": "test"},
+        {"Train": "train", "Valid": "validation"},
+        {"TRAIN": "train", "dev": "validation", "test": "test"},
+        {"train2017": "train", "val2017": "validation"},
+        {"ILSVRC_img_train": "train", "ILSVRC_img_eval": "validation"},
+    ],
+)
+def test_splits_are_folders_by_the_usual_names_in_any_case(own_cache, kind, names, caplog):
+    for name in names:
+        write_as(kind, own_cache / "wrapper" / name)
+    splits = load_labelled_images(str(own_cache))
+    assert {name: len(split) for name, split in splits.items()} == dict.fromkeys(names.values(), 2)
+    assert list(class_names(splits).values()) == ["a", "b"]
+    assert sum(all(f"{name} is {split}" in line for name, split in names.items()) for line in caplog.messages) == 1
+    assert {name: len(split) for name, split in load_images(str(own_cache)).items()} == dict.fromkeys(names.values(), 2)
+
+
+@pytest.mark.parametrize("load", [load_labelled_images, load_images])
+@pytest.mark.parametrize(
+    "paths, message",
+    [
+        (
+            ["train/a/1.png", "extra/a/1.png", "more/a/1.png"],
+            "train, which are splits, beside extra, more, which are not",
+        ),
+        (["train/a/1.png", "1.png"], "train, which are splits, beside 1.png, which are not"),
+        (["train/a/1.png", "val/a/1.png", "Dev/a/1.png"], "Dev, val, which are all called as the split 'validation'"),
+        (["a/train/1.png", "a/test/1.png", "b/train/1.png"], "splits inside other folders, a/test, b/train"),
+    ],
+)
+def test_splits_are_never_mixed(tmp_path, load, paths, message):
+    write_pictures(*(tmp_path / path for path in paths))
+    with pytest.raises(ValueError, match=message):
+        load(str(tmp_path))
+
+
+def test_shards_of_no_split_are_never_mixed_with_those_of_one(own_cache):
+    for name in ("train-1.parquet", "Test.parquet"):
+        write_rows(own_cache / name, ["a"])
+    assert list(load_labelled_images(str(own_cache))) == ["train", "test"]
+    write_rows(own_cache / "others.parquet", ["a"])
+    with pytest.raises(ValueError, match=r"named after splits, beside others.parquet, which are not"):
+        load_labelled_images(str(own_cache))
+
+
+@pytest.mark.parametrize("name", ["[ab] c", "c*d?", "猫 и", "a&b=c#d%20"])
+@pytest.mark.parametrize("kind", ["classes", "parquet", "metadata"])
+def test_names_may_have_any_characters_and_lead_through_links(own_cache, kind, name):
+    write_as(kind, own_cache / name / "there")
+    (own_cache / name / "train").symlink_to(own_cache / name / "there", target_is_directory=True)
+    (own_cache / "elsewhere").mkdir()
+    (own_cache / name / "there").rename(own_cache / "elsewhere" / name)
+    (own_cache / name / "train").unlink()
+    (own_cache / name / "train").symlink_to(own_cache / "elsewhere" / name, target_is_directory=True)
+    (own_cache / "elsewhere" / name / "again").symlink_to(own_cache / "elsewhere", target_is_directory=True)
+    splits = load_labelled_images(str(own_cache / name))
+    assert [decode(row).size for row in splits["train"]] == [(8, 8)] * 2 and list(class_names(splits).values()) == [
+        "a",
+        "b",
+    ]
+
+
+def test_a_name_that_is_no_text_is_named(tmp_path):
+    write_pictures(tmp_path / "a" / "1.png")
+    (tmp_path / "b\udcff").mkdir()
+    with pytest.raises(ValueError, match=r"the name of '.*b\\udcff' is no UTF-8 text: rename it"):
+        load_labelled_images(str(tmp_path))
+
+
+def test_the_first_folder_is_the_class_whatever_lies_below(tmp_path):
+    write_pictures(tmp_path / "b" / "1.png", tmp_path / "a" / "x" / "2.png", tmp_path / "a" / "y" / "z" / "test_3.png")
+    split = load_labelled_images(str(tmp_path))["train"]
+    names = split.features["label"].names
+    assert {row["image"]["path"][-5:]: names[row["label"]] for row in split} == {
+        "1.png": "b",
+        "2.png": "a",
+        "3.png": "a",
+    }
+    write_pictures(tmp_path / "loose.png")
+    with pytest.raises(ValueError, match="loose.png lies beside the folders of the classes a, b, and in none"):
+        load_labelled_images(str(tmp_path))
+
+
+@pytest.mark.parametrize("column", ["label", "class", "category"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_labels_that_are_text_become_classes_in_order(own_cache, ending, column):
+    write_pictures(*(own_cache / f"{index}.png" for index in range(4)))
+    labels = ["dog", "cat", "eel", None]
+    table = pandas.DataFrame({"file_name": [f"{index}.png" for index in range(4)], column: labels})
+    if ending == "csv":
+        table.to_csv(own_cache / "metadata.csv", index=False)
+    elif ending == "jsonl":
+        table.to_json(own_cache / "metadata.jsonl", orient="records", lines=True)
+    else:
+        write_rows(own_cache / "train.parquet", labels, column)
+        [path.unlink() for path in own_cache.glob("*.png")]
+    splits = load_labelled_images(str(own_cache))
+    assert class_names(splits) == {0: "cat", 1: "dog", 2: "eel"} and splits["train"]["label"][:] == [1, 0, 2, None]
+    with pytest.raises(ValueError, match="has the labels dog, eel, which are none of the 2 classes given"):
+        load_labelled_images(str(own_cache), names=["cat", "cow"])
+
+
+# -------------------------------------------------------------------------- parts of small and uneven data
+
+
+def split_of(counts: dict[str, int]) -> datasets.Dataset:
+    names = sorted(counts)
+    labels = [names.index(name) for name, count in counts.items() for _ in range(count)]
+    features = datasets.Features({"label": datasets.ClassLabel(names=names)})
+    return datasets.Dataset.from_dict({"label": labels}, features)
+
+
+def counts_of(split) -> dict[str, int]:
+    names = split.features["label"].names
+    return dict(Counter(names[label] for label in split["label"]))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize(
+    "counts", [{f"c{index:02}": 8 for index in range(20)}, {"a": 9, "b": 1, "c": 2}, {"a": 1000, "b": 3, "c": 10}]
+)
+def test_every_class_that_has_two_pictures_is_trained_and_held_out(counts, share, caplog):
+    rest, held_out = map(counts_of, hold_out(split_of(counts), share, seed=0))
+    assert {name: rest[name] + held_out.get(name, 0) for name in counts} == counts
+    for name, count in counts.items():
+        assert held_out.get(name, 0) == pytest.approx(min(max(share * count, 1), count - 1), abs=1)
+        assert (name in held_out) == (count > 1)
+    assert any("a single picture, which stays in training: b" in line for line in caplog.messages) == (
+        1 in counts.values()
+    )
+
+
+def test_a_share_keeps_its_size_where_the_classes_allow_it():
+    drawn, rest = draw_by_class(split_of({"a": 15, "b": 15, "c": 30}), 0.1, 0, "--share")
+    assert len(drawn) == 6 and len(rest) == 54
+    assert counts_of(draw_by_class(split_of({"a": 9, "b": 1}), 0.1, 0, "--train_share")[0]) == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize(
+    "counts, share, message",
+    [({"a": 1, "b": 1}, 0.1, "--eval_share holds out .* but none has: a, b"), ({"a": 5}, 1.5, "--eval_share must be")],
+)
+def test_what_cannot_be_held_out_is_said_with_class_and_argument(counts, share, message):
+    with pytest.raises(ValueError, match=message):
+        hold_out(split_of(counts), share, seed=0)

@@ -326,8 +326,9 @@ def test_bad_masks_are_named_with_what_was_expected():
         MaskedImages(masked_rows((picture, mask)), None, num_labels=256)
 
 
-def test_pictures_in_a_folder_with_metadata_are_read(tmp_path):
-    for split in ("train", "validation"):
+@pytest.mark.parametrize("folders", [("train", "validation"), ("Training", "Val")])
+def test_pictures_in_a_folder_with_metadata_are_read(tmp_path, folders):
+    for split in folders:
         (tmp_path / split / "masks").mkdir(parents=True)
         PIL.Image.new("RGB", (4, 3)).save(tmp_path / split / "a.jpg")
         mask = PIL.Image.fromarray(np.array([[0, 1, 1, 255]] * 3, np.uint8))

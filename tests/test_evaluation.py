@@ -129,6 +129,7 @@ def test_many_classes_are_drawn_as_a_heat_map_with_the_worst_of_them():
 
 def test_labels_are_aligned_by_name_or_refused():
     assert align_labels(["cat", "dog", "eel"], {0: "eel", 1: "cat", 2: "dog"}).tolist() == [1, 2, 0]
+    assert align_labels(["eel", "dog"], {0: "eel", 1: "cat", 2: "dog"}).tolist() == [0, 2]
     assert align_labels(["cat", "dog"], {0: "LABEL_0", 1: "LABEL_1"}).tolist() == [0, 1]
     with pytest.raises(
         ValueError, match="has 2 classes, 1 of them alone: 'cat', the model 3 classes, 2 .*: 'cow', 'fly'"

@@ -15,6 +15,7 @@ from conftest import CONFIGS, REPOSITORY, original_weights
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 from vitae_hf import ViTAEBackbone, ViTAEImageProcessorPil, convert_original_state_dict, exporting
+from vitae_hf.commands import run_command
 from vitae_hf.exporting import export_folder, forward_inputs, load_exported, read_batch
 
 
@@ -155,7 +156,7 @@ def test_what_cannot_be_exported_is_told_before_anything_is_written(folders, tmp
 def test_the_script_refuses_in_one_sentence(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(SystemExit) as stopped:
-        export.main([str(tmp_path), "--format", "torch"])
+        run_command(export.main, [str(tmp_path), "--format", "torch"])
     assert stopped.value.code == 1
     assert "only classifiers and headless models of ViTAE" in capsys.readouterr().err.splitlines()[-1]
 

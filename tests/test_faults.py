@@ -125,9 +125,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(tmp_path):
                 (tmp_path / "checkpoint-4" / "optimizer.pt").symlink_to("/dev/full")
             super()._save_optimizer_and_scheduler(output_dir)
 
-    with pytest.raises(
-        RuntimeError, match=r"checkpoint-4 could not be written \(.* the last checkpoint is .*checkpoint-2"
-    ):
+    with pytest.raises(OSError, match=r"checkpoint-4 could not be written \(.* the last checkpoint is .*checkpoint-2"):
         trainer(tmp_path, cls=Full, save_total_limit=1).train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
     assert ViTAEForImageClassification.from_pretrained(tmp_path / "checkpoint-2").config.num_labels == 5
@@ -140,6 +138,61 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_batch(tm
     with pytest.raises(FloatingPointError, match=r"the loss of step \d is nan, .* batch of \[.*'9.png'.*checkpoint"):
         run.train()
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+
+
+@pytest.mark.parametrize("where", ["model", "ema"])
+@pytest.mark.parametrize("what", ["classifier.weight", "vitae.stages.2.normal_cells.0.conv_branch.0.norm.running_var"])
+def test_no_checkpoint_or_model_with_a_value_that_is_no_number_is_written_over_a_good_one(tmp_path, where, what):
+    class Spoilt(ViTAETrainer):
+        def update_average(self):
+            super().update_average()
+            if self.state.global_step == 4:
+                {"model": self.model, "ema": self.ema.module}[where].state_dict()[what][0] = torch.nan
+
+    run = trainer(tmp_path, cls=Spoilt, ema_decay=0.5, save_total_limit=1)
+    name = what if where == "model" else f"ema.{what}"
+    message = rf"nothing was written after step 4, .* not all values are finite of {name}; .*checkpoint-2"
+    with pytest.raises(FloatingPointError, match=message):
+        run.train()
+    with pytest.raises(FloatingPointError, match=message):
+        run.save_model()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+def small_pictures(side: int = 16) -> list[dict]:
+    return [{"pixel_values": image, "labels": i % 5, "samples": i} for i, image in enumerate(images(16, side, side))]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"per_device_train_batch_size": 3}, "the last batch of 16 in batches of 3 has one picture, .* 16×16 pixels"),
+        ({"per_device_train_batch_size": 1}, "every batch has one picture.*: choose a larger `per_device_train_batch"),
+    ],
+)
+def test_a_batch_that_batch_norm_cannot_normalise_is_foretold(tmp_path, options, message):
+    run = trainer(tmp_path, small_pictures(), max_steps=6, save_strategy="no", **options)
+    with pytest.raises(ValueError, match=message):
+        run.train()
+    assert run.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    "side, options",
+    [
+        (16, {"dataloader_drop_last": True}),
+        (16, {"frozen_batch_norm": True}),
+        (16, {"per_device_train_batch_size": 4}),
+        (16, {"max_steps": 2}),  # which end before the last batch
+        (32, {}),
+    ],
+)
+def test_batches_that_batch_norm_can_normalise_are_trained_on(tmp_path, side, options):
+    options = {"max_steps": 6, "save_strategy": "no", "per_device_train_batch_size": 3, **options}
+    run = trainer(tmp_path, small_pictures(side), **options)
+    run.train()
+    assert run.state.global_step == options["max_steps"]
+    assert all(value.isfinite().all() for value in run.model.state_dict().values())
 
 
 def test_without_a_checkpoint_last_begins(tmp_path):

@@ -443,7 +443,7 @@ def change_weights(change):
         (write("pytorch_model.bin", "anything"), "holds pytorch_model.bin, a format that can run code"),
         (lambda folder: flip(folder / "model.safetensors", 5), "model.safetensors is damaged"),
         (lambda folder: (folder / "ema").mkdir(), "publish .*ema"),
-        (change_weights(lambda weights: weights["classifier.bias"].fill_(float("nan"))), "not finite"),
+        (change_weights(lambda weights: weights["classifier.bias"].fill_(float("nan"))), "are finite: classifier.bias"),
         (change_weights(lambda weights: weights.pop("classifier.bias")), "lack 1 tensors .* classifier.bias"),
     ],
 )

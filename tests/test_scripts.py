@@ -9,14 +9,15 @@ import sys
 import pytest
 import torch
 from conftest import REPOSITORY, original_weights
+from hub_server import HubServer
 from test_conversion import write_malicious
 
 from vitae_hf import config_from_preset
 
 
-def run(script: str, *arguments) -> subprocess.CompletedProcess:
+def run(script: str, *arguments, **variables: str) -> subprocess.CompletedProcess:
     command = [sys.executable, REPOSITORY / "scripts" / f"{script}.py", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -43,6 +44,16 @@ def test_the_demo_trains_saves_evaluates_and_draws(demo):
     assert (folder / "predictions.png").stat().st_size > 20_000
     assert "%|" in done.stderr  # the Trainer's progress bar
     assert json.loads((folder / "config.json").read_text())["id2label"]["9"] == "Ankle boot"
+
+
+def test_the_demos_folder_is_published_as_it_is(demo, tmp_path):
+    folder = demo[0] / "outputs" / "vitae-nano-fashion"
+    with HubServer(tmp_path / "hub") as hub:
+        variables = {**hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+        record = last_line(run("push_to_hub", folder, "--repo_id", "org/demo", **variables))
+        card = hub.content("org/demo", "README.md").decode()
+    assert record["uploaded"] and record["same_logits"]
+    assert "216,074 parameters for 10 classes" in card and "training_curves.png" in card
 
 
 @pytest.mark.slow

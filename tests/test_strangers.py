@@ -15,8 +15,8 @@ from test_app import save_model
 from transformers import ViTConfig, ViTForImageClassification
 
 from vitae_hf import ViTAEForPreTraining, ViTAEModel, ViTAEv2Backbone, config_from_preset
-from vitae_hf.folders import check_model, weight_files
 from vitae_hf.messages import listed, printable
+from vitae_hf.model_folders import check_model, weight_files
 from vitae_hf.visitors import Models
 
 

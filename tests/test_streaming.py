@@ -29,23 +29,26 @@ def png(index: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_parquet(folder):
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abcde"))})
+def write_parquet(folder, as_text: bool = False):
+    label = datasets.Value("string") if as_text else datasets.ClassLabel(names=list("abcde"))
+    features = datasets.Features({"image": datasets.Image(), "label": label})
     first = 0
     for shard, size in enumerate(SIZES):
         rows = range(first, first + size)
-        data = {"image": [{"bytes": png(i), "path": f"{i}.png"} for i in rows], "label": [i % 5 for i in rows]}
+        labels = ["abcde"[i % 5] if as_text else i % 5 for i in rows]
+        data = {"image": [{"bytes": png(i), "path": f"{i}.png"} for i in rows], "label": labels}
         data = datasets.Dataset.from_dict(data, features=features)
         data.to_parquet(folder / f"train-{shard:05}-of-00005.parquet", batch_size=4)  # rows of a row group
         first += size
 
 
-def write_tars(folder):
+def write_tars(folder, as_text: bool = False):
     index = 0
     for shard, size in enumerate(SIZES):
         with tarfile.open(folder / f"train-{shard:04}.tar", "w") as archive:
             for _ in range(size):
-                for ending, content in (("PNG", png(index)), ("cls", str(index % 5).encode())):
+                label = "abcde"[index % 5] if as_text else str(index % 5)
+                for ending, content in (("PNG", png(index)), ("cls", f"{label}\n".encode())):
                     member = tarfile.TarInfo(f"{index:06}.{ending}")
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
@@ -105,6 +108,22 @@ def test_a_stream_holds_the_rows_of_the_data_set_in_memory(folder):
     assert rows(kept) == [int(sample["pixel_values"][0, 0, 0]) // 5 for sample in expected] == list(range(40))
     shuffled = loader(find_shards(folder))
     assert Counter(rows(shuffled)) == Counter(rows(kept))
+
+
+@pytest.mark.parametrize("write", [write_parquet, write_tars])
+def test_labels_that_are_text_are_numbers_of_classes_in_a_stream_and_in_memory(tmp_path, monkeypatch, write):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "[a] b" / "Training"
+    folder.mkdir(parents=True)
+    write(folder, as_text=True)
+    shards = find_shards(str(folder.parent))
+    assert shards.classes == tuple("abcde")
+    labels = [label for batch in loader(shards, shuffle_buffer=0) for label in batch["labels"].tolist()]
+    in_memory = load_labelled_images(str(folder.parent))["train"]
+    assert labels == in_memory["label"][:] == [row % 5 for row in range(40)]
+    assert in_memory.features["label"].names == list("abcde")
+    with pytest.raises(ValueError, match="has label 'c', which is none of the classes"):
+        list(loader(find_shards(str(folder.parent), names=["a", "b"]), shuffle_buffer=0))
 
 
 @pytest.mark.parametrize("drop_last, expected", [(True, 36), (False, 42)])

@@ -114,6 +114,7 @@ def test_fine_tuning_on_a_folder_with_bad_pictures_and_new_classes(tmp_path):
         output_dir=tmp_path / "out",
         max_steps=4,
         eval_share=0.2,
+        save_strategy="no",
     )
     done = run("train", *arguments)
     assert done.returncode != 0 and f"cannot read {path}" in done.stderr

@@ -1,9 +1,11 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which checkpoints of a run are whole, when a run may have been killed while it wrote one."""
+"""Which checkpoints of a killed run are whole, and which weights are no numbers."""
 
 import json
 import os
 from pathlib import Path
+
+import torch
 
 
 def unfinished_mark(checkpoint: Path) -> Path:
@@ -33,3 +35,14 @@ def flush(checkpoint: Path) -> None:
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
+
+
+def not_finite(model: torch.nn.Module) -> list[str]:
+    """Names of the weights and saved buffers, of this process's shards of them, that hold NaN or infinity."""
+    local = {name: getattr(tensor, "_local_tensor", tensor) for name, tensor in model.state_dict().items()}
+    local = {name: tensor for name, tensor in local.items() if tensor.is_floating_point() and not tensor.is_meta}
+    if not local:
+        return []
+    device = next(iter(local.values())).device
+    is_finite = torch.stack([tensor.isfinite().all().to(device, non_blocking=True) for tensor in local.values()])
+    return [name for name, good in zip(local, is_finite.tolist()) if not good]

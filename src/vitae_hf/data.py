@@ -1,35 +1,64 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Pictures through `datasets`, with labels or without, whatever form they are kept in."""
 
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import datasets
+import numpy as np
+from datasets.info import DatasetInfosDict
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
+from huggingface_hub import metadata_load
+from transformers.utils import logging
+
+from .commands import about
+from .folders import Folder, as_data_files
+from .messages import listed
+
+
+logger = logging.get_logger(__name__)
+
+LABEL_COLUMNS = ("label", "labels", "cls", "class", "class_name", "category", "target")
+
+
+def number_or_text(content: bytes) -> int | str | None:
+    """What a member of a tar says that is a label."""
+    text = content.decode().strip()
+    return int(text) if text.isdigit() else text or None
+
+
+WebDataset.DECODERS["cls"] = number_or_text  # for `datasets`, only numbers
 
 
 def load_labelled_images(
     source: str, name: str | None = None, splits: list[str] | None = None, names: list[str] | None = None
 ) -> datasets.DatasetDict:
-    """Load a data set by Hub name or local folder: parquet files, WebDataset tars, or one folder of images per class.
+    """Load a data set by Hub name or local folder: parquet files, WebDataset tars, pictures with metadata, or a folder
+    of pictures for each class, whatever lies below it.
 
     Args:
-        source: as `datasets.load_dataset` takes it.
+        source: as `datasets.load_dataset` takes it; a local folder is read as [`Folder`] says.
         name: its configuration, where it has several.
         splits: read the files of these alone; default: all.
-        names: of the classes, where the data set does not have them.
+        names: of the classes, where the data set does not have them; default for labels that are text: all that occur,
+            sorted.
 
     Returns:
         Its splits, with the pictures in a column `image` that is not decoded yet and the labels in a column `label`.
 
     Raises:
         ValueError: there is no single column of images and of labels, or no names for the labels; the message lists the
-            columns.
+            columns. Or a label is none of the names.
     """
-    data = _load(source, name, splits)
+    data = load_any(source, name, splits, labelled=True)
     columns = find_columns(next(iter(data.values())).features, source)
     data = data.select_columns(list(columns))
     data = data.rename_columns({column: role for column, role in columns.items() if column != role})
     label = next(iter(data.values())).features["label"]
-    if not isinstance(label, datasets.ClassLabel):
+    if is_text(label):
+        data = _number_text(data, names, source)
+    elif not isinstance(label, datasets.ClassLabel):
         if names is None:
             raise ValueError(f"the labels of {source} are numbers without names: give the names of the classes")
         data = data.cast_column("label", datasets.ClassLabel(names=names))
@@ -44,7 +73,7 @@ def load_images(source: str, name: str | None = None, splits: list[str] | None =
     Raises:
         ValueError: there is no single column of images; the message lists the columns.
     """
-    data = _load(source, name, splits)
+    data = load_any(source, name, splits)
     image = find_image(next(iter(data.values())).features, source)
     data = data.select_columns([image])
     if image != "image":
@@ -52,13 +81,98 @@ def load_images(source: str, name: str | None = None, splits: list[str] | None =
     return data.cast_column("image", datasets.Image(decode=False))
 
 
-def _load(source: str, name: str | None, splits: list[str] | None) -> datasets.DatasetDict:
+def find_data_files(source: str, name: str | None = None) -> dict[str, list[str]]:
+    """Paths or URLs of the files of each split.
+
+    Raises:
+        ValueError: a local folder whose splits cannot be told apart; the message lists what was found.
+    """
+    if folder := local_folder(source, name):
+        return folder.data_files
+    with about(source):
+        data_files = datasets.load_dataset_builder(source, name).config.data_files or {}
+    return {split: list(map(str, files)) for split, files in data_files.items()}
+
+
+def load_features(source: str, name: str | None, split: str) -> datasets.Features:
+    """The columns of a data set, of which nothing is read but the beginning."""
+    folder = local_folder(source, name)
+    files = {} if folder is None else {"data_files": {split: as_data_files(folder.data_files[split])}}
+    return datasets.load_dataset(source, name, split=split, streaming=True, **files).features
+
+
+def local_folder(source: str, name: str | None = None) -> Folder | None:
+    """The folder, unless the data set is on the Hub or a card in the folder says which files it has.
+
+    Raises:
+        ValueError: a path is no folder.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        if path.exists() or source.startswith((".", "~", os.sep)) or source.count("/") > 1:
+            raise ValueError(f"there is no folder {source} to read pictures from")
+        return None
+    card = path / "README.md"
+    has_files = card.is_file() and "data_files" in str((metadata_load(card) or {}).get("configs"))
+    return None if name is not None or has_files else Folder(path)
+
+
+def load_any(
+    source: str, name: str | None = None, splits: list[str] | None = None, labelled: bool = False
+) -> datasets.DatasetDict:
+    """Load a data set with whatever columns it has; see [`load_labelled_images`].
+
+    Args:
+        labelled: whether pictures in a folder of their own for each class must all be in one.
+    """
+    folder = local_folder(source, name)
+    if folder is None:
+        with about(source):
+            return _load_with_datasets(source, name, splits)
+    kind, _ = folder.contents
+    data_files = folder.data_files
+    wanted = [pick_split(data_files, split) for split in splits or data_files]
+    if kind == "pictures":
+        data = folder.class_folders(labelled)
+        return datasets.DatasetDict({split: data[split] for split in wanted})
+    patterns = {split: as_data_files(files) for split, files in data_files.items()}
+    if kind == "metadata":  # whose columns may differ if some files are not read
+        data = datasets.load_dataset("imagefolder", data_files=patterns)
+        return datasets.DatasetDict({split: data[split] for split in wanted})
+    described = DatasetInfosDict.from_directory(source)  # by the folder's card
+    features = next(iter(described.values())).features if len(described) == 1 else None
+    return datasets.load_dataset(source, data_files={split: patterns[split] for split in wanted}, features=features)
+
+
+def _load_with_datasets(source: str, name: str | None, splits: list[str] | None) -> datasets.DatasetDict:
     only = {}
     if splits is not None:
         builder = datasets.load_dataset_builder(source, name)
         only["data_files"] = {split: list(builder.config.data_files[split]) for split in splits}
         only["features"] = builder.info.features
     return datasets.load_dataset(source, name, **only)
+
+
+def is_text(feature) -> bool:
+    return getattr(feature, "dtype", "") in ("string", "large_string")
+
+
+def _number_text(data: datasets.DatasetDict, names: list[str] | None, source: str) -> datasets.DatasetDict:
+    """Labels that are text as numbers of classes."""
+    texts = {split: part["label"][:] for split, part in data.items()}
+    found = sorted({text for column in texts.values() for text in column if text is not None})
+    names = found if names is None else names
+    if unknown := [text for text in found if text not in set(names)]:
+        raise ValueError(f"{source} has the labels {listed(unknown)}, which are none of the {len(names)} classes given")
+    numbers, feature = {text: number for number, text in enumerate(names)}, datasets.ClassLabel(names=names)
+    return datasets.DatasetDict(
+        {
+            split: part.remove_columns("label").add_column(
+                "label", list(map(numbers.get, texts[split])), feature=feature
+            )
+            for split, part in data.items()
+        }
+    )
 
 
 def find_image(features: datasets.Features, source: str) -> str:
@@ -75,7 +189,7 @@ def find_image(features: datasets.Features, source: str) -> str:
 
 def find_columns(features: datasets.Features, source: str) -> dict[str, str]:
     """Which columns are the `image` and the `label`: the only pictures, and the only class labels, else whole numbers
-    that are called label, labels or, as in WebDataset, cls.
+    or text in a column that is called as in `LABEL_COLUMNS`.
 
     Raises:
         ValueError: there is not one of each.
@@ -83,10 +197,13 @@ def find_columns(features: datasets.Features, source: str) -> dict[str, str]:
     image = find_image(features, source)
     labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     if not labels:
-        numbers = (column for column in ("label", "labels", "cls") if column in features)
-        labels = [column for column in numbers if "int" in getattr(features[column], "dtype", "")]
+        known = [column for column in LABEL_COLUMNS if column in features]
+        labels = [c for c in known if is_text(features[c]) or "int" in getattr(features[c], "dtype", "")]
     if len(labels) != 1:
-        raise ValueError(f"{source} must have one column for the labels, got {labels} of {features}")
+        raise ValueError(
+            f"{source} must have one column for the labels, got {labels} of {features}; numbers and text count in a"
+            f" column called one of {', '.join(LABEL_COLUMNS)}"
+        )
     return {image: "image", labels[0]: "label"}
 
 
@@ -106,3 +223,78 @@ def pick_split(available: Iterable[str], *names: str) -> str:
 def class_names(splits: datasets.DatasetDict) -> dict[int, str]:
     """Class names by label, for `id2label`."""
     return dict(enumerate(next(iter(splits.values())).features["label"].names))
+
+
+def read_class_names(file: Path) -> list[str]:
+    """The lines of a file, the name of a class on each.
+
+    Raises:
+        ValueError: a line is empty or there twice.
+    """
+    names = file.read_text().rstrip("\n").splitlines()
+    for number, name in enumerate(names):
+        if not name.strip() or name in names[:number]:
+            raise ValueError(f"line {number + 1} of {file} must be the name of one more class, got {name!r}")
+    return names
+
+
+def hold_out(split: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """What stays for training, and what `--eval_share` holds out: of every class that has two pictures at least one.
+
+    Raises:
+        ValueError: no class has two, or the share is none.
+    """
+    counts = _count_classes(split)
+    if not any(count > 1 for count in counts.values()):
+        raise ValueError(
+            f"--eval_share holds out a picture of every class that has two, but none has: {listed(list(counts))}; add"
+            " pictures, or name a split by --eval_split"
+        )
+    if single := [name for name, count in counts.items() if count == 1]:
+        logger.warning("a single picture, which stays in training: %s", listed(single))
+    held_out, rest = draw_by_class(split, share, seed, "--eval_share", leave=1)
+    return rest, held_out
+
+
+def draw_by_class(
+    split: datasets.Dataset, share: float, seed: int, argument: str, leave: int = 0
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """A share of the pictures, in which the classes have the shares that they have in the whole, and the rest.
+
+    Args:
+        split: with a column `label`, or all of one class.
+        share: above 0 and below 1; every class gives at least one picture all the same.
+        seed: of the draw.
+        argument: that says the share, for messages.
+        leave: how many pictures of a class must be in the rest, and then none of a class that has no more.
+
+    Raises:
+        ValueError: the share is none.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"{argument} must be above 0 and below 1, got {share}")
+    labels = _labels(split)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    classes, counts = np.unique(labels, return_counts=True)
+    quotas = share * counts
+    drawn = np.floor(quotas).astype(int)
+    most_owed = np.argsort(drawn - quotas, kind="stable")[: round(share * len(labels)) - drawn.sum()]
+    drawn[most_owed] += 1
+    drawn = np.minimum(np.maximum(drawn, 1), counts - leave)
+    is_drawn = np.zeros(len(labels), dtype=bool)
+    for label, count in zip(classes, drawn):
+        is_drawn[order[labels[order] == label][:count]] = True
+    return split.select(np.flatnonzero(is_drawn)), split.select(np.flatnonzero(~is_drawn))
+
+
+def _labels(split: datasets.Dataset) -> np.ndarray:
+    if "label" not in split.features:
+        return np.zeros(len(split), dtype=int)
+    return np.array([-1 if label is None else label for label in split["label"][:]], dtype=int)
+
+
+def _count_classes(split: datasets.Dataset) -> dict[str, int]:
+    """How many pictures each class has, but those that have none."""
+    classes, counts = np.unique(_labels(split), return_counts=True)
+    names = split.features["label"].names if "label" in split.features else ["pictures"]
+    return {names[label] if label >= 0 else "no label": int(count) for label, count in zip(classes, counts)}

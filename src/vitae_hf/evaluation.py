@@ -28,18 +28,20 @@ OFFICIAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 def align_labels(names: list[str], id2label: dict[int, str]) -> np.ndarray:
     """The class of a model for each label of a data set, by name; by index if the model has only generic `LABEL_i`.
 
+    The data set may lack classes: those that are text, or folders, are known only where there are pictures of them.
+
     Args:
         names: the data set's, by label.
         id2label: the model's.
 
     Raises:
-        ValueError: the two have not the same classes; the message has both.
+        ValueError: the model lacks classes of the data set; the message has both.
     """
     model_names = [id2label[index] for index in range(len(id2label))]
     is_generic = all(name == f"LABEL_{index}" for index, name in enumerate(model_names))
     if is_generic and len(names) == len(model_names):
         return np.arange(len(names))
-    if sorted(names) != sorted(model_names):
+    if not set(names) <= set(model_names):
         raise ValueError(
             f"the data set and the model must have the same classes; the data set has {_listed(names, model_names)},"
             f" the model {_listed(model_names, names)}"

@@ -7,9 +7,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HFValidationError, httpx
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 
-from .folders import MODEL_FILES, check_model, read_json, reason_of
 from .image_processing_vitae import ViTAEImageProcessor, ViTAEImageProcessorPil
 from .messages import listed
+from .model_folders import MODEL_FILES, check_model, read_json, reason_of
 
 
 OUR_PROCESSORS = (ViTAEImageProcessor, ViTAEImageProcessorPil)

@@ -16,6 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from .data import load_any, read_class_names
 from .image_processing_vitae import to_rgb
 from .samples import Samples, read_image, seeded
 
@@ -36,7 +37,7 @@ def load_masked_images(source: str, name: str | None = None) -> datasets.Dataset
     Raises:
         ValueError: there is not one column of pictures and one of masks; the message lists the columns.
     """
-    data = datasets.load_dataset(source, name)
+    data = load_any(source, name)
     columns = find_mask_columns(next(iter(data.values())).features, source)
     if "objects" in data[next(iter(data))].features:
         columns["objects"] = "objects"
@@ -73,11 +74,7 @@ def mask_class_names(data: datasets.DatasetDict, file: Path | None = None) -> di
         ValueError: there is neither, or a line is empty or there twice.
     """
     if file is not None:
-        names = file.read_text().rstrip("\n").splitlines()
-        for number, name in enumerate(names):
-            if not name.strip() or name in names[:number]:
-                raise ValueError(f"line {number + 1} of {file} must be the name of one more class, got {name!r}")
-        return dict(enumerate(names))
+        return dict(enumerate(read_class_names(file)))
     category = getattr(next(iter(data.values())).features.get("objects"), "get", {}.get)("category")
     names = getattr(getattr(category, "feature", None), "names", None)
     if names is None:

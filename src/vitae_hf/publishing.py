@@ -2,32 +2,20 @@
 """From a folder to a Hub repository: check it, upload what belongs to the model, load it back and compare."""
 
 import json
-import re
-import sys
 import tempfile
-from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
-from huggingface_hub import (
-    CommitInfo,
-    CommitOperationAdd,
-    CommitOperationDelete,
-    HfApi,
-    ModelCard,
-    constants,
-    get_token,
-)
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-from huggingface_hub.utils import httpx
-from safetensors import SafetensorError
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.dynamic_module_utils import get_relative_imports
 
+from .checkpoints import not_finite
 from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
-from .folders import check_model
+from .commands import first_line
 from .messages import listed, printable
+from .model_folders import check_model
 
 
 # Of a folder, what a model is made of; its code files come on top. Whatever else lies there stays there: checkpoints,
@@ -45,8 +33,6 @@ BELONGS = [
 ]
 WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 PICKLED_WEIGHTS = ["*model*.bin", "*model*.pt", "*model*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack"]
-# What talking to the Hub raises; httpx's errors are not OSErrors.
-HUB_ERRORS = (OSError, ValueError, RuntimeError, SafetensorError, httpx.HTTPError)
 
 
 def matches(name: str, patterns: list[str]) -> bool:
@@ -74,7 +60,7 @@ def compute_outputs(source: str | Path, image: str | Path, **kwargs) -> torch.Te
         kwargs: for `from_pretrained`: `revision`, `cache_dir`.
 
     Raises:
-        ValueError: the weights lack tensors of the network.
+        ValueError: the weights lack tensors of the network, or hold values that are not finite.
     """
     processor = AutoImageProcessor.from_pretrained(source, **kwargs)
     architecture = (AutoConfig.from_pretrained(source, **kwargs).architectures or [""])[0]
@@ -82,6 +68,8 @@ def compute_outputs(source: str | Path, image: str | Path, **kwargs) -> torch.Te
     model, loading = auto_class.from_pretrained(source, output_loading_info=True, **kwargs)
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"the weights of {source} lack {len(missing)} tensors of the network: {listed(missing)}")
+    if names := not_finite(model):
+        raise ValueError(f"not all values of {source} are finite: {listed(names)}")
     pixel_values = processor(image, return_tensors="pt").pixel_values.to(model.dtype)
     outputs = model.eval()(pixel_values)
     return outputs.logits if auto_class is AutoModelForImageClassification else outputs.pooler_output
@@ -173,7 +161,8 @@ def upload(
         The repository's full name, the commit that has the files, and whether it is new.
 
     Raises:
-        HUB_ERRORS: nothing was changed, or, if the answer was lost, all was; trying again is always right.
+        OSError, httpx.HTTPError or RuntimeError from one: nothing was changed, or, if the answer was lost, all was;
+            trying again is always right.
     """
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     if revision not in (None, constants.DEFAULT_REVISION):
@@ -203,7 +192,7 @@ def check_published(
 
     Raises:
         ValueError: something differs; the message names it.
-        HUB_ERRORS: the download failed.
+        OSError or httpx.HTTPError: the download failed.
     """
     with tempfile.TemporaryDirectory() as cache:
         source = {"revision": commit, "cache_dir": cache, "token": token}
@@ -261,7 +250,7 @@ def publish(
         Number and bytes of the files; the repository, its commit, whether that is new, and the pull request.
 
     Raises:
-        HUB_ERRORS: as [`check_folder`], [`upload`] and [`check_published`] say.
+        ValueError, OSError, httpx.HTTPError, RuntimeError: as [`check_folder`], [`upload`] and [`check_published`] say.
     """
     files, outputs = check_folder(folder, image)
     record = {"repo_id": repo_id, "files": len(files), "uploaded": False}
@@ -277,57 +266,3 @@ def publish(
 
 def describe(problems: dict[str, list[str]]) -> str:
     return listed((f"{printable(name)}: {', '.join(found)}" for name, found in problems.items()), "; ")
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def plain_words(error: BaseException, subject: str) -> str:
-    """What went wrong in one sentence, without the token.
-
-    Args:
-        subject: folder or repository, named where the error does not.
-    """
-    causes = [error]
-    while causes[-1].__cause__ is not None:
-        causes.append(causes[-1].__cause__)
-    response = next((cause.response for cause in causes if isinstance(cause, HfHubHTTPError)), None)
-    status = None if response is None else response.status_code
-    if status == 401 or isinstance(error, LocalTokenNotFoundError):
-        problem = "not accepted" if get_token() else "missing"
-        sentence = (
-            f"{subject} is not there for you: the Hub token is {problem}; log in with `hf auth login` or set HF_TOKEN"
-        )
-    elif status == 403:
-        sentence = f"the Hub token may not do this to {subject}: it takes one that may write"
-    elif status == 412:
-        sentence = f"{subject} was changed by somebody else in the meantime; nothing was uploaded, run it again"
-    elif status is not None and (status >= 500 or status == 429):
-        sentence = f"the Hub failed with status {status} for {subject}; run it again, it goes on where it is needed"
-    elif status is None and any(isinstance(cause, (httpx.HTTPError, ConnectionError)) for cause in causes):
-        sentence = (
-            f"no connection to {constants.ENDPOINT} for {subject} ({first_line(causes[-1])}); run it again, it goes on"
-            " where it is needed"
-        )
-    elif status == 404:
-        sentence = f"{subject} is not on the Hub ({first_line(error)})"
-    else:
-        sentence = " ".join(line.strip() for line in str(error).splitlines() if line.strip()) or type(error).__name__
-    sentence = sentence.replace(get_token() or "\n", "…")
-    return re.sub(r"\bhf_\w{20,}", "…", sentence)
-
-
-@contextmanager
-def plain_failures(subject: str):
-    """End the process with one sentence on stderr and status 1 where the Hub, or a check before it, fails.
-
-    Args:
-        subject: folder or repository that it is about.
-    """
-    try:
-        yield
-    except HUB_ERRORS as error:
-        print(f"\nerror: {plain_words(error, subject)}", file=sys.stderr)  # below a progress bar
-        sys.exit(1)

@@ -51,11 +51,25 @@ def parse_arguments(argv: list[str] | None, classes: tuple[type, ...], descripti
 
 
 def read_recipe(path: Path, parser: HfArgumentParser) -> dict:
-    """The arguments in a YAML file, without what it says about itself."""
-    recipe = yaml.safe_load(path.read_text()) or {}
+    """The arguments in a YAML file, without what it says about itself, as the command line would have them.
+
+    Raises:
+        ValueError: it is no YAML of arguments, or a value is a list or mapping where one number is expected.
+    """
+    try:
+        recipe = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ValueError(f"{path} must hold arguments with their values, got a {type(recipe).__name__}")
     recipe.pop("about", None)
-    known = {action.dest for action in parser._actions}
-    for name in recipe.keys() - known:
-        closest = get_close_matches(name, known, n=1, cutoff=0)[0]
-        raise ValueError(f"{path}: there is no argument {name!r}; did you mean {closest!r}?")
+    known = {action.dest: action for action in parser._actions}
+    for name, value in recipe.items():
+        if name not in known:
+            closest = get_close_matches(str(name), known, n=1, cutoff=0)[0]
+            raise ValueError(f"{path}: there is no argument {name!r}; did you mean {closest!r}?")
+        if isinstance(value, list | dict) and known[name].nargs is None and known[name].type in (int, float):
+            raise ValueError(f"{path}: {name} must be one number, got {value}")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            recipe[name] = str(value)  # argparse converts and checks text alone
     return recipe

@@ -193,9 +193,11 @@ def decode(row: dict, num_labels: int | None = None, name: str = "a row") -> PIL
 
     Raises:
         ValueError: the picture is missing or damaged, or the row's `label`, if it has the column, is empty, or
-            `num_labels` or more; the message has the file, or the row's name where there is none.
+            `num_labels` or more, or text; the message has the file, or the row's name where there is none.
     """
     label, where = row.get("label", 0), place(row["image"], name)
+    if isinstance(label, str):
+        raise ValueError(f"{where} has label {label!r}, which is none of the classes")
     if label is None or label < 0:
         raise ValueError(f"{where} has no label")
     if num_labels is not None and label >= num_labels:

@@ -11,7 +11,8 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, groupby, islice
 from typing import Literal
 
@@ -24,7 +25,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
-from .data import find_columns, find_image
+from .data import find_columns, find_data_files, find_image, is_text, load_features, number_or_text
 from .samples import Samples
 
 
@@ -41,50 +42,84 @@ class Shards:
         rows: of each.
         image: name of the column, or ending in the tar, that holds the picture.
         label: the same for the label; none: rows have no `label`.
+        classes: of labels that are text, in order; none: labels are numbers.
     """
 
     paths: tuple[str, ...]
     rows: tuple[int, ...]
     image: str
     label: str | None
+    classes: tuple[str, ...] | None = None
 
     def read(self, shard: int, start: int, stop: int) -> Iterator[dict]:
         """Rows `start` to `stop` of a shard, `{"image": {"bytes", "path"}, "label"}` with an undecoded picture."""
         reader = _read_tar if self.paths[shard].endswith(".tar") else _read_parquet
-        return reader(self.paths[shard], start, stop, self.image, self.label)
+        numbers = {text: number for number, text in enumerate(self.classes or ())}
+        for row in reader(self.paths[shard], start, stop, self.image, self.label):
+            if "label" in row:
+                row["label"] = numbers.get(row["label"], row["label"])
+            yield row
 
 
-def find_shards(source: str, name: str | None = None, split: str = "train", labelled: bool = True) -> Shards:
+def find_shards(
+    source: str,
+    name: str | None = None,
+    split: str = "train",
+    labelled: bool = True,
+    names: list[str] | None = None,
+) -> Shards:
     """The shards of a split of a Hub data set or local folder.
 
     Rows are counted in the footers of parquet files, and in tars by `sizes.json` beside them (`{"file.tar": rows}`),
-    else by reading their headers, which takes long over a network.
+    else by reading their headers, which takes long over a network. So does collecting the classes of labels that are
+    text, unless they are given.
 
     Args:
         source: as `datasets.load_dataset` takes it.
         name: its configuration, where it has several.
         split: which files.
         labelled: whether to read labels.
+        names: of the classes, for labels that are text.
 
     Raises:
         ValueError: there is no such split, its files are neither all parquet nor all tar, or its columns are not those
             of labelled pictures; the message names what was found.
     """
-    files = datasets.load_dataset_builder(source, name).config.data_files or {}
+    files = find_data_files(source, name)
     if split not in files:
         raise ValueError(f"{source} has no files for a split {split!r}; it has {list(files)}")
-    paths = tuple(map(str, files[split]))
+    paths = tuple(files[split])
     endings = {os.path.splitext(path)[1] for path in paths}
     if endings not in ({".parquet"}, {".tar"}):
         raise ValueError(f"streaming needs parquet or tar shards, got {sorted(endings)} in {source}")
-    features = datasets.load_dataset(source, name, split=split, streaming=True).features
+    features = load_features(source, name, split)
     columns = {"image": find_image(features, source), "label": None}
     if labelled:
         columns = {role: column for column, role in find_columns(features, source).items()}
     with ThreadPoolExecutor(16) as pool:
         progress = {"total": len(paths), "desc": "counting rows", "unit": " shards", "disable": len(paths) < 9}
         rows = tuple(tqdm(pool.map(_count_rows, paths), **progress))
-    return Shards(paths, rows, columns["image"], columns["label"])
+        shards = Shards(paths, rows, columns["image"], columns["label"])
+        if labelled and is_text(features[shards.label]):
+            found = names or sorted(set().union(*pool.map(partial(_texts, shards), range(len(paths)))))
+            shards = replace(shards, classes=tuple(found))
+    return shards
+
+
+def _texts(shards: Shards, shard: int) -> set[str]:
+    """The labels of a shard."""
+    if shards.paths[shard].endswith(".tar"):
+        labels = (row["label"] for row in shards.read(shard, 0, shards.rows[shard]))
+    else:
+        with _open(shards.paths[shard]) as file:
+            labels = pyarrow.parquet.read_table(file, columns=[shards.label])[shards.label].to_pylist()
+    return {label for label in labels if label is not None}
+
+
+def _open(path: str):
+    """A file by its path, whatever characters that has, or by its URL."""
+    files, inner = fsspec.core.url_to_fs(path)
+    return files.open(inner)
 
 
 def _count_rows(path: str) -> int:
@@ -121,13 +156,12 @@ def _read_tar(path: str, start: int, stop: int, image: str, label: str | None) -
                 if ending == image:
                     row["image"] = {"bytes": file.read(), "path": f"{path}/{member}"}
                 elif ending == label:
-                    digits = file.read().strip()
-                    row["label"] = int(digits) if digits.isdigit() else None
+                    row["label"] = number_or_text(file.read())
             yield row
 
 
 def _read_parquet(path: str, start: int, stop: int, image: str, label: str | None) -> Iterator[dict]:
-    with fsspec.open(path) as opened:
+    with _open(path) as opened:
         file = pyarrow.parquet.ParquetFile(opened)
         first = 0
         for group in range(file.num_row_groups):

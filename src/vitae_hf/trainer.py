@@ -28,7 +28,8 @@ from .callbacks import (
     Throughput,
     outlive_sigterm,
 )
-from .checkpoints import flush, last_checkpoint, unfinished_mark, updates
+from .checkpoints import flush, last_checkpoint, not_finite, unfinished_mark, updates
+from .messages import listed
 from .optimization import cosine_schedule, parameter_groups
 from .samples import RepeatedAugmentation, Samples
 
@@ -123,7 +124,8 @@ class ViTAETrainer(Trainer):
 
     A checkpoint counts once all of it is written ([`last_checkpoint`]): until then the ones before it are kept, and one
     that cannot be written is removed. A loss that is not finite stops the run before the update, with a
-    `FloatingPointError` that names step and samples. SIGTERM saves and stops; `stop.received` then says so.
+    `FloatingPointError` that names step and samples; so do weights and buffers that are not finite, of the model or the
+    average, before anything is written. SIGTERM saves and stops; `stop.received` then says so.
 
     With several processes each draws its own randomness (drop path, mixup, erasing), as one process would for each
     part of the batch; the weights begin equal. All evaluate with the BatchNorm statistics of the first, which saves.
@@ -151,6 +153,7 @@ class ViTAETrainer(Trainer):
         self.ema = None
         self._resumed_from = None
         self._samples = None
+        self._is_checked = False
         self.stop, self.throughput = StopOnSignal(), Throughput()
         self.add_callback(self.stop)
         self.add_callback(self.throughput)
@@ -168,6 +171,7 @@ class ViTAETrainer(Trainer):
             ValueError: the checkpoint is not whole: it is being written, or the run that wrote it was killed. Or it is
                 from the middle of an epoch of streamed data that were dealt to other numbers of processes or workers.
         """
+        self._is_checked = False
         if self._deals_rows and self.args.repeated_augmentation > 1:
             raise ValueError("`repeated_augmentation` needs the data in memory: it does not go with streaming")
         if resume_from_checkpoint in ("true", "True"):  # from a command line
@@ -276,6 +280,9 @@ class ViTAETrainer(Trainer):
             inputs = {**inputs, "pixel_values": pixel_values}
             if labels is not None:
                 inputs["labels"] = labels
+        if not self._is_checked:
+            self._check_smallest_batch(model, inputs)
+            self._is_checked = True
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -284,6 +291,41 @@ class ViTAETrainer(Trainer):
                 f" {last_checkpoint(self.args.output_dir)}"
             )
         return loss
+
+    def _check_smallest_batch(self, model: torch.nn.Module, inputs: dict) -> None:
+        """Before the first step: BatchNorm cannot normalise maps of one pixel over a batch of one picture.
+
+        Raises:
+            ValueError: an epoch has such a batch, of pictures whose maps become so small.
+        """
+        shared = self.args.sync_batch_norm and self.args.world_size > 1
+        if shared or self.args.frozen_batch_norm or self._smallest_batch() > 1:
+            return
+        pixel_values = self._prepare_inputs(inputs)["pixel_values"][:1]
+        with self.compute_loss_context_manager():
+            norms = one_value_norms(self.accelerator.unwrap_model(model, keep_torch_compile=False), pixel_values)
+        if norms:
+            batch, size = self._train_batch_size, "×".join(map(str, pixel_values.shape[-2:]))
+            which, remedies = "every batch", "a larger `per_device_train_batch_size`"
+            if batch > 1:
+                which = f"the last batch of {len(self.train_dataset):,} in batches of {batch}"
+                remedies = "another `per_device_train_batch_size`, `dataloader_drop_last`"
+            raise ValueError(
+                f"{which} has one picture, and pictures of {size} pixels become maps of one pixel, which BatchNorm"
+                f" cannot normalise by themselves, at {listed(norms, 3)}: choose {remedies}, larger pictures, or"
+                " `frozen_batch_norm`"
+            )
+
+    def _smallest_batch(self) -> int:
+        """Pictures in the smallest batch that a process will train on."""
+        batch = self._train_batch_size
+        images = len(self.train_dataset) if hasattr(self.train_dataset, "__len__") else batch
+        batches = -(-images // batch)
+        fills_up = self.args.world_size > 1 and self.accelerator.even_batches and not self._deals_rows
+        is_reached = self.state.max_steps * self.args.gradient_accumulation_steps >= batches
+        if self.args.dataloader_drop_last or fills_up or not is_reached:
+            return batch
+        return images % batch or batch
 
     def get_train_dataloader(self):
         batch = self.args.train_batch_size * self.args.world_size
@@ -389,7 +431,20 @@ class ViTAETrainer(Trainer):
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
+    def _check_finite(self) -> None:
+        """Before a model is written: it could be in the place of a good one."""
+        if not (self.args.should_save or self.is_fsdp_enabled or self.is_deepspeed_enabled):  # else the writer knows
+            return
+        averaged = [] if self.ema is None else not_finite(self.ema.module)
+        if names := not_finite(self.model) + [f"ema.{name}" for name in averaged]:
+            raise FloatingPointError(
+                f"nothing was written after step {self.state.global_step}, since not all values are finite of"
+                f" {listed(names)}; the last checkpoint is {last_checkpoint(self.args.output_dir)}"
+            )
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        if not _internal_call:
+            self._check_finite()
         super().save_model(output_dir, _internal_call)
         if self.ema is not None and self.args.should_save:
             folder = Path(output_dir or self.args.output_dir) / "ema"
@@ -398,6 +453,7 @@ class ViTAETrainer(Trainer):
                 self.processing_class.save_pretrained(folder)
 
     def _save_checkpoint(self, model, trial):
+        self._check_finite()
         run = Path(self._get_output_dir(trial=trial))
         checkpoint = run / f"checkpoint-{self.state.global_step}"
         unfinished = unfinished_mark(checkpoint)
@@ -413,7 +469,7 @@ class ViTAETrainer(Trainer):
             if self.args.world_size == 1:  # else others may still be writing; the next start removes it
                 shutil.rmtree(checkpoint, ignore_errors=True)
                 unfinished.unlink(missing_ok=True)
-            raise RuntimeError(
+            raise OSError(
                 f"{checkpoint} could not be written ({shutil.disk_usage(run).free / 2**20:.0f} MiB are free there):"
                 f" {error}; the last checkpoint is {last_checkpoint(run)}"
             ) from error
@@ -443,6 +499,33 @@ class ViTAEPreTrainer(ViTAETrainer):
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed)
             return super().evaluation_loop(*args, **kwargs)
+
+
+@torch.no_grad()
+def one_value_norms(model: torch.nn.Module, pixel_values: torch.Tensor) -> list[str]:
+    """Names of the BatchNorms that learn statistics from maps of one pixel when the model sees this picture `(1, …)`.
+
+    The model looks at it in evaluation mode, which changes and draws nothing, and is in training mode then.
+    """
+    norms, found = {}, []
+    for name, module in model.train().named_modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training:
+            norms[module] = name
+
+    def look(module, args):
+        if args[0][0, 0].numel() == 1:
+            found.append(norms[module])
+
+    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    devices = [pixel_values.device] if pixel_values.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):  # a masked autoencoder does draw
+            model.eval()(pixel_values=pixel_values)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train()
+    return found
 
 
 def _keep_workers(loader: DataLoader) -> DataLoader:

@@ -19,9 +19,9 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from transformers.utils import logging
 
 from .configuration_vitae import ViTAEFamilyConfig
-from .folders import FAMILY, MODEL_FILES, read_json, weight_files
 from .image_processing_vitae import to_rgb
 from .loading import OUR_PROCESSORS, load_classifier, load_processor
+from .model_folders import FAMILY, MODEL_FILES, read_json, weight_files
 
 
 logger = logging.get_logger(__name__)

@@ -1,0 +1,216 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Model folders of strangers: what a configuration would build is held against the weights before anything is built.
+
+Reads `config.json` and the headers of the safetensors, which name every tensor and its shape; no weights.
+"""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForImageClassification
+
+from .configuration_vitae import ViTAEConfig, ViTAEFamilyConfig
+from .configuration_vitaev2 import ViTAEv2Config
+from .messages import listed, printable
+
+
+MOST_JSON = 8 * 2**20  # bytes; the names of ImageNet-21k's classes are two million
+MOST_HEADER = 8 * 2**20  # bytes of a safetensors header
+MOST_TENSORS = 20_000  # of a network; the largest variant has 2,000
+MOST_STAGES, MOST_CONVOLUTIONS = 32, 1000  # of reduction cells; each stage halves the picture at least
+MOST_LABELS = 100_000  # where there is no classifier
+MOST_SETTINGS = 2**16  # letters of a configuration beside the classes
+MOST_REACH = 64  # of a dilation or a window, of which no weights tell
+MODEL_FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
+FAMILY = {config.model_type: config for config in (ViTAEConfig, ViTAEv2Config)}
+# What a `config.json` can say to be read in part, or to have something else read in its place.
+REDIRECTIONS = ("configuration_files", "transformers_weights")
+CELL = re.compile(r"(.*\bstages\.([0-9]{1,5})\.normal_cells\.)([0-9]{1,5})(\..*)")
+
+
+def read_json(path: Path) -> dict:
+    """The object in a JSON file of at most eight megabytes.
+
+    Raises:
+        ValueError: there is no such file, or something else in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, or no file")
+    if path.stat().st_size > MOST_JSON:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes, at most {MOST_JSON:,} are read")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path} is no JSON that can be read") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must be a JSON object")
+    return content
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors that `from_pretrained` reads, one or several by their index; none if there are none.
+
+    Raises:
+        ValueError: the index cannot be read, or names what is no file of the folder.
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return []
+    shards = read_json(index).get("weight_map")
+    names = set(shards.values()) if isinstance(shards, dict) and all(map(is_name, shards.values())) else set()
+    if missing := [name for name in sorted(names) if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} lacks weights that its index names: {listed(missing)}")
+    if not names:
+        raise ValueError(f"{index} names no safetensors of its folder")
+    return [folder / name for name in sorted(names)]
+
+
+def is_name(value: object) -> bool:
+    return isinstance(value, str) and value == Path(value).name
+
+
+def read_header(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file by name.
+
+    Raises:
+        ValueError: it is no such file, or its header is larger than that of any network.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MOST_HEADER:
+        raise ValueError(f"{path} has a header of {size:,} bytes, at most {MOST_HEADER:,} are read")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is no safetensors file ({printable(error)})") from None
+
+
+def check_model(folder: str | Path) -> None:
+    """See that a folder's weights are those of the network that its configuration describes, before it is built.
+
+    Of other families than this one, only sizes that cost much before anything is built are looked at. What is missing
+    of a network of which the rest is there, as a new classifier, is left to the loading.
+
+    Args:
+        folder: where `save_pretrained` wrote a model of any task, or adapters to one.
+
+    Raises:
+        ValueError: the configuration or the weights cannot be read, or do not fit each other.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        if isinstance(base, str) and (Path(base) / "config.json").is_file():
+            check_model(base)
+        return
+    fields = read_json(folder / "config.json")
+    files = weight_files(folder)
+    header = {name: shape for path in files for name, shape in read_header(path).items()}
+    is_family = fields.get("model_type") in FAMILY
+    if not files and not is_family:
+        return  # in another format
+    if not header:
+        raise ValueError(f"{folder} has {'weights without tensors' if files else 'no weights in safetensors'}")
+    check_labels(folder, fields, header)
+    if is_family:
+        check_network(folder, fields, header)
+
+
+def check_labels(folder: Path, fields: dict, header: dict[str, tuple[int, ...]]) -> None:
+    """Compare the number of classes with the tensors: of the former alone, the library makes a name for each."""
+    num_labels, rows = fields.get("num_labels"), max(max(shape, default=0) for shape in header.values())
+    if num_labels is not None and not (isinstance(num_labels, int) and 0 <= num_labels <= rows):
+        raise ValueError(f"{folder} claims {printable(num_labels)} classes, but its weights have at most {rows} rows")
+    names = fields.get("id2label")
+    if names is None or fields.get("model_type") not in FAMILY:
+        return
+    if isinstance(names, dict) and len(names) > (header.get("classifier.weight") or (MOST_LABELS,))[0]:
+        raise ValueError(f"`id2label` of {folder} has {len(names):,} names, more than its weights have classes")
+    if not isinstance(names, dict) or set(names) != set(map(str, range(len(names)))):
+        raise ValueError(f"`id2label` of {folder} must have a name for each class, by its number from 0 on")
+    if unnamed := [name for name in names.values() if not isinstance(name, str)]:
+        raise ValueError(f"`id2label` of {folder} must have texts for names, got {listed(unnamed)}")
+
+
+def check_network(folder: Path, fields: dict, header: dict[str, tuple[int, ...]]) -> None:
+    """Compare a configuration of this family with the names and shapes of the weights."""
+    if found := [name for name in REDIRECTIONS if name in fields]:
+        raise ValueError(f"the configuration of {folder} has {listed(found)}, which leads to other files")
+    architectures = fields.get("architectures") or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise ValueError(f"`architectures` of {folder} must be names, got {printable(architectures)}")
+    settings = str({name: value for name, value in fields.items() if name not in ("id2label", "label2id")})
+    if len(settings) > MOST_SETTINGS:
+        raise ValueError(
+            f"the configuration of {folder} has {len(settings):,} letters, at most {MOST_SETTINGS:,} are read"
+        )
+    if "/" in str(fields.get("attn_implementation", fields.get("_attn_implementation"))):
+        raise ValueError(f"the configuration of {folder} asks for code from elsewhere as `attn_implementation`")
+    if len(header) > MOST_TENSORS:
+        raise ValueError(f"{folder} has {len(header):,} tensors, more than {MOST_TENSORS:,}")
+    try:
+        config = FAMILY[fields["model_type"]].from_dict(dict(fields))
+        shapes = shallow_shapes(config)
+    except Exception as error:  # the library's too, of every kind
+        raise ValueError(f"the configuration of {folder} describes no network: {reason_of(error)}") from None
+    compare(folder, shapes, config, header)
+
+
+def reason_of(error: BaseException) -> str:
+    """The line of an error that says what is wrong: of a configuration's, the last."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    line = lines[-1] if isinstance(error, StrictDataclassError) else lines[0]
+    return printable(line.strip().removeprefix("ValueError: "), 300)
+
+
+def shallow_shapes(config: ViTAEFamilyConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of a classifier whose stages have one normal cell at most, by name; nothing is allocated.
+
+    Raises:
+        ValueError: it has more stages or convolutions in the pyramids than any network.
+    """
+    convolutions = sum(map(len, config.reduction_dilations))
+    if config.num_stages > MOST_STAGES or convolutions > MOST_CONVOLUTIONS:
+        raise ValueError(f"{config.num_stages} stages and {convolutions} dilations")
+    reaches = [reach for reach in getattr(config, "window_sizes", ()) if reach is not None]
+    if (reach := max(sum(config.reduction_dilations, tuple(reaches)), default=1)) > MOST_REACH:
+        raise ValueError(f"dilations and windows may be {MOST_REACH} at most, got {reach}")
+    shallow = copy.deepcopy(config)
+    shallow.depths = tuple(min(depth, 1) for depth in config.depths)
+    shallow.frozen_stages = 0
+    with torch.device("meta"):
+        model = AutoModelForImageClassification.from_config(shallow)
+    prefix = f"{model.base_model_prefix}."
+    return {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def compare(folder: Path, shapes: dict, config: ViTAEFamilyConfig, header: dict[str, tuple[int, ...]]) -> None:
+    """Compare the weights with a network of which [`shallow_shapes`] has one cell for all of a stage.
+
+    Raises:
+        ValueError: a tensor has another shape, or most of the network is not there.
+    """
+    expected = sum(config.depths[int(cell[2])] if (cell := CELL.fullmatch(name)) else 1 for name in shapes)
+    found, misfits = 0, []
+    for name, shape in header.items():
+        first = name.removeprefix(f"{config.model_type}.")
+        if cell := CELL.fullmatch(first):
+            stage, index = int(cell[2]), int(cell[3])
+            if stage < len(config.depths) and index < config.depths[stage]:
+                first = f"{cell[1]}0{cell[4]}"
+        if first in shapes:
+            found += 1
+            if shapes[first] != shape:
+                misfits.append(f"{printable(name)} is {shape}, expected {shapes[first]}")
+    if 2 * found < expected:
+        raise ValueError(f"{folder} has {found:,} of the {expected:,} tensors that its configuration describes")
+    if misfits and getattr(config, "quantization_config", None) is None:
+        raise ValueError(f"the weights of {folder} do not fit its configuration: {listed(misfits)}")

@@ -1,0 +1,210 @@
+"""Every command ends what a user can cause with one sentence on stderr and a status other than 0."""
+
+import importlib.util
+import socket
+
+import pytest
+from conftest import REPOSITORY
+from test_scripts import run
+
+from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config_from_preset
+from vitae_hf.commands import about, plain_words, run_command
+
+
+DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
+SCENES = REPOSITORY / "examples" / "garment_scenes"
+PICTURE = REPOSITORY / "examples" / "sneaker.png"
+SCRIPTS = sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py"))
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(f"{name}_command", REPOSITORY / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sentence(capsys, name: str, *words) -> str:
+    """What a command says as it ends."""
+    with pytest.raises(SystemExit) as stopped:
+        run_command(load(name).main, list(map(str, words)))
+    assert stopped.value.code in (1, 2)
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.err and not printed.out.startswith("{")
+    last = printed.err.splitlines()[-1]
+    assert "error: " in last
+    return last
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    ViTAEForImageClassification(config_from_preset("vitae-nano")).save_pretrained(folder)
+    ViTAEImageProcessorPil(size=64).save_pretrained(folder)
+    return folder
+
+
+# What takes a model, a data set or a folder to write in, with these in place of {}.
+TAKES_MODEL = {
+    "train": ["--model_name_or_path", "{}", "--dataset", DATA, "--output_dir", "out", "--report_to", "none"],
+    "train_segmentation": [
+        "--model_name_or_path",
+        "{}",
+        "--dataset",
+        SCENES,
+        "--output_dir",
+        "out",
+        "--report_to",
+        "none",
+    ],
+    "evaluate": ["--model_name_or_path", "{}", "--dataset", DATA, "--split", "test", "--output", "out"],
+    "explain": ["{}", PICTURE, "--output", "out"],
+    "export": ["{}", "--format", "torch", "--output", "out"],
+    "measure_explanations": ["{}", "--output", "out"],
+    "push_to_hub": ["{}", "--repo_id", "org/mine"],
+    "verify_checkpoint": ["{}"],
+    "convert_original_checkpoint": ["{}", "--output", "out"],
+}
+TAKES_DATA = {
+    "train": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
+    "pretrain_mae": ["--preset", "vitae-nano-mae", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
+    "train_segmentation": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
+    "evaluate": ["--model_name_or_path", "model", "--dataset", "{}", "--output", "out"],
+    "compare_fashion_mnist": ["--data", "{}", "--output", "out"],
+    "compare_mae": ["--data", "{}", "--output", "out.json"],
+    "measure_loading": ["--dataset", "{}"],
+    "measure_export": ["--photographs", "{}", "--presets"],
+    "build_fashion_mnist": ["{}", "--output", "out"],
+}
+WRITES = {
+    "train": [
+        "--preset",
+        "vitae-nano",
+        "--dataset",
+        DATA,
+        "--report_to",
+        "none",
+        "--output_dir",
+        "{}",
+        "--max_steps",
+        "1",
+    ],
+    "explain": ["model", PICTURE, "--output", "{}"],
+    "evaluate": ["--model_name_or_path", "model", "--dataset", DATA, "--output", "{}"],
+    "export": ["model", "--format", "torch", "--output", "{}"],
+    "build_garment_scenes": ["--scenes", "1", "1", "--output", "{}"],
+    "build_model_cards": ["--output", "{}"],
+}
+
+
+def fill(words, value) -> list[str]:
+    return [str(word).replace("{}", str(value)) for word in words]
+
+
+@pytest.mark.parametrize("command", TAKES_MODEL)
+@pytest.mark.parametrize("given", ["no/such", "missing/folder/of/one", "empty", "file.txt"])
+def test_a_model_that_is_none_is_named(tmp_path, monkeypatch, capsys, command, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("no model")
+    assert given in sentence(capsys, command, *fill(TAKES_MODEL[command], given))
+
+
+@pytest.mark.parametrize("command", TAKES_DATA)
+@pytest.mark.parametrize("given", ["no/such", "missing/folder/of/data", "empty", "file.txt"])
+def test_a_data_set_that_is_none_is_named(tmp_path, monkeypatch, capsys, command, given):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file.txt").write_text("no pictures")
+    assert given in sentence(capsys, command, *fill(TAKES_DATA[command], given))
+
+
+@pytest.mark.parametrize("command", WRITES)
+def test_where_nothing_can_be_written_the_place_is_named(tmp_path, monkeypatch, capsys, command, model):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").symlink_to(model)
+    (tmp_path / "file.txt").write_text("in the way")
+    assert "file.txt" in sentence(capsys, command, *fill(WRITES[command], tmp_path / "file.txt" / "out"))
+
+
+@pytest.mark.parametrize("command", ["train", "pretrain_mae", "train_segmentation"])
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--config", "none.yaml"], "none.yaml"),
+        (["--config", "broken.yaml"], "broken.yaml is no YAML"),
+        (["--config", "list.yaml"], "list.yaml must hold arguments"),
+        (["--config", "wrong.yaml"], "argument --learning_rate"),
+        (["--config", "many.yaml"], "many.yaml: learning_rate must be one number"),
+        (["--no_such", "1"], "--no_such"),
+        (["--learning_rate", "fast"], "argument --learning_rate"),
+        (["--preset", "nothing"], "nothing"),
+        (["--eval_split", "nothing"], "nothing"),
+        (["--train_split", "nothing"], "nothing"),
+        (["--resume_from_checkpoint", "nothing"], "nothing"),
+    ],
+)
+def test_a_wrong_recipe_or_argument_is_named(tmp_path, monkeypatch, capsys, command, words, said):
+    monkeypatch.chdir(tmp_path)
+    texts = {"broken": "a: [1\n", "list": "- 1\n", "wrong": "learning_rate: fast\n", "many": "learning_rate: [1]\n"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    data = SCENES if command == "train_segmentation" else DATA
+    assert said in sentence(capsys, command, *fill(TAKES_DATA[command], data), "--max_steps", 1, *words)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explain", "benchmark", "measure_parity"])
+def test_a_device_that_is_not_there_is_named(capsys, model, command):
+    words = {"evaluate": fill(TAKES_DATA["evaluate"], DATA), "explain": [model, PICTURE]}.get(command, [])
+    assert "there is no device 'nothing' here" in sentence(capsys, command, *words, "--device", "nothing")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(capsys):
+    def wrong(argv):
+        return {}["missing"]
+
+    with pytest.raises(KeyError):
+        run_command(wrong)
+
+
+def test_the_cause_and_not_its_wrapping_tells_whose_mistake_it_is(capsys):
+    def fails(argv):
+        with about("org/name"):
+            try:
+                raise ConnectionError("nobody listens")
+            except OSError as error:
+                raise RuntimeError("upload failed") from error
+
+    with pytest.raises(SystemExit, match="1"):
+        run_command(fails)
+    assert "for org/name (nobody listens)" in capsys.readouterr().err
+
+
+def test_what_a_worker_says_is_said_without_its_traceback():
+    error = ValueError(
+        "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "x.py", line 1, in f\n    raise ValueError\nValueError: cannot read 7.png: cut short\n'
+    )
+    assert plain_words(error) == "cannot read 7.png: cut short"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_command_ends_through_the_one_mechanism(name):
+    text = (REPOSITORY / "scripts" / f"{name}.py").read_text()
+    guard = text.rpartition('if __name__ == "__main__":')[2]
+    assert guard.strip().startswith("run_command(main") and guard.count("\n") == 2
+
+
+def test_a_name_that_cannot_be_reached_ends_the_process_with_one_sentence(tmp_path):
+    nobody = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = run("train", *fill(TAKES_MODEL["train"], "no/such"), "--output_dir", tmp_path, **nobody)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and not done.stdout
+    assert "no/such" in done.stderr.splitlines()[-1]
+
+
+def test_a_port_that_is_taken_ends_the_page_with_one_sentence(tmp_path, model):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        done = run("app", "--model", model, "--models", tmp_path, "--port", taken.getsockname()[1])
+    assert (
+        done.returncode == 1 and "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")
+    )
