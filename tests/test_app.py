@@ -227,8 +227,11 @@ def test_without_a_connection_a_hub_name_is_refused_in_plain_words():
 
 @pytest.fixture(scope="module")
 def address(root):
-    """A page that `scripts/app.py` serves, in a working directory with a file that is nobody's business."""
-    (root / "secret.txt").write_text("nobody's business")
+    """A page that `scripts/app.py` serves, in a working directory with files that are nobody's business."""
+    cached = root / ".gradio" / "cached_examples"  # of another page
+    cached.mkdir(parents=True)
+    for folder in (root, cached):
+        (folder / "secret.txt").write_text("nobody's business")
     command = [sys.executable, REPOSITORY / "scripts" / "app.py", "--models", root / "trained"]
     with serving(command, cwd=root) as address:
         yield address
@@ -242,21 +245,104 @@ def test_the_page_answers_a_client(address):
     assert "trained/v9" in notice and not scores
 
 
-def test_no_file_outside_the_uploads_can_be_read(root, address):
-    (root / "trained" / "picture.png").write_bytes(SNEAKER.read_bytes())
+def upload(address: str, content: bytes = SNEAKER.read_bytes()) -> Path:
+    return Path(httpx.post(f"{address}/gradio_api/upload", files={"files": content}).json()[0])
+
+
+def as_file(path, kind: str = "gradio.FileData") -> dict:
+    return {"path": str(path), "meta": {"_type": kind}}
+
+
+def ask(address: str, way: str, function: str, values: dict) -> str:
+    """What a function answers to values by name, `last` being the page's own, by one of gradio's ways to call it."""
+    headers = {"Content-Type": "application/json"}
+    with httpx.Client(base_url=f"{address}/gradio_api/", timeout=20, headers=headers) as client:
+        if way == "queue/join":
+            functions = client.get(f"{address}/config").json()["dependencies"]
+            number = next(entry["id"] for entry in functions if entry["api_name"] == function)
+            message = {"data": list(values.values()), "fn_index": number, "session_hash": "somebody"}
+            client.post("queue/join", content=json.dumps(message)).raise_for_status()
+            lines = client.get("queue/data", params={"session_hash": "somebody"}).text.splitlines()
+            messages = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+            return json.dumps(next(message["output"] for message in messages if message["msg"] == "process_completed"))
+        sent = {name: value for name, value in values.items() if name != "last"}
+        sent = sent if way == "call/v2" else {"data": list(values.values())}
+        answer = client.post(f"{way}/{function}", content=json.dumps(sent))
+        if way in ("run", "api"):
+            return answer.text
+        return client.get(f"{way}/{function}/{answer.json()['event_id']}").text
+
+
+def no_uploads(sent: Path, root: Path) -> list:
+    """What a request can put in the place of a picture, none of it one that was sent to the page."""
+    uploads, secret = sent.parents[1], root / "secret.png"
+    secret.write_bytes(SNEAKER.read_bytes())
+    os.mkfifo(uploads / "pipe.png")
+    (uploads / "link.png").symlink_to(secret)
+    up = f"{uploads}/{'../' * len(uploads.parts)}{secret}"
+    paths = [secret, root / "missing.png", root, uploads, uploads / "missing.png", uploads / "pipe.png", up, "", "~"]
+    paths += [uploads / "link.png", "secret.png", "/dev/zero", "/proc/self/environ", "\0", "\ud800", "x" * 10_000]
+    paths += ["http://example.com/cat.png", "file:///etc/passwd"]
+    found = [wrap(path) for path in paths for wrap in (lambda path: {"path": str(path)}, as_file)]
+    for path in (secret, root / "missing.png"):
+        file, other = as_file(path), as_file(path, "gradio.Other")
+        found += [other, str(path), [file], {"path": file}, {"path": None, "url": None, "value": file}]
+        found.append({"url": f"file://{path}", "meta": file["meta"]})
+    return [*found, 5, {"path": 5}, {}, {"path": None}, []]
+
+
+PICTURE = ("file", {"file": None, "name": "trained/v1", "last": None})
+QUESTIONS = {  # of which value is to be a file; the others; of every way to ask, and of every function with such values
+    ("queue/join", "explain_picture"): PICTURE,
+    ("call", "explain_picture"): PICTURE,
+    ("call/v2", "explain_picture"): PICTURE,
+    ("run", "explain_picture"): PICTURE,
+    ("api", "explain_picture"): PICTURE,
+    ("call", "explain_label"): PICTURE,
+    ("call", "show"): ("kind", {"last": None, "kind": None, "cell": 1}),
+    ("run", "load_example"): ("example", {"example": None}),
+}
+
+
+@pytest.mark.parametrize(("way", "function"), QUESTIONS)
+def test_no_file_but_an_upload_is_opened_and_all_others_get_one_sentence(root, address, way, function):
+    sent = upload(address)
+    place, values = QUESTIONS[way, function]
+    try:
+        payloads = no_uploads(sent, root)
+        if place != "file":  # but a text or a number
+            payloads = [value for value in payloads if isinstance(value, dict | list)]
+        sentence = "is not one that was sent to this page"
+        told = set()
+        for value in payloads:
+            told.add(ask(address, way, function, {**values, place: value}))
+            assert len(told) == 1 and sentence in next(iter(told)), (value, told)
+    finally:
+        for name in ("pipe.png", "link.png"):
+            (sent.parents[1] / name).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("way", ["queue/join", "call", "call/v2"])
+def test_an_upload_is_explained_by_every_way_to_ask(address, way):
+    values = {**PICTURE[1], "file": as_file(upload(address))}
+    assert "seconds for label" in ask(address, way, "explain_picture", values)
+
+
+def test_an_example_is_a_picture_that_can_be_taken(address):
+    answer = httpx.post(f"{address}/gradio_api/run/load_example", json={"data": [0]}).json()["data"][0]["value"]
+    assert "seconds for label" in ask(address, "call", "explain_picture", {**PICTURE[1], "file": answer})
+
+
+def test_no_file_outside_the_uploads_can_be_fetched(root, address):
     own = [root / "secret.txt", root / "trained" / "v1" / "config.json", SNEAKER, Path("/etc/passwd"), Path(__file__)]
-    for path in ["secret.txt", "../secret.txt", "%2e%2e/secret.txt", *own]:
+    relative = ["secret.txt", "../secret.txt", "%2e%2e/secret.txt", ".gradio/cached_examples/secret.txt"]
+    for path in [*relative, *own]:
         answer = httpx.get(f"{address}/gradio_api/file={path}")
         assert answer.status_code in (403, 404), path
-    for source in (root / "trained" / "picture.png", "/etc/passwd"):
-        file = {"path": str(source), "meta": {"_type": "gradio.FileData"}}
-        message = {"data": [file, "trained/v1", None], "session_hash": "nobody"}
-        answer = httpx.post(f"{address}/gradio_api/run/explain_picture", json=message)
-        assert answer.status_code >= 400 and "confidences" not in answer.text
 
 
 def test_an_upload_can_be_read_by_who_sent_it_and_is_bounded(address):
-    sent = httpx.post(f"{address}/gradio_api/upload", files={"files": SNEAKER.read_bytes()}).json()[0]
+    sent = upload(address)
     assert httpx.get(f"{address}/gradio_api/file={sent}").content == SNEAKER.read_bytes()
     answer = httpx.post(f"{address}/gradio_api/upload", files={"files": bytes(21 * 2**20)})
     assert answer.status_code == 413
@@ -282,8 +368,11 @@ def test_nothing_is_fetched_from_elsewhere(address):
     page = httpx.get(address)
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"(?:https?:)?//[^\"]+", page.text)
-    for url in ("http://example.com/cat.png", "https://example.com/cat.png"):
-        assert httpx.get(f"{address}/gradio_api/file={url}").status_code == 403
+    for scheme in ("http", "https"):
+        for route in ("file=", "file/", "proxy="):
+            answer = httpx.get(f"{address}/gradio_api/{route}{scheme}://example.com/cat.png")
+            assert answer.status_code == 403 and "nothing is fetched from elsewhere" in answer.text
+    assert httpx.post(f"{address}/gradio_api/process_recording", files={"video": b"for ffmpeg"}).status_code == 403
 
 
 def test_it_listens_to_this_machine_alone_unless_told_otherwise(address):
@@ -318,7 +407,7 @@ def test_a_space_runs_from_its_folder_with_nothing_but_its_requirements(root, tm
         assert "seconds" in notice and scores["label"].startswith("label ")
         notice, scores, _ = client.predict(handle_file(SNEAKER), "org/other", api_name="/explain_picture")
         assert "choose one from the list" in notice  # a Space downloads nothing that visitors name
-        sent = Path(httpx.post(f"{address}/gradio_api/upload", files={"files": b"mine"}).json()[0])
+        sent = upload(address, b"mine")
         assert sent.read_bytes() == b"mine" and sent.parents[1].stat().st_mode & 0o077 == 0
     assert not sent.parents[1].exists()
     with pytest.raises(SystemExit, match="is not empty"):

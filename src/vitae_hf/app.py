@@ -23,7 +23,7 @@ from starlette.responses import PlainTextResponse  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from .explanation import BRANCH_COLOURS, Explanation, explain  # noqa: E402
-from .visitors import Models, Refusal, read_picture  # noqa: E402
+from .visitors import Models, Refusal, read_picture, uploaded_file  # noqa: E402
 
 
 logger = logging.get_logger(__name__)
@@ -150,14 +150,14 @@ def examine(
     """What a model makes of a file that was sent, or none, and a sentence to the visitor.
 
     Args:
-        file: as gradio gives it, with a `path` that it has found to be an upload.
+        file: as `UploadsOnly` gives it, with the `path` of an upload.
         label: what Grad-CAM is to explain; default: the likeliest.
     """
     if not name and not models.names():
         return None, NO_MODEL
     try:
         model, processor = models.load(name)
-        if not file or not file.get("path"):
+        if not file:
             return None, WELCOME
         picture, notice = read_picture(file["path"])
         explanation = explain(model, processor, picture, label)
@@ -195,18 +195,52 @@ def choose_model(models: Models) -> gr.Dropdown:
     return gr.Dropdown(names, value=names[0] if names else None, info=hint)
 
 
+class UploadsOnly(gr.Blocks):
+    """Blocks whose functions get no file but one that was uploaded here, whoever calls them and by whatever route.
+
+    gradio checks what calls itself a file by its `meta`, passes on any other, and fetches a file that is a web address.
+
+    Args:
+        uploads: folder of what visitors sent, no link in its path.
+        **options: as for `gr.Blocks`.
+    """
+
+    def __init__(self, uploads: Path, **options):
+        super().__init__(**options)
+        self.uploads = uploads
+
+    async def preprocess_data(self, block_fn, inputs: list, *args, **options) -> list:
+        """What gradio makes of a request's values for a function. Every route comes through here.
+
+        Raises:
+            gr.Error: what is sent as a picture, or is more than a text or number, is no file in `uploads`.
+        """
+        try:
+            values = [self._check(block, value) for block, value in zip(block_fn.inputs, inputs)]
+        except Refusal as refusal:
+            raise gr.Error(str(refusal), print_exception=False) from None
+        return await super().preprocess_data(block_fn, values, *args, **options)
+
+    def _check(self, block: gr.blocks.Block, value: object) -> object:
+        """The value; of a file, its path in gradio's form, and nothing else that the request said of it."""
+        if value is None or not (isinstance(block, gr.Image) or isinstance(value, dict | list)):
+            return value
+        return {"path": str(uploaded_file(value, self.uploads)), "meta": {"_type": "gradio.FileData"}}
+
+
 class Page:
     """The page; `blocks` is what gradio serves.
 
     Args:
         models: what can be chosen.
+        uploads: folder of what visitors send, which gradio knows as `GRADIO_TEMP_DIR`.
         examples: pictures to begin with.
     """
 
-    def __init__(self, models: Models, examples: Sequence[Path] = ()):
+    def __init__(self, models: Models, uploads: Path, examples: Sequence[Path] = ()):
         self.models = models
         options = {"title": TITLE, "analytics_enabled": False, "delete_cache": (600, KEPT_SECONDS)}
-        with gr.Blocks(**options) as self.blocks:
+        with UploadsOnly(uploads, **options) as self.blocks:
             gr.Markdown(f"# {TITLE}\nAttention and convolutions side by side, cell by cell.", elem_id="title")
             with gr.Row():
                 with gr.Column(min_width=300):
@@ -234,7 +268,7 @@ class Page:
         """What happens when something is chosen.
 
         One explanation at a time, since a model is changed meanwhile. Its inputs are not preprocessed: gradio would
-        decode pictures before anybody looked at their size. That they were uploaded here it checks all the same.
+        decode pictures before anybody looked at their size.
         """
 
         def explain_picture(file, name, last):
@@ -266,9 +300,11 @@ class Page:
 class StayHere:
     """ASGI middleware: the page loads nothing from elsewhere, and the server fetches nothing for visitors.
 
-    gradio would pass on whatever public web address somebody puts behind `/file=`.
+    gradio would pass on whatever public web address somebody puts behind `/file=`, and run ffmpeg on what is sent as a
+    recording.
     """
 
+    CLOSED = ("/file=http", "/file/http", "/proxy=", "/process_recording")
     POLICY = (
         "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval';"
         " style-src 'self' 'unsafe-inline'"
@@ -283,8 +319,10 @@ class StayHere:
                 MutableHeaders(scope=message)["Content-Security-Policy"] = self.POLICY
             await send(message)
 
-        if "/file=http" in scope.get("path", "") or "/proxy=" in scope.get("path", ""):
-            return await PlainTextResponse("nothing is fetched from elsewhere", 403)(scope, receive, send)
+        if any(part in scope.get("path", "") for part in self.CLOSED):
+            return await PlainTextResponse("nothing is fetched from elsewhere, and no recording is taken", 403)(
+                scope, receive, send
+            )
         await self.app(scope, receive, send_with_policy)
 
 
@@ -299,9 +337,11 @@ def serve(models: Models, examples: Sequence[Path] = (), host: str = "127.0.0.1"
         OSError: the port is taken.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    with tempfile.TemporaryDirectory(prefix="vitae-hf-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        blocks = Page(models, examples).blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=4)
+    with tempfile.TemporaryDirectory(prefix="vitae-hf-") as folder:
+        uploads = Path(folder).resolve()
+        # What gradio gives away: by default, it would also be what others' pages left in the working directory.
+        os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_EXAMPLES_CACHE": str(uploads)}
+        blocks = Page(models, uploads, examples).blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=4)
         blocks.launch(
             server_name=host,
             server_port=port,
