@@ -7,6 +7,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 
 import build_space
@@ -20,10 +23,14 @@ from gradio_client import Client, handle_file
 from hub_server import HubServer
 from huggingface_hub.utils import httpx
 from photograph_app import serving
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 from transformers import AutoModelForImageClassification
 
 from vitae_hf import ViTAEImageProcessor
-from vitae_hf.app import MAPS, examine, respond, show
+from vitae_hf.app import MAPS, MOST_WAITING, StayHere, examine, respond, show
 from vitae_hf.visitors import Models, Refusal, read_picture
 
 
@@ -312,7 +319,8 @@ def test_no_file_but_an_upload_is_opened_and_all_others_get_one_sentence(root, a
         payloads = no_uploads(sent, root)
         if place != "file":  # but a text or a number
             payloads = [value for value in payloads if isinstance(value, dict | list)]
-        sentence = "is not one that was sent to this page"
+        is_closed = way in ("run", "api") and function != "load_example"  # they go past the queue
+        sentence = "Please join the queue" if is_closed else "is not one that was sent to this page"
         told = set()
         for value in payloads:
             told.add(ask(address, way, function, {**values, place: value}))
@@ -348,19 +356,83 @@ def test_an_upload_can_be_read_by_who_sent_it_and_is_bounded(address):
     assert answer.status_code == 413
 
 
-def test_more_visitors_than_can_wait_are_told_so(address):
-    sent = httpx.post(f"{address}/gradio_api/upload", files={"files": SNEAKER.read_bytes()}).json()[0]
+@pytest.mark.parametrize("way", ["queue/join", "call/explain_picture", "run/explain_picture", "api/explain_picture"])
+def test_more_visitors_than_can_wait_are_told_so(address, way):
+    """Nor can anybody go past the queue."""
     functions = httpx.get(f"{address}/config").json()["dependencies"]
     number = next(function["id"] for function in functions if function["api_name"] == "explain_picture")
-    file = {"path": sent, "meta": {"_type": "gradio.FileData"}}
-    message = {"data": [file, "trained/v1", None], "fn_index": number}
-    with httpx.Client() as crowd:
-        answers = [
-            crowd.post(f"{address}/gradio_api/queue/join", json={**message, "session_hash": f"visitor {index}"})
-            for index in range(100)
-        ]
+    message = {"data": [as_file(upload(address)), "trained/v1", None], "fn_index": number}
+    with httpx.Client(base_url=f"{address}/gradio_api/") as crowd:
+        while crowd.get("queue/status").json()["queue_size"]:  # of the last crowd
+            pass
+        answers = [crowd.post(way, json={**message, "session_hash": f"visitor {index}"}) for index in range(100)]
     codes = [answer.status_code for answer in answers]
-    assert codes[:20] == [200] * 20 and codes.count(503) > 20
+    if way.startswith(("run", "api")):
+        assert codes == [404] * 100
+    else:
+        assert codes[:20] == [200] * 20 and codes.count(503) > 20
+
+
+def test_a_model_explains_one_picture_at_a_time_whoever_asks_and_few_wait(models, monkeypatch):
+    """Forty at once, as if there were no queue, whose place one can leave while the work goes on."""
+    working, most, go = [], [], threading.Event()
+
+    def explain(*args):
+        working.append(None)
+        most.append(len(working))
+        go.wait(20)
+        working.pop()
+        raise Refusal("done")
+
+    monkeypatch.setattr("vitae_hf.app.explain", explain)
+    with ThreadPoolExecutor(40) as crowd:
+        asking = [crowd.submit(examine, models, {"path": str(SNEAKER)}, "trained/v1") for _ in range(40)]
+        refused = list(islice(as_completed(asking, timeout=20), 40 - 1 - MOST_WAITING))
+        go.set()
+        told = [answer.result()[1] for answer in asking]
+    assert all("come back" in answer.result()[1] for answer in refused)
+    assert told.count("done") == 1 + MOST_WAITING and max(most) == 1
+
+
+def test_a_page_for_this_machine_answers_to_its_names_alone(address):
+    """Not to a web site that lets its name point here."""
+    port = address.rpartition(":")[2]
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "LOCALHOST"):
+        assert httpx.get(f"{address}/config", headers={"Host": host}).status_code == 200, host
+    for host in (f"evil.example:{port}", "localhost.evil.example", "192.0.2.7", "localhost@evil.example", "["):
+        site = {"Host": host, "Origin": f"http://{host}", "Access-Control-Request-Method": "POST"}
+        for method, path in (("GET", ""), ("GET", "config"), ("POST", "gradio_api/upload"), ("OPTIONS", "config")):
+            answer = httpx.request(method, f"{address}/{path}", headers=site)
+            assert answer.status_code == 400 and "--trusted_host" in answer.text, (host, path)
+            assert "access-control-allow-origin" not in answer.headers
+
+
+def test_other_sites_cannot_use_the_page(address):
+    own = httpx.post(f"{address}/gradio_api/upload", headers={"Origin": address}, files={"files": b"mine"})
+    assert own.status_code == 200
+    for site in ("http://evil.example", "http://127.0.0.1:1", "http://localhost:3000", "null", "["):
+        for method in ("GET", "POST", "OPTIONS"):
+            headers = {"Origin": site, "Access-Control-Request-Method": "POST"}
+            answer = httpx.request(method, f"{address}/gradio_api/upload", headers=headers)
+            assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers, site
+
+
+def test_a_page_for_others_answers_to_addresses_its_machine_and_those_it_is_told():
+    def here(request):
+        return PlainTextResponse("here")
+
+    app = Starlette(routes=[Route("/", here)], lifespan=StayHere("0.0.0.0", ["Page.example"]).surround)
+    with TestClient(app) as client:
+        for host in ("192.0.2.7:7860", "[2001:db8::1]", socket.gethostname(), "localhost:7860", "page.example"):
+            assert client.get("/", headers={"Host": host, "Origin": f"https://{host}"}).text == "here"
+        behind_a_proxy = {"Host": "127.0.0.1:7860", "Origin": "https://page.example:8443"}
+        assert client.get("/", headers=behind_a_proxy).text == "here"
+        for host in ("evil.example", "page.example.evil.example", "evil.page.example", ""):
+            assert client.get("/", headers={"Host": host}).status_code == 400
+        assert client.get("/", headers={"Host": "192.0.2.7", "Origin": "http://192.0.2.8"}).status_code == 403
+    for name in ("https://page.example", "page.example:80", "*", ""):
+        with pytest.raises(ValueError, match="expected the name of a host"):
+            StayHere("0.0.0.0", [name])
 
 
 def test_nothing_is_fetched_from_elsewhere(address):
@@ -400,8 +472,12 @@ def test_a_space_runs_from_its_folder_with_nothing_but_its_requirements(root, tm
     page = tmp_path / "space" / "vitae_hf" / "app.py"
     page.write_text(page.read_text().replace("What does ViTAE see?", "The copy in the Space"))
     command = [sys.executable, tmp_path / "space" / "app.py"]
-    with serving(command, cwd=tmp_path / "empty", PYTHONPATH=str(tmp_path / "site")) as address:
-        assert "The copy in the Space" in httpx.get(address).text
+    hub = {"SPACE_ID": "org/page", "SPACE_HOST": "org-page.hf.space,own.org"}
+    with serving(command, cwd=tmp_path / "empty", PYTHONPATH=str(tmp_path / "site"), **hub) as address:
+        for host in ("org-page.hf.space", "own.org"):
+            names = {"Host": host, "Origin": f"https://{host}"}
+            assert "The copy in the Space" in httpx.get(address, headers=names).text
+        assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 400
         client = Client(address, verbose=False)
         notice, scores, _ = client.predict(handle_file(SNEAKER), "models/v1", api_name="/explain_picture")
         assert "seconds" in notice and scores["label"].startswith("label ")
