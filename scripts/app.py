@@ -5,7 +5,8 @@
 
 Offers the classifiers in `outputs` (what `make demo` and `scripts/train.py` write there), those that `--model` names,
 and whatever Hub name is typed; such a model is all that it ever loads from elsewhere. With `--host 0.0.0.0`, others can
-use the page: then Hub names cannot be typed, unless `--hub_names` allows it.
+use the page, by this machine's names and addresses: then Hub names cannot be typed, unless `--hub_names` allows it.
+Behind a proxy, `--trusted_host` says by which name people open the page.
 """
 
 import argparse
@@ -31,6 +32,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", type=Path, default=Path("outputs"), help="folder whose classifiers are offered")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: for other machines too")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument(
+        "--trusted_host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names that the page answers to beside this machine's, as that of a proxy; other sites cannot use it",
+    )
     parser.add_argument("--hub_names", action=argparse.BooleanOptionalAction, help="whether Hub names can be typed")
     arguments = parser.parse_args(argv)
     if arguments.hub_names is None:
@@ -42,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
     try:
         models = Models(arguments.model or DEMO, arguments.models, arguments.hub_names)
-        serve(models, EXAMPLES, arguments.host, arguments.port)
+        serve(models, EXAMPLES, arguments.host, arguments.port, arguments.trusted_host)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

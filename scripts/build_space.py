@@ -41,7 +41,8 @@ from vitae_hf.visitors import Models  # noqa: E402
 
 if __name__ == "__main__":
     host = "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"
-    serve({models}, sorted(Path("examples").glob("*.png")), host)
+    names = os.environ.get("SPACE_HOST", "").replace(",", " ").split()  # that the Hub serves it by
+    serve({models}, sorted(Path("examples").glob("*.png")), host, trusted_hosts=names)
 '''
 
 

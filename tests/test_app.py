@@ -7,6 +7,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 
 import build_space
@@ -20,10 +23,14 @@ from gradio_client import Client, handle_file
 from hub_server import HubServer
 from huggingface_hub.utils import httpx
 from photograph_app import serving
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 from transformers import AutoModelForImageClassification
 
 from vitae_hf import ViTAEImageProcessor
-from vitae_hf.app import MAPS, examine, respond, show
+from vitae_hf.app import MAPS, MOST_WAITING, StayHere, examine, respond, show
 from vitae_hf.visitors import Models, Refusal, read_picture
 
 
@@ -227,8 +234,11 @@ def test_without_a_connection_a_hub_name_is_refused_in_plain_words():
 
 @pytest.fixture(scope="module")
 def address(root):
-    """A page that `scripts/app.py` serves, in a working directory with a file that is nobody's business."""
-    (root / "secret.txt").write_text("nobody's business")
+    """A page that `scripts/app.py` serves, in a working directory with files that are nobody's business."""
+    cached = root / ".gradio" / "cached_examples"  # of another page
+    cached.mkdir(parents=True)
+    for folder in (root, cached):
+        (folder / "secret.txt").write_text("nobody's business")
     command = [sys.executable, REPOSITORY / "scripts" / "app.py", "--models", root / "trained"]
     with serving(command, cwd=root) as address:
         yield address
@@ -242,39 +252,187 @@ def test_the_page_answers_a_client(address):
     assert "trained/v9" in notice and not scores
 
 
-def test_no_file_outside_the_uploads_can_be_read(root, address):
-    (root / "trained" / "picture.png").write_bytes(SNEAKER.read_bytes())
+def upload(address: str, content: bytes = SNEAKER.read_bytes()) -> Path:
+    return Path(httpx.post(f"{address}/gradio_api/upload", files={"files": content}).json()[0])
+
+
+def as_file(path, kind: str = "gradio.FileData") -> dict:
+    return {"path": str(path), "meta": {"_type": kind}}
+
+
+def ask(address: str, way: str, function: str, values: dict) -> str:
+    """What a function answers to values by name, `last` being the page's own, by one of gradio's ways to call it."""
+    headers = {"Content-Type": "application/json"}
+    with httpx.Client(base_url=f"{address}/gradio_api/", timeout=20, headers=headers) as client:
+        if way == "queue/join":
+            functions = client.get(f"{address}/config").json()["dependencies"]
+            number = next(entry["id"] for entry in functions if entry["api_name"] == function)
+            message = {"data": list(values.values()), "fn_index": number, "session_hash": "somebody"}
+            client.post("queue/join", content=json.dumps(message)).raise_for_status()
+            lines = client.get("queue/data", params={"session_hash": "somebody"}).text.splitlines()
+            messages = [json.loads(line.removeprefix("data: ")) for line in lines if line]
+            return json.dumps(next(message["output"] for message in messages if message["msg"] == "process_completed"))
+        sent = {name: value for name, value in values.items() if name != "last"}
+        sent = sent if way == "call/v2" else {"data": list(values.values())}
+        answer = client.post(f"{way}/{function}", content=json.dumps(sent))
+        if way in ("run", "api"):
+            return answer.text
+        return client.get(f"{way}/{function}/{answer.json()['event_id']}").text
+
+
+def no_uploads(sent: Path, root: Path) -> list:
+    """What a request can put in the place of a picture, none of it one that was sent to the page."""
+    uploads, secret = sent.parents[1], root / "secret.png"
+    secret.write_bytes(SNEAKER.read_bytes())
+    os.mkfifo(uploads / "pipe.png")
+    (uploads / "link.png").symlink_to(secret)
+    up = f"{uploads}/{'../' * len(uploads.parts)}{secret}"
+    paths = [secret, root / "missing.png", root, uploads, uploads / "missing.png", uploads / "pipe.png", up, "", "~"]
+    paths += [uploads / "link.png", "secret.png", "/dev/zero", "/proc/self/environ", "\0", "\ud800", "x" * 10_000]
+    paths += ["http://example.com/cat.png", "file:///etc/passwd"]
+    found = [wrap(path) for path in paths for wrap in (lambda path: {"path": str(path)}, as_file)]
+    for path in (secret, root / "missing.png"):
+        file, other = as_file(path), as_file(path, "gradio.Other")
+        found += [other, str(path), [file], {"path": file}, {"path": None, "url": None, "value": file}]
+        found.append({"url": f"file://{path}", "meta": file["meta"]})
+    return [*found, 5, {"path": 5}, {}, {"path": None}, []]
+
+
+PICTURE = ("file", {"file": None, "name": "trained/v1", "last": None})
+QUESTIONS = {  # of which value is to be a file; the others; of every way to ask, and of every function with such values
+    ("queue/join", "explain_picture"): PICTURE,
+    ("call", "explain_picture"): PICTURE,
+    ("call/v2", "explain_picture"): PICTURE,
+    ("run", "explain_picture"): PICTURE,
+    ("api", "explain_picture"): PICTURE,
+    ("call", "explain_label"): PICTURE,
+    ("call", "show"): ("kind", {"last": None, "kind": None, "cell": 1}),
+    ("run", "load_example"): ("example", {"example": None}),
+}
+
+
+@pytest.mark.parametrize(("way", "function"), QUESTIONS)
+def test_no_file_but_an_upload_is_opened_and_all_others_get_one_sentence(root, address, way, function):
+    sent = upload(address)
+    place, values = QUESTIONS[way, function]
+    try:
+        payloads = no_uploads(sent, root)
+        if place != "file":  # but a text or a number
+            payloads = [value for value in payloads if isinstance(value, dict | list)]
+        is_closed = way in ("run", "api") and function != "load_example"  # they go past the queue
+        sentence = "Please join the queue" if is_closed else "is not one that was sent to this page"
+        told = set()
+        for value in payloads:
+            told.add(ask(address, way, function, {**values, place: value}))
+            assert len(told) == 1 and sentence in next(iter(told)), (value, told)
+    finally:
+        for name in ("pipe.png", "link.png"):
+            (sent.parents[1] / name).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("way", ["queue/join", "call", "call/v2"])
+def test_an_upload_is_explained_by_every_way_to_ask(address, way):
+    values = {**PICTURE[1], "file": as_file(upload(address))}
+    assert "seconds for label" in ask(address, way, "explain_picture", values)
+
+
+def test_an_example_is_a_picture_that_can_be_taken(address):
+    answer = httpx.post(f"{address}/gradio_api/run/load_example", json={"data": [0]}).json()["data"][0]["value"]
+    assert "seconds for label" in ask(address, "call", "explain_picture", {**PICTURE[1], "file": answer})
+
+
+def test_no_file_outside_the_uploads_can_be_fetched(root, address):
     own = [root / "secret.txt", root / "trained" / "v1" / "config.json", SNEAKER, Path("/etc/passwd"), Path(__file__)]
-    for path in ["secret.txt", "../secret.txt", "%2e%2e/secret.txt", *own]:
+    relative = ["secret.txt", "../secret.txt", "%2e%2e/secret.txt", ".gradio/cached_examples/secret.txt"]
+    for path in [*relative, *own]:
         answer = httpx.get(f"{address}/gradio_api/file={path}")
         assert answer.status_code in (403, 404), path
-    for source in (root / "trained" / "picture.png", "/etc/passwd"):
-        file = {"path": str(source), "meta": {"_type": "gradio.FileData"}}
-        message = {"data": [file, "trained/v1", None], "session_hash": "nobody"}
-        answer = httpx.post(f"{address}/gradio_api/run/explain_picture", json=message)
-        assert answer.status_code >= 400 and "confidences" not in answer.text
 
 
 def test_an_upload_can_be_read_by_who_sent_it_and_is_bounded(address):
-    sent = httpx.post(f"{address}/gradio_api/upload", files={"files": SNEAKER.read_bytes()}).json()[0]
+    sent = upload(address)
     assert httpx.get(f"{address}/gradio_api/file={sent}").content == SNEAKER.read_bytes()
     answer = httpx.post(f"{address}/gradio_api/upload", files={"files": bytes(21 * 2**20)})
     assert answer.status_code == 413
 
 
-def test_more_visitors_than_can_wait_are_told_so(address):
-    sent = httpx.post(f"{address}/gradio_api/upload", files={"files": SNEAKER.read_bytes()}).json()[0]
+@pytest.mark.parametrize("way", ["queue/join", "call/explain_picture", "run/explain_picture", "api/explain_picture"])
+def test_more_visitors_than_can_wait_are_told_so(address, way):
+    """Nor can anybody go past the queue."""
     functions = httpx.get(f"{address}/config").json()["dependencies"]
     number = next(function["id"] for function in functions if function["api_name"] == "explain_picture")
-    file = {"path": sent, "meta": {"_type": "gradio.FileData"}}
-    message = {"data": [file, "trained/v1", None], "fn_index": number}
-    with httpx.Client() as crowd:
-        answers = [
-            crowd.post(f"{address}/gradio_api/queue/join", json={**message, "session_hash": f"visitor {index}"})
-            for index in range(100)
-        ]
+    message = {"data": [as_file(upload(address)), "trained/v1", None], "fn_index": number}
+    with httpx.Client(base_url=f"{address}/gradio_api/") as crowd:
+        while crowd.get("queue/status").json()["queue_size"]:  # of the last crowd
+            pass
+        answers = [crowd.post(way, json={**message, "session_hash": f"visitor {index}"}) for index in range(100)]
     codes = [answer.status_code for answer in answers]
-    assert codes[:20] == [200] * 20 and codes.count(503) > 20
+    if way.startswith(("run", "api")):
+        assert codes == [404] * 100
+    else:
+        assert codes[:20] == [200] * 20 and codes.count(503) > 20
+
+
+def test_a_model_explains_one_picture_at_a_time_whoever_asks_and_few_wait(models, monkeypatch):
+    """Forty at once, as if there were no queue, whose place one can leave while the work goes on."""
+    working, most, go = [], [], threading.Event()
+
+    def explain(*args):
+        working.append(None)
+        most.append(len(working))
+        go.wait(20)
+        working.pop()
+        raise Refusal("done")
+
+    monkeypatch.setattr("vitae_hf.app.explain", explain)
+    with ThreadPoolExecutor(40) as crowd:
+        asking = [crowd.submit(examine, models, {"path": str(SNEAKER)}, "trained/v1") for _ in range(40)]
+        refused = list(islice(as_completed(asking, timeout=20), 40 - 1 - MOST_WAITING))
+        go.set()
+        told = [answer.result()[1] for answer in asking]
+    assert all("come back" in answer.result()[1] for answer in refused)
+    assert told.count("done") == 1 + MOST_WAITING and max(most) == 1
+
+
+def test_a_page_for_this_machine_answers_to_its_names_alone(address):
+    """Not to a web site that lets its name point here."""
+    port = address.rpartition(":")[2]
+    for host in (f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}", "LOCALHOST"):
+        assert httpx.get(f"{address}/config", headers={"Host": host}).status_code == 200, host
+    for host in (f"evil.example:{port}", "localhost.evil.example", "192.0.2.7", "localhost@evil.example", "["):
+        site = {"Host": host, "Origin": f"http://{host}", "Access-Control-Request-Method": "POST"}
+        for method, path in (("GET", ""), ("GET", "config"), ("POST", "gradio_api/upload"), ("OPTIONS", "config")):
+            answer = httpx.request(method, f"{address}/{path}", headers=site)
+            assert answer.status_code == 400 and "--trusted_host" in answer.text, (host, path)
+            assert "access-control-allow-origin" not in answer.headers
+
+
+def test_other_sites_cannot_use_the_page(address):
+    own = httpx.post(f"{address}/gradio_api/upload", headers={"Origin": address}, files={"files": b"mine"})
+    assert own.status_code == 200
+    for site in ("http://evil.example", "http://127.0.0.1:1", "http://localhost:3000", "null", "["):
+        for method in ("GET", "POST", "OPTIONS"):
+            headers = {"Origin": site, "Access-Control-Request-Method": "POST"}
+            answer = httpx.request(method, f"{address}/gradio_api/upload", headers=headers)
+            assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers, site
+
+
+def test_a_page_for_others_answers_to_addresses_its_machine_and_those_it_is_told():
+    def here(request):
+        return PlainTextResponse("here")
+
+    app = Starlette(routes=[Route("/", here)], lifespan=StayHere("0.0.0.0", ["Page.example"]).surround)
+    with TestClient(app) as client:
+        for host in ("192.0.2.7:7860", "[2001:db8::1]", socket.gethostname(), "localhost:7860", "page.example"):
+            assert client.get("/", headers={"Host": host, "Origin": f"https://{host}"}).text == "here"
+        behind_a_proxy = {"Host": "127.0.0.1:7860", "Origin": "https://page.example:8443"}
+        assert client.get("/", headers=behind_a_proxy).text == "here"
+        for host in ("evil.example", "page.example.evil.example", "evil.page.example", ""):
+            assert client.get("/", headers={"Host": host}).status_code == 400
+        assert client.get("/", headers={"Host": "192.0.2.7", "Origin": "http://192.0.2.8"}).status_code == 403
+    for name in ("https://page.example", "page.example:80", "*", ""):
+        with pytest.raises(ValueError, match="expected the name of a host"):
+            StayHere("0.0.0.0", [name])
 
 
 def test_nothing_is_fetched_from_elsewhere(address):
@@ -282,8 +440,11 @@ def test_nothing_is_fetched_from_elsewhere(address):
     page = httpx.get(address)
     assert "default-src 'self'" in page.headers["content-security-policy"]
     assert not re.findall(r"<(?:script|link)[^>]+(?:src|href)=\"(?:https?:)?//[^\"]+", page.text)
-    for url in ("http://example.com/cat.png", "https://example.com/cat.png"):
-        assert httpx.get(f"{address}/gradio_api/file={url}").status_code == 403
+    for scheme in ("http", "https"):
+        for route in ("file=", "file/", "proxy="):
+            answer = httpx.get(f"{address}/gradio_api/{route}{scheme}://example.com/cat.png")
+            assert answer.status_code == 403 and "nothing is fetched from elsewhere" in answer.text
+    assert httpx.post(f"{address}/gradio_api/process_recording", files={"video": b"for ffmpeg"}).status_code == 403
 
 
 def test_it_listens_to_this_machine_alone_unless_told_otherwise(address):
@@ -311,14 +472,18 @@ def test_a_space_runs_from_its_folder_with_nothing_but_its_requirements(root, tm
     page = tmp_path / "space" / "vitae_hf" / "app.py"
     page.write_text(page.read_text().replace("What does ViTAE see?", "The copy in the Space"))
     command = [sys.executable, tmp_path / "space" / "app.py"]
-    with serving(command, cwd=tmp_path / "empty", PYTHONPATH=str(tmp_path / "site")) as address:
-        assert "The copy in the Space" in httpx.get(address).text
+    hub = {"SPACE_ID": "org/page", "SPACE_HOST": "org-page.hf.space,own.org"}
+    with serving(command, cwd=tmp_path / "empty", PYTHONPATH=str(tmp_path / "site"), **hub) as address:
+        for host in ("org-page.hf.space", "own.org"):
+            names = {"Host": host, "Origin": f"https://{host}"}
+            assert "The copy in the Space" in httpx.get(address, headers=names).text
+        assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 400
         client = Client(address, verbose=False)
         notice, scores, _ = client.predict(handle_file(SNEAKER), "models/v1", api_name="/explain_picture")
         assert "seconds" in notice and scores["label"].startswith("label ")
         notice, scores, _ = client.predict(handle_file(SNEAKER), "org/other", api_name="/explain_picture")
         assert "choose one from the list" in notice  # a Space downloads nothing that visitors name
-        sent = Path(httpx.post(f"{address}/gradio_api/upload", files={"files": b"mine"}).json()[0])
+        sent = upload(address, b"mine")
         assert sent.read_bytes() == b"mine" and sent.parents[1].stat().st_mode & 0o077 == 0
     assert not sent.parents[1].exists()
     with pytest.raises(SystemExit, match="is not empty"):

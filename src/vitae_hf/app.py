@@ -2,12 +2,19 @@
 """A web page: what does a model make of my picture, and what did it look at?"""
 
 import os
+import re
+import shutil
 import signal
+import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from html import escape
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio already when it is imported
@@ -17,13 +24,12 @@ import numpy as np  # noqa: E402
 import PIL.Image  # noqa: E402
 from matplotlib import colormaps  # noqa: E402
 from matplotlib.colors import to_hex  # noqa: E402
-from starlette.datastructures import MutableHeaders  # noqa: E402
-from starlette.middleware import Middleware  # noqa: E402
+from starlette.datastructures import Headers, MutableHeaders  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from .explanation import BRANCH_COLOURS, Explanation, explain  # noqa: E402
-from .visitors import Models, Refusal, read_picture  # noqa: E402
+from .visitors import Models, Refusal, read_picture, uploaded_file  # noqa: E402
 
 
 logger = logging.get_logger(__name__)
@@ -47,6 +53,7 @@ WELCOME = "Choose a picture, drop one, or take one of the examples."
 NO_MATRIX = "random features, which never make a matrix of attention; look at the branches here"
 DONE = "seconds for label and maps. Choose another label to see what speaks for it."
 FAILURE = "This did not work, and it is not your fault. The log of the machine that serves this page says why."
+BUSY = "Too many people are waiting for this page: please come back in a minute."
 NO_MODEL = "There is no trained model here yet: run `make demo` (three minutes), then load this page again."
 
 PURPLE, ORANGE = (to_hex(colormaps[BRANCH_COLOURS](place)) for place in (0.85, 0.2))
@@ -144,23 +151,54 @@ def show(explanation: Explanation | None, kind: str, cell: int) -> tuple[np.ndar
     return picture, describe_map(explanation, kind, cell) + describe_depth(explanation, cell)
 
 
+class Turns:
+    """One at a time, since a model is changed while it explains, and only so many who wait for it.
+
+    gradio's queue sees to both among those who stand in it. An explanation that a visitor cancels leaves the queue, but
+    goes on to its end.
+    """
+
+    def __init__(self, most_waiting: int):
+        self._room = threading.BoundedSemaphore(1 + most_waiting)
+        self._one = threading.Lock()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for a turn, and have it until the end of the block.
+
+        Raises:
+            Refusal: too many wait already.
+        """
+        if not self._room.acquire(blocking=False):
+            raise Refusal(BUSY)
+        try:
+            with self._one:
+                yield
+        finally:
+            self._room.release()
+
+
+TURNS = Turns(MOST_WAITING)
+
+
 def examine(
     models: Models, file: dict | None, name: str | None, label: str | None = None
 ) -> tuple[Explanation | None, str]:
     """What a model makes of a file that was sent, or none, and a sentence to the visitor.
 
     Args:
-        file: as gradio gives it, with a `path` that it has found to be an upload.
+        file: as `UploadsOnly` gives it, with the `path` of an upload.
         label: what Grad-CAM is to explain; default: the likeliest.
     """
     if not name and not models.names():
         return None, NO_MODEL
     try:
-        model, processor = models.load(name)
-        if not file or not file.get("path"):
-            return None, WELCOME
-        picture, notice = read_picture(file["path"])
-        explanation = explain(model, processor, picture, label)
+        with TURNS.turn():
+            model, processor = models.load(name)
+            if not file:
+                return None, WELCOME
+            picture, notice = read_picture(file["path"])
+            explanation = explain(model, processor, picture, label)
     except Refusal as refusal:
         return None, str(refusal)
     except Exception:  # whatever a strange model or picture sets off, the page goes on
@@ -195,18 +233,52 @@ def choose_model(models: Models) -> gr.Dropdown:
     return gr.Dropdown(names, value=names[0] if names else None, info=hint)
 
 
+class UploadsOnly(gr.Blocks):
+    """Blocks whose functions get no file but one that was uploaded here, whoever calls them and by whatever route.
+
+    gradio checks what calls itself a file by its `meta`, passes on any other, and fetches a file that is a web address.
+
+    Args:
+        uploads: folder of what visitors sent, no link in its path.
+        **options: as for `gr.Blocks`.
+    """
+
+    def __init__(self, uploads: Path, **options):
+        super().__init__(**options)
+        self.uploads = uploads
+
+    async def preprocess_data(self, block_fn, inputs: list, *args, **options) -> list:
+        """What gradio makes of a request's values for a function. Every route comes through here.
+
+        Raises:
+            gr.Error: what is sent as a picture, or is more than a text or number, is no file in `uploads`.
+        """
+        try:
+            values = [self._check(block, value) for block, value in zip(block_fn.inputs, inputs)]
+        except Refusal as refusal:
+            raise gr.Error(str(refusal), print_exception=False) from None
+        return await super().preprocess_data(block_fn, values, *args, **options)
+
+    def _check(self, block: gr.blocks.Block, value: object) -> object:
+        """The value; of a file, its path in gradio's form, and nothing else that the request said of it."""
+        if value is None or not (isinstance(block, gr.Image) or isinstance(value, dict | list)):
+            return value
+        return {"path": str(uploaded_file(value, self.uploads)), "meta": {"_type": "gradio.FileData"}}
+
+
 class Page:
     """The page; `blocks` is what gradio serves.
 
     Args:
         models: what can be chosen.
+        uploads: folder of what visitors send, which gradio knows as `GRADIO_TEMP_DIR`.
         examples: pictures to begin with.
     """
 
-    def __init__(self, models: Models, examples: Sequence[Path] = ()):
+    def __init__(self, models: Models, uploads: Path, examples: Sequence[Path] = ()):
         self.models = models
         options = {"title": TITLE, "analytics_enabled": False, "delete_cache": (600, KEPT_SECONDS)}
-        with gr.Blocks(**options) as self.blocks:
+        with UploadsOnly(uploads, **options) as self.blocks:
             gr.Markdown(f"# {TITLE}\nAttention and convolutions side by side, cell by cell.", elem_id="title")
             with gr.Row():
                 with gr.Column(min_width=300):
@@ -233,8 +305,8 @@ class Page:
     def _connect(self) -> None:
         """What happens when something is chosen.
 
-        One explanation at a time, since a model is changed meanwhile. Its inputs are not preprocessed: gradio would
-        decode pictures before anybody looked at their size. That they were uploaded here it checks all the same.
+        One explanation at a time, so that the others wait in the queue, where they are told their place. Its inputs are
+        not preprocessed: gradio would decode pictures before anybody looked at their size.
         """
 
         def explain_picture(file, name, last):
@@ -263,19 +335,63 @@ class Page:
         gr.on([self.kind.input, self.cell.input], trigger_mode="always_last", **showing)
 
 
-class StayHere:
-    """ASGI middleware: the page loads nothing from elsewhere, and the server fetches nothing for visitors.
+def host_name(netloc: str) -> str | None:
+    """The name or address, in lower case, of a host that may come with a port."""
+    try:
+        return urlsplit(f"//{netloc}").hostname
+    except ValueError:
+        return None
 
-    gradio would pass on whatever public web address somebody puts behind `/file=`.
+
+def address(name: str | None) -> IPv4Address | IPv6Address | None:
+    """The address that a name is, if it is one."""
+    try:
+        return ip_address(name or "")
+    except ValueError:
+        return None
+
+
+class StayHere:
+    """ASGI middleware: the page answers to names of its own, and has nothing to do with any other site.
+
+    Any web site that somebody opens could use the page else: by requests from there, or by a name that it lets point to
+    this machine (DNS rebinding). gradio answers to any name, and lets the site that asks read the answer. It would also
+    fetch whatever public web address a visitor puts behind `/file=`, and run ffmpeg on what is sent as a recording.
+
+    Args:
+        host: address to listen on. If others can reach it, the page answers to this machine's names and to whatever
+            is an address, which nobody can let point elsewhere.
+        trusted_hosts: further names that the page is reached by, as through a proxy.
+
+    Raises:
+        ValueError: one of `trusted_hosts` is no name.
     """
 
+    CLOSED = ("/file=http", "/file/http", "/proxy=", "/process_recording")
     POLICY = (
         "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval';"
         " style-src 'self' 'unsafe-inline'"
     )
 
-    def __init__(self, app):
-        self.app = app
+    def __init__(self, host: str, trusted_hosts: Sequence[str] = ()):
+        for name in trusted_hosts:
+            if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+                raise ValueError(f"expected the name of a host as page.example, without port and path, got {name!r}")
+        own = host.strip("[]").lower()
+        self.is_local = own == "localhost" or (address(own) is not None and address(own).is_loopback)
+        self.trusted = {name.lower() for name in trusted_hosts}
+        self.names = {"localhost", "127.0.0.1", "::1", own, *self.trusted}
+        if not self.is_local:
+            self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+
+    @asynccontextmanager
+    async def surround(self, app):
+        """Lifespan of an app that stands within this one.
+
+        The middleware that an app of gradio's is given stands within gradio's own, which answers other sites.
+        """
+        self.app, app.middleware_stack = app.middleware_stack, self
+        yield
 
     async def __call__(self, scope, receive, send):
         async def send_with_policy(message):
@@ -283,32 +399,56 @@ class StayHere:
                 MutableHeaders(scope=message)["Content-Security-Policy"] = self.POLICY
             await send(message)
 
-        if "/file=http" in scope.get("path", "") or "/proxy=" in scope.get("path", ""):
-            return await PlainTextResponse("nothing is fetched from elsewhere", 403)(scope, receive, send)
-        await self.app(scope, receive, send_with_policy)
+        refusal = self._refusal(Headers(scope=scope), scope["path"])
+        await (refusal or self.app)(scope, receive, send_with_policy)
+
+    def _refusal(self, headers: Headers, path: str) -> PlainTextResponse | None:
+        host = headers.get("host", "").lower()
+        name = host_name(host)
+        if name not in self.names and (self.is_local or address(name) is None):
+            return PlainTextResponse("this page has another name; who serves it can add one: --trusted_host NAME", 400)
+        site = headers.get("origin", f"http://{host}").lower().partition("://")[2]
+        if site != host and host_name(site) not in self.trusted:
+            return PlainTextResponse("other sites cannot use this page", 403)
+        if any(part in path for part in self.CLOSED):
+            return PlainTextResponse("nothing is fetched from elsewhere, and no recording is taken", 403)
+        return None
 
 
-def serve(models: Models, examples: Sequence[Path] = (), host: str = "127.0.0.1", port: int | None = None) -> None:
+def serve(
+    models: Models,
+    examples: Sequence[Path] = (),
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    trusted_hosts: Sequence[str] = (),
+) -> None:
     """Serve the page until the process is told to end. What visitors send is deleted then.
 
     Args:
         host: address to listen on; `"0.0.0.0"`: whoever reaches this machine.
         port: default: the first free one from 7860 on.
+        trusted_hosts: names that the page answers to beside its own, as those that a proxy gives it.
 
     Raises:
         OSError: the port is taken.
+        ValueError: one of `trusted_hosts` is no name.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-    with tempfile.TemporaryDirectory(prefix="vitae-hf-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        blocks = Page(models, examples).blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=4)
+    surroundings = StayHere(host, trusted_hosts)
+    with tempfile.TemporaryDirectory(prefix="vitae-hf-") as folder:
+        uploads = Path(folder).resolve()
+        # What gradio gives away: by default, it would also be what others' pages left in the working directory.
+        os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_EXAMPLES_CACHE": str(uploads)}
+        copies = [Path(shutil.copy(path, uploads)) for path in examples]  # to be taken as uploads are
+        blocks = Page(models, uploads, copies).blocks
+        blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=4, api_open=False)  # no way around the queue
         blocks.launch(
             server_name=host,
             server_port=port,
             share=False,
             max_file_size=MAX_FILE_SIZE,
             state_session_capacity=SESSIONS,
-            app_kwargs={"middleware": [Middleware(StayHere)]},
+            app_kwargs={"lifespan": surroundings.surround},
             theme=THEME,
             css=CSS,
             footer_links=[],

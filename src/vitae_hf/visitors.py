@@ -2,6 +2,7 @@
 """What visitors of the web page send, pictures and names of models, taken for hostile: read safely, or refused."""
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -31,10 +32,32 @@ MAX_PIXELS = 50_000_000  # of a picture: more than cameras take, and 150 MB in m
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
 MOST_TOKENS = 4097  # that attend to each other, as of 1024×1024 pixels in patches of 16×16 and a class token
 MOST_SCORES = 2**27  # of attention in a cell, half a gigabyte
+NO_UPLOAD = "This picture is not one that was sent to this page, or not any more: please send it again."
 
 
 class Refusal(ValueError):
     """What a visitor is told when a picture or a model is not taken."""
+
+
+def uploaded_file(file: object, uploads: Path) -> Path:
+    """The path of a file that a request names, if it was sent to this page.
+
+    Args:
+        file: what the request says; right is a dict with a `path`.
+        uploads: folder of what was sent, no link in its path.
+
+    Raises:
+        Refusal: it is anything else, in the same words whatever lies there.
+    """
+    try:
+        path = Path(os.path.abspath(file["path"]))
+        if path.is_relative_to(uploads):  # or else nothing is looked up, which also takes its time and can hang
+            path = path.resolve(strict=True)
+            if path.is_relative_to(uploads) and path.is_file():
+                return path
+    except (LookupError, TypeError, ValueError, OSError, RuntimeError):  # the last: links in a circle
+        pass
+    raise Refusal(NO_UPLOAD)
 
 
 def read_picture(path: str) -> tuple[PIL.Image.Image, str]:
