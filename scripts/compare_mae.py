@@ -77,6 +77,7 @@ class Comparison:
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments, self.path = arguments, arguments.output
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # before anything is done in vain
         self.results = {
             "pretraining": {"recipe": PRETRAINING, "epochs": arguments.pretraining_epochs, "eval_loss": {}},
             "training": {"recipe": TRAINING, "ways": WAYS, "epochs": arguments.epochs, "share": arguments.share},

@@ -175,6 +175,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--learning_rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=42)
     arguments = parser.parse_args(argv)
+    arguments.output.mkdir(parents=True, exist_ok=True)  # before anything is done in vain
     started = time.perf_counter()
     set_seed(arguments.seed)
     data = load_dataset("parquet", data_files={split: str(DATA / f"{split}-*.parquet") for split in ("train", "test")})

@@ -91,6 +91,8 @@ def parse(argv: list[str] | None):
     run, training = parse_arguments(argv, (RunArguments, ViTAETrainingArguments), __doc__)
     if run.pictures < 1:
         raise ValueError(f"--pictures must be at least 1, got {run.pictures}")
+    if training.label_smoothing_factor:
+        raise ValueError("--label_smoothing_factor does not work here: there are no labels")
     if training.push_to_hub:
         raise ValueError("--push_to_hub does not work here: publish what was fine-tuned")
     training.label_names = ["pixel_values"]  # an evaluation has a loss without labels

@@ -89,8 +89,9 @@ class RunArguments:
     def __post_init__(self):
         if (self.preset is None) == (self.model_name_or_path is None):
             raise ValueError("give either --preset, to train from scratch, or --model_name_or_path, to begin with")
-        if self.overlays < 1:
-            raise ValueError(f"--overlays must be at least 1, got {self.overlays}")
+        for name in ("overlays", "head_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
 
 
 def parse(argv: list[str] | None):
@@ -104,6 +105,8 @@ def parse(argv: list[str] | None):
         per_device_eval_batch_size=1,  # pictures of an evaluation differ in size
         dataloader_drop_last=True,  # BatchNorm cannot normalise a last batch of one
     )
+    if training.label_smoothing_factor:
+        raise ValueError("--label_smoothing_factor does not go with segmentation")
     if training.push_to_hub:
         raise ValueError("--push_to_hub is for classifiers; publish a segmenter by its `push_to_hub`")
     return run, augmentation, training

@@ -94,6 +94,9 @@ WRITES = {
     "export": ["model", "--format", "torch", "--output", "{}"],
     "build_garment_scenes": ["--scenes", "1", "1", "--output", "{}"],
     "build_model_cards": ["--output", "{}"],
+    "demo": ["--output", "{}"],
+    "compare_fashion_mnist": ["--data", DATA, "--output", "{}"],
+    "compare_mae": ["--output", "{}.json"],
 }
 
 
@@ -151,6 +154,35 @@ def test_a_wrong_recipe_or_argument_is_named(tmp_path, monkeypatch, capsys, comm
         (tmp_path / f"{name}.yaml").write_text(text)
     data = SCENES if command == "train_segmentation" else DATA
     assert said in sentence(capsys, command, *fill(TAKES_DATA[command], data), "--max_steps", 1, *words)
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        *(
+            ("train", words)
+            for words in (
+                ["--interpolation", "nothing"],
+                ["--auto_augment", "nothing"],
+                ["--min_crop_scale", "2"],
+                ["--erasing_prob", "3"],
+                ["--mixup_alpha", "-1"],
+            )
+        ),
+        ("pretrain_mae", ["--interpolation", "nothing"]),
+        ("pretrain_mae", ["--label_smoothing_factor", "0.1"]),
+        ("train_segmentation", ["--label_smoothing_factor", "0.1"]),
+        ("train_segmentation", ["--short_side", "0"]),
+        ("train_segmentation", ["--crop_size", "0"]),
+        ("train_segmentation", ["--head_channels", "0"]),
+        ("train_segmentation", ["--flip_prob", "2"]),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_before_anything_begins(tmp_path, monkeypatch, capsys, command, words):
+    monkeypatch.chdir(tmp_path)
+    data = SCENES if command == "train_segmentation" else DATA
+    said = sentence(capsys, command, *fill(TAKES_DATA[command], data), "--max_steps", 1, *words)
+    assert words[0].removeprefix("--") in said and not (tmp_path / "out" / "config.json").exists()
 
 
 @pytest.mark.parametrize("command", ["evaluate", "explain", "benchmark", "measure_parity"])

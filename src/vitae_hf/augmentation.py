@@ -35,6 +35,23 @@ class AugmentationArguments:
     """A batch is mixed by mixup or CutMix, half and half; 0 turns either off."""
     label_smoothing: float = 0.1
 
+    def __post_init__(self):
+        if self.interpolation not in ("random", "bilinear", "bicubic"):
+            raise ValueError(f"`interpolation` must be bilinear, bicubic or random, got {self.interpolation!r}")
+        if not 0 < self.min_crop_scale <= 1:
+            raise ValueError(f"`min_crop_scale` must be above 0 and at most 1, got {self.min_crop_scale}")
+        for name in ("flip_prob", "erasing_prob", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be at least 0 and at most 1, got {getattr(self, name)}")
+        for name in ("color_jitter", "mixup_alpha", "cutmix_alpha"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}")
+        if self.auto_augment:
+            try:
+                create_transform(1, is_training=True, auto_augment=self.auto_augment)
+            except Exception as error:  # timm's parser raises of every kind
+                raise ValueError(f"`auto_augment` must be a policy of timm's, got {self.auto_augment!r}") from error
+
 
 def training_transform(
     size: int | tuple[int, int], arguments: AugmentationArguments

@@ -71,7 +71,10 @@ def read_real_labels(path: str | os.PathLike, split: datasets.Dataset) -> list[l
 
     Source: Beyer et al. 2020, "Are we done with ImageNet?".
     """
-    real = json.loads(Path(path).read_text())
+    try:
+        real = json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
     num_classes = split.features["label"].num_classes
     if any(not 0 <= label < num_classes for labels in real for label in labels):
         raise ValueError(f"{path} has labels that are none of the {num_classes} classes of the split")

@@ -209,6 +209,16 @@ class MaskAugmentationArguments:
     distortion_prob: float = 0.5
     """Of each change of brightness, contrast, saturation and hue."""
 
+    def __post_init__(self):
+        for name in ("short_side", "crop_size", "min_scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
+        if self.max_scale < self.min_scale:
+            raise ValueError(f"`max_scale` must be at least `min_scale`, {self.min_scale}, got {self.max_scale}")
+        for name in ("max_class_share", "flip_prob", "distortion_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` must be at least 0 and at most 1, got {getattr(self, name)}")
+
 
 class VariedCrop(v2.RandomCrop):
     """torchvision's random crop of a picture and a mask, drawn up to ten times until no class has too much of it.
