@@ -8,10 +8,15 @@ import pytest
 import torch
 from conftest import any_size, images
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, ViTModel
 
 from vitae_hf import config_from_preset, prepare_for_inference
-from vitae_hf.inference import FoldedBatchNorm, PackedConv2d, PackedLinear
+from vitae_hf.decoder_vitae import sin_cos_positions
+from vitae_hf.inference import FoldedBatchNorm, PackedConv2d, PackedLinear, fold_batch_norm
+from vitae_hf.layers_vitae import ViTAEConvLayer
 from vitae_hf.segmentation import dense_config, new_segmenter
 
 
@@ -146,6 +151,96 @@ def test_training_normalises_again(model):
     model(images())
     after = [norm.running_mean for norm in model.modules() if isinstance(norm, FoldedBatchNorm)]
     assert not any(torch.equal(*pair) for pair in zip(before, after))
+
+
+class HalvedWeight(torch.Tensor):
+    """As quantised weights are: the layer computes with other numbers than are in its memory."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function in (nn.functional.linear, nn.functional.conv2d):
+            inputs, weight, *others = args
+            return function(inputs, 2 * weight.as_subclass(torch.Tensor), *others)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def with_weights_of_another_class(model: nn.Module) -> None:
+    for layer in original_layers(model):
+        layer.weight = nn.Parameter((layer.weight.detach() / 2).as_subclass(HalvedWeight), requires_grad=False)
+
+
+def with_a_parametrization(model: nn.Module) -> None:
+    for layer in original_layers(model):
+        nn.utils.parametrizations.weight_norm(layer)
+        layer.parametrizations.weight.original0.data *= 1.5
+
+
+def with_hooks(model: nn.Module) -> None:
+    for layer in original_layers(model):
+        layer.register_forward_hook(lambda layer, inputs, output: 0.9 * output)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.GELU, nn.SiLU)):
+            module.register_forward_pre_hook(lambda module, inputs: (1.1 * inputs[0],))
+
+
+def with_forwards_of_their_own(model: nn.Module) -> None:
+    for layer in original_layers(model):
+        layer.forward = lambda inputs, forward=layer.forward: 0.9 * forward(inputs)
+
+
+def with_adapters(model: nn.Module) -> None:
+    peft = pytest.importorskip("peft")
+    names = ["q_proj", "v_proj", "fc1", "conv", "convs.0"]
+    peft.inject_adapter_in_model(peft.LoraConfig(r=24, target_modules=names, init_lora_weights=False), model)
+
+
+def original_layers(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if type(module) in (nn.Linear, nn.Conv2d)]
+
+
+CHANGES = [
+    with_weights_of_another_class,
+    with_a_parametrization,
+    with_hooks,
+    with_forwards_of_their_own,
+    with_adapters,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_layers_that_others_changed_stay_as_they_are(model, change):
+    change(model)
+    expected = logits(model.eval())
+    torch.testing.assert_close(
+        logits(prepare_for_inference(model)), expected, rtol=0, atol=1e-5 * expected.std().item()
+    )
+
+
+def test_a_packed_layer_that_is_quantised_computes_with_its_new_weight():
+    packed, inputs = PackedLinear(nn.Linear(8, 8).requires_grad_(False), "none"), torch.randn(2, 8)
+    expected = packed(inputs)
+    packed.weight = nn.Parameter((packed.weight / 4).as_subclass(HalvedWeight), requires_grad=False)
+    torch.testing.assert_close(packed(inputs) - packed.bias, (expected - packed.bias) / 2)
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """As on a device of Apple's: no tensor of float64 there."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "cpu" and tensor.dtype == torch.float64:
+                raise TypeError("Cannot convert to float64 on this device")
+        return result
+
+
+FLOAT64 = {"fold": lambda: fold_batch_norm(ViTAEConvLayer(4, 4)), "positions": lambda: sin_cos_positions((2, 3), 8)}
+
+
+@pytest.mark.parametrize("make", FLOAT64.values(), ids=FLOAT64)
+def test_no_device_but_the_cpu_needs_float64(make):
+    with FakeTensorMode(), torch.device("cuda"), WithoutFloat64():
+        make()
 
 
 def test_what_cannot_be_prepared_is_told():

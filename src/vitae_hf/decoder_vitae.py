@@ -7,6 +7,8 @@ tokens, D of the decoder's.
 Source: He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners", arXiv 2111.06377.
 """
 
+from functools import partial
+
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -31,10 +33,11 @@ def sin_cos_positions(grid_size: tuple[int, int], hidden_size: int) -> torch.Ten
     Source: Vaswani et al. 2017, section 3.5, for one axis; He et al. 2022 for two.
     """
     rows, columns = grid_size
-    frequencies = 10000.0 ** -(torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size // 4))
+    count = partial(torch.arange, dtype=torch.float64, device="cpu")  # not every device has float64
+    frequencies = 10000.0 ** -(count(hidden_size // 4) / (hidden_size // 4))
 
     def encode(length: int) -> torch.Tensor:
-        angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
+        angles = count(length)[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=1)  # (length, hidden_size / 2)
 
     by_column, by_row = encode(columns).repeat(rows, 1), encode(rows).repeat_interleave(columns, dim=0)

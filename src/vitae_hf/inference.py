@@ -9,7 +9,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .layers_vitae import ViTAEBatchNorm2d, ViTAECell, ViTAEConvLayer, ViTAEMLP, ViTAEPyramidReduction
+from .layers_vitae import (
+    ViTAEBatchNorm2d,
+    ViTAECell,
+    ViTAEConvLayer,
+    ViTAEMLP,
+    ViTAEPyramidReduction,
+    is_untouched,
+)
 
 
 class FoldedBatchNorm(nn.BatchNorm2d):
@@ -45,6 +52,8 @@ class PackedLayer(nn.Module):
     packed: torch.Tensor | None = None
 
     def is_packable(self, inputs: torch.Tensor) -> bool:
+        if type(self.weight) is not nn.Parameter:  # quantised since, or for this call another one
+            return False
         if self.training or inputs.dtype != self.weight.dtype or torch.is_autocast_enabled(inputs.device.type):
             return False
         if torch.is_grad_enabled() and self.weight.requires_grad:
@@ -68,6 +77,13 @@ class PackedLayer(nn.Module):
     def _load_from_state_dict(self, *args):
         self.packed = None
         super()._load_from_state_dict(*args)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is torch's own, with a dense floating weight: not quantised, adapted or parametrized."""
+    if type(layer) not in (nn.Linear, nn.Conv2d) or type(layer.weight) is not nn.Parameter:
+        return False
+    return layer.weight.is_floating_point() and layer.weight.layout == torch.strided and is_untouched(layer)
 
 
 def can_pack(weight: torch.Tensor) -> bool:
@@ -141,12 +157,30 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         return output if self.fused == self.activation else ACTIVATIONS[self.activation](output)
 
 
-def pack(module: nn.Module, name: str, activation: str = "none") -> bool:
+def pack(module: nn.Module, name: str, activation: str = "none") -> None:
     """Pack a layer of a module, unless it is something else by now, LoRA's for one."""
-    packed_class = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}.get(type(getattr(module, name)))
-    if packed_class is not None:
-        setattr(module, name, packed_class(getattr(module, name), activation))
-    return packed_class is not None
+    layer = module.get_submodule(name)
+    if is_plain(layer):
+        packed_class = {nn.Linear: PackedLinear, nn.Conv2d: PackedConv2d}[type(layer)]
+        module.set_submodule(name, packed_class(layer, activation))
+
+
+ACTIVATED = (ViTAEConvLayer, ViTAEPyramidReduction, ViTAEMLP)
+
+
+def layers_before_activation(module: nn.Module) -> list[str]:
+    if isinstance(module, ViTAEPyramidReduction):
+        return [f"convs.{index}" for index in range(len(module.convs))]
+    return ["fc1"] if isinstance(module, ViTAEMLP) else ["conv"]
+
+
+def owns_activation(module: nn.Module) -> bool:
+    """Whether all before the activation is plain, so that it can work in place, or with them."""
+    norm = getattr(module, "norm", nn.Identity())
+    if type(norm) not in (nn.Identity, FoldedBatchNorm) or not is_untouched(norm):
+        return False
+    layers = [module.get_submodule(name) for name in layers_before_activation(module)]
+    return all(map(is_plain, layers)) and is_untouched(module.activation_fn)
 
 
 def pack_layers(model: nn.Module) -> None:
@@ -156,14 +190,12 @@ def pack_layers(model: nn.Module) -> None:
         if isinstance(module, ViTAECell):
             for name, _ in module.attention.named_children():
                 pack(module.attention, name)
-        if not isinstance(module, ViTAEConvLayer | ViTAEPyramidReduction | ViTAEMLP):
+        if not isinstance(module, ACTIVATED):
             continue
-        activation = names[type(module.activation_fn)]
-        if isinstance(module, ViTAEPyramidReduction):
-            has_taken = [pack(module.convs, name, activation) for name, _ in module.convs.named_children()]
-        else:
-            has_taken = [pack(module, "fc1" if isinstance(module, ViTAEMLP) else "conv", activation)]
-        if all(has_taken):
+        activation = names.get(type(module.activation_fn), "none") if owns_activation(module) else "none"
+        for name in layers_before_activation(module):
+            pack(module, name, activation)
+        if activation != "none":
             module.activation_fn = nn.Identity()
         if isinstance(module, ViTAEMLP):
             pack(module, "fc2")
@@ -184,13 +216,27 @@ def keep_freed_memory() -> None:
             mallopt(option, value)
 
 
+def can_fold(layer: ViTAEConvLayer) -> bool:
+    """Whether a layer has a BatchNorm with weights and statistics, after a convolution that is plain."""
+    norm = layer.norm
+    if type(norm) not in (ViTAEBatchNorm2d, nn.SyncBatchNorm) or norm.weight is None or norm.running_var is None:
+        return False
+    return is_plain(layer.conv) and is_untouched(norm)
+
+
+def exact(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.cpu().double()  # there, since not every device has float64
+
+
 @torch.no_grad()
 def fold_batch_norm(layer: ViTAEConvLayer) -> None:
     """Put a layer's BatchNorm, as it is in evaluation, into the weights of its convolution, in float64."""
     conv, norm = layer.conv, layer.norm
-    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    conv.weight.copy_(conv.weight.double() * scale[:, None, None, None])
-    conv.bias.copy_((conv.bias.double() - norm.running_mean.double()) * scale + norm.bias.double())
+    scale = exact(norm.weight) / (exact(norm.running_var) + norm.eps).sqrt()
+    weight = exact(conv.weight) * scale[:, None, None, None]
+    bias = (exact(conv.bias) - exact(norm.running_mean)) * scale + exact(norm.bias)
+    conv.weight.copy_(weight.to(conv.weight.dtype))
+    conv.bias.copy_(bias.to(conv.bias.dtype))
     layer.norm = FoldedBatchNorm(norm).eval()
 
 
@@ -204,9 +250,8 @@ def fold_batch_norms(model: PreTrainedModel) -> None:
     if not layers:
         raise ValueError(f"expected a ViTAE or ViTAEv2, or a model with such a backbone; got {type(model).__name__}")
     model.eval()
-    for layer in layers:
-        if type(layer.norm) in (ViTAEBatchNorm2d, nn.SyncBatchNorm):
-            fold_batch_norm(layer)
+    for layer in filter(can_fold, layers):
+        fold_batch_norm(layer)
 
 
 def prepare_for_inference(
@@ -215,7 +260,8 @@ def prepare_for_inference(
     """Make a model as fast as it can be on its device. What it computes stays the same within rounding.
 
     The model itself is changed: evaluation mode, no gradients, BatchNorms folded into the convolutions before them,
-    activations in place, 4-D weights in channels-last order. On CPUs, convolutions and linear layers keep a second copy
+    activations in place, 4-D weights in channels-last order. Layers that are quantised, adapted (LoRA's), parametrized
+    or have hooks stay as they are. On CPUs, convolutions and linear layers keep a second copy
     of their weights, in the order that oneDNN wants, and the C library keeps memory that is freed, for the whole
     process ([`keep_freed_memory`]). The model can be saved: the folder holds an ordinary one with these weights.
     `from_pretrained` brings back what it was.
@@ -240,17 +286,22 @@ def prepare_for_inference(
         raise ValueError("weights that are offloaded cannot be prepared: load the model without `device_map`")
     fold_batch_norms(model)
     model.requires_grad_(False)
-    model.to(dtype=dtype, memory_format=torch.channels_last)
+    if dtype is not None:
+        model.to(dtype)
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter and parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     is_cpu = model.device.type == "cpu"
     if is_cpu:
         keep_freed_memory()
     if is_cpu and not compile:  # a compiler packs by itself
         pack_layers(model)
     for module in model.modules():
-        if isinstance(module, ViTAEConvLayer) and isinstance(module.activation_fn, nn.SiLU):
-            module.activation_fn.inplace = True
-        elif isinstance(module, (ViTAEMLP, ViTAEPyramidReduction)) and isinstance(module.activation_fn, nn.GELU):
-            module.activation_fn = InplaceGELU()
+        if isinstance(module, ACTIVATED) and owns_activation(module):
+            if type(module.activation_fn) is nn.SiLU:
+                module.activation_fn.inplace = True
+            elif type(module.activation_fn) is nn.GELU:
+                module.activation_fn = InplaceGELU()
     if compile:
         model.compile(dynamic=False, options={"freezing": True} if is_cpu else None)
     return model

@@ -318,11 +318,10 @@ class BatchNormSiLU(torch.autograd.Function):
         return tangent, None, None
 
 
-def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a call of the module does what its class does, and nothing that hooks or wrappers add."""
+def is_untouched(module: nn.Module) -> bool:
+    """Whether nobody sees or changes what goes through a module, by hooks or a forward in the place of its own."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
-    is_wrapped = "forward" in vars(module) or nn.modules.module._has_any_global_hook()
-    return type(module) is kind and not any(hooks) and not is_wrapped
+    return not any(hooks) and "forward" not in vars(module)
 
 
 class ViTAEConvLayer(nn.Module):
@@ -349,9 +348,11 @@ class ViTAEConvLayer(nn.Module):
         Of one value per channel, torch's own BatchNorm raises its error.
         """
         norm = self.norm
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or nn.modules.module._has_any_global_hook():
             return False
-        if not (is_plain(norm, ViTAEBatchNorm2d) and is_plain(self.activation_fn, nn.SiLU)):
+        if type(norm) is not ViTAEBatchNorm2d or type(self.activation_fn) is not nn.SiLU:
+            return False
+        if not (is_untouched(norm) and is_untouched(self.activation_fn)):
             return False
         uses_batch = norm.training and norm.track_running_stats and not norm.is_frozen and norm.momentum is not None
         return uses_batch and feature_map.numel() > feature_map.shape[1]
