@@ -53,6 +53,14 @@ def test_unknown_networks_are_refused():
         detect_preset({"layer1.conv.weight": torch.zeros(1)})
 
 
+def test_a_head_that_does_not_fit_names_no_classes():
+    """Its rows could be as many as a file has bytes."""
+    weights = original_weights(config_from_preset("vitae-nano")) | {"head.weight": torch.zeros(10**6, 1)}
+    with pytest.raises(ValueError, match=r"wrong shape: head.weight is \(1000000, 1\), expected \(\d+, 64\)"):
+        convert_original_state_dict(weights)
+    assert config_from_original(weights).num_labels < 10**6
+
+
 def test_every_misfit_is_listed():
     config = pyramid_config()
     weights = original_weights(config)

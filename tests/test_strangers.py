@@ -280,7 +280,6 @@ BAD_CHECKPOINTS = {
     ),
     "not a number": (weights(bias=lambda bias: bias / 0 * 0, weight=torch.exp), "head.bias (not finite)"),
     "endless": (weights(bias=lambda bias: bias.abs() / 0), "head.bias (not finite)"),
-    "another head": (weights(weight=lambda head: head[:, :7]), "`head.weight`) of vitae-nano reads 64 features, got 7"),
     "many that are not finite": (many_unfinite, "layer 9 (not finite), … and 1990 more"),
 }
 
