@@ -35,6 +35,13 @@ def serves_all_sizes() -> bool:
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
+def unflatten(states: torch.Tensor, dim: int, sizes: tuple[int, ...]) -> torch.Tensor:
+    """`Tensor.unflatten`, after which the older exporter of torch.onnx would take all sizes for constants."""
+    if not torch.jit.is_tracing():
+        return states.unflatten(dim, sizes)
+    return states.view(*states.shape[:dim], *sizes, *states.shape[dim + 1 :])
+
+
 def map_to_tokens(feature_map: torch.Tensor) -> torch.Tensor:
     return feature_map.flatten(2).transpose(1, 2)  # (B, C, H, W) -> (B, N, C)
 
@@ -48,10 +55,7 @@ def channels_last(feature_map: torch.Tensor) -> torch.Tensor:
 
 
 def tokens_to_map(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """(B, N, C) -> (B, C, H, W), channels last in memory."""
-    # By `view`, here and below: what follows `unflatten` has constant sizes to the tracer of torch.onnx.
-    batch, _, channels = tokens.shape
-    return tokens.transpose(1, 2).view(batch, channels, height, width)
+    return unflatten(tokens.transpose(1, 2), 2, (height, width))  # (B, N, C) -> (B, C, H, W), channels last in memory
 
 
 def grid_tokens(tokens: torch.Tensor, num_class_tokens: int) -> torch.Tensor:
@@ -114,7 +118,7 @@ def split_into_windows(tokens: torch.Tensor, height: int, width: int, window_siz
     """(B, N, C) -> (windows of the batch, window_size², C); what the grid lacks is zero, half of it on either side."""
     batch, _, channels = tokens.shape
     rows, columns, padding = window_grid(height, width, window_size)
-    grid = tokens.view(batch, height, width, channels)
+    grid = unflatten(tokens, 1, (height, width))
     if serves_all_sizes() or any(padding):
         grid = nn.functional.pad(grid, (0, 0, *padding))
     grid = grid.view(batch, rows, window_size, columns, window_size, channels).transpose(2, 3)
@@ -125,13 +129,16 @@ def split_into_windows(tokens: torch.Tensor, height: int, width: int, window_siz
 def join_windows(windows: torch.Tensor, batch: int, height: int, width: int, window_size: int) -> torch.Tensor:
     """Inverse of [`split_into_windows`], zeros cut off: (windows of the batch, window_size², C) -> (B, N, C)."""
     rows, columns, padding = window_grid(height, width, window_size)
-    left, _, top, _ = padding
     channels = windows.shape[-1]
     grid = windows.view(batch, rows, columns, window_size, window_size, channels).transpose(2, 3)
     grid = grid.clone(memory_format=torch.contiguous_format)
     grid = grid.view(batch, rows * window_size, columns * window_size, channels)
-    if serves_all_sizes() or any(padding):
+    if torch.compiler.is_exporting() and all(type(side) is int for side in padding):
+        # For one size. Core ML's converter takes no negative padding; for open sizes, slices would be of no known size.
+        left, _, top, _ = padding
         grid = grid.narrow(1, top, height).narrow(2, left, width).clone(memory_format=torch.contiguous_format)
+    elif serves_all_sizes() or any(padding):
+        grid = nn.functional.pad(grid, (0, 0, *(-side for side in padding)))
     return grid.view(batch, height * width, channels)
 
 
@@ -185,9 +192,8 @@ class ViTAEAttention(nn.Module):
         batch = hidden_states.shape[0]
         if self.window_size is not None:
             hidden_states = split_into_windows(hidden_states, height, width, self.window_size)
-        head_shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query, key, value = (
-            projection(hidden_states).view(head_shape).transpose(1, 2)  # (B, heads, T, D)
+            unflatten(projection(hidden_states), 2, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, D)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
