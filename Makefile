@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo app app-picture test test-browser chromium test-slow check bench bench-compiled bench-sweep bench-batch bench-dense \
+.PHONY: demo app app-picture test test-oldest test-browser chromium test-slow check bench bench-compiled bench-sweep bench-batch bench-dense \
     train-smoke segmentation-demo data-fashion-mnist
 .DELETE_ON_ERROR:
 
@@ -19,6 +19,16 @@ app-picture: $(VENV)/installed chromium  ## photograph that page, with what `mak
 
 test: $(VENV)/installed  ## the default suite, in two processes
 	$(RUN) -m pytest -n 2 --dist loadfile
+
+OLDEST := .venv-oldest
+test-oldest:  ## the same on the lowest versions that setup.cfg names, the exports first, on the transformers that they need
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) .ci/lowest_versions.py --extras > $(OLDEST)/exports.txt
+	$(OLDEST)/bin/python -m pip install --editable ".[test]" --constraint $(OLDEST)/exports.txt
+	$(OLDEST)/bin/python -m pytest tests/test_exporting.py
+	$(PYTHON) .ci/lowest_versions.py > $(OLDEST)/package.txt
+	$(OLDEST)/bin/python -m pip install --editable . --constraint $(OLDEST)/package.txt
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 
 test-browser: $(VENV)/installed chromium  ## drive the web page in Chromium
 	$(RUN) -m pytest -m browser tests/test_browser.py

@@ -83,6 +83,14 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def compiled_anew():
+    """All models share the library's code, of which torch 2.11 compiles eight versions in a process and no more."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+
+
 def original_weights(config: ViTAEConfig, seed: int = 0) -> dict[str, torch.Tensor]:
     """An original-format state dict for any configuration, well conditioned as the golden data's."""
     weights = {}

@@ -52,7 +52,9 @@ from .layers_vitae import (
 
 def constant(states: torch.Tensor) -> torch.Tensor:
     """Detached, but in exported programs, where this would be an operation that Core ML does not have."""
-    return states if torch.compiler.is_exporting() else states.detach()
+    # Under torch 2.11 all that is compiled counts as exported too, and there gradients are wanted.
+    is_exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    return states if is_exporting else states.detach()
 
 
 def random_feature_attention(

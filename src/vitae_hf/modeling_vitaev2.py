@@ -102,12 +102,17 @@ class ViTAEv2Model(ViTAEv2PreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
                 Normalised images; both sides are multiples of `config.total_stride`, 32.
+            interpolate_pos_encoding (`bool`, *optional*):
+                As in the rest of the family. There are no positions here, and any valid size is taken as it is.
             output_hidden_states (`bool`, *optional*):
                 Return `hidden_states`: the image, then the map `(B, hidden_sizes[i], height/stride, width/stride)` of
                 each stage, at strides 4, 8, 16 and 32.
@@ -150,6 +155,7 @@ class ViTAEv2ForImageClassification(ViTAEv2PreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         r"""
@@ -164,7 +170,7 @@ class ViTAEv2ForImageClassification(ViTAEv2PreTrainedModel):
             `ImageClassifierOutput`: `loss` (with `labels`), `logits` `(B, num_labels)`, and, when asked for,
             `hidden_states` and `attentions`.
         """
-        outputs = self.vitaev2(pixel_values, **kwargs)
+        outputs = self.vitaev2(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(

@@ -110,6 +110,11 @@ class ViTAETrainingArguments(TrainingArguments):
             )
 
     @property
+    def device(self) -> torch.device:
+        """The library's, but CPUs have no number: transformers 5.17 gives it to `torch.load`, which has no "cpu:0"."""
+        return torch.device("cpu") if super().device.type == "cpu" else super().device
+
+    @property
     def global_batch_size(self) -> int:
         """Images of one update, over all devices and accumulated batches."""
         return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
