@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoModelFo
 
 from vitae_hf import ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, ViTAEModel, config_from_preset
 from vitae_hf.data import load_images
-from vitae_hf.decoder_vitae import patchify, sin_cos_positions, unpatchify
+from vitae_hf.decoder_vitae import ViTAEDecoder, patchify, sin_cos_positions, unpatchify
 from vitae_hf.optimization import parameter_groups
 from vitae_hf.reconstruction import reconstruct
 from vitae_hf.samples import collate
@@ -228,6 +228,12 @@ def test_what_cannot_be_is_said():
 
 
 # ------------------------------------------------------------------------------------------------- folders
+
+
+def test_the_decoder_has_its_positions_before_weights_are_initialised():
+    config = class_token_config(conv_kernel_size=1)
+    initialised = ViTAEForPreTraining(config).decoder
+    assert torch.equal(ViTAEDecoder(config).position_embeddings, initialised.position_embeddings)
 
 
 def test_a_saved_autoencoder_reloads_with_its_fixed_positions(tmp_path):
