@@ -297,9 +297,8 @@ def test_names_of_a_file_cannot_look_like_our_own_lines(told, tmp_path):
     extra = {f"layer\n{index}\x1b[2J\u202eerror": torch.zeros(1) for index in range(2000)}
     torch.save(original_weights(config_from_preset("vitae-nano")) | extra, tmp_path / "names.pth")
     status, said = told(CONVERT, tmp_path / "names.pth", "--output", tmp_path / "out")
-    lines = said.strip().splitlines()
-    assert (status, len(lines), lines[-1].strip()) == (1, 12, "… and 1990 more")
-    assert lines[1].strip() == r"not expected: layer\n0\x1b[2J\u202eerror"
+    assert (status, len(said.strip().splitlines()), said.strip().endswith("… and 1990 more")) == (1, 1, True), said
+    assert r"not expected: layer\n0\x1b[2J\u202eerror not expected" in said
 
 
 def test_names_are_few_short_and_printable():

@@ -317,7 +317,7 @@ class ViTAETrainer(Trainer):
                 remedies = "another `per_device_train_batch_size`, `dataloader_drop_last`"
             raise ValueError(
                 f"{which} has one picture, and pictures of {size} pixels become maps of one pixel, which BatchNorm"
-                f" cannot normalise by themselves, at {listed(norms, 3)}: choose {remedies}, larger pictures, or"
+                f" cannot normalise by themselves, at {listed(norms)}: choose {remedies}, larger pictures, or"
                 " `frozen_batch_norm`"
             )
 
