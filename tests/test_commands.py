@@ -124,6 +124,8 @@ def test_a_data_set_that_is_none_is_named(tmp_path, monkeypatch, capsys, command
 
 @pytest.mark.parametrize("command", WRITES)
 def test_where_nothing_can_be_written_the_place_is_named(tmp_path, monkeypatch, capsys, command, model):
+    if command == "export":
+        pytest.importorskip("transformers.exporters.runners", reason="exporting takes transformers 5.23")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").symlink_to(model)
     (tmp_path / "file.txt").write_text("in the way")

@@ -586,14 +586,14 @@ def test_lora_comes_back_as_what_was_trained(tiny_config, options, tmp_path):
 
 def test_a_batch_norm_with_a_frozen_weight_keeps_its_statistics():
     layer = ViTAEConvLayer(3, 8).train()
-    feature_map, compiled = images(), torch.compile(layer, fullgraph=True, backend="eager")
-    for forward in (layer, compiled):
+    for forward in (layer, torch.compile(layer, fullgraph=True, backend="eager")):
         layer.requires_grad_(False)
         buffers = copy.deepcopy(dict(layer.named_buffers()))
-        assert torch.equal(forward(feature_map), copy.deepcopy(layer).eval()(feature_map))
+        assert torch.equal(forward(images()), copy.deepcopy(layer).eval()(images()))
         assert all(torch.equal(buffer, buffers[name]) for name, buffer in layer.named_buffers())
         layer.requires_grad_(True)
-        forward(feature_map)
+        torch.compiler.reset()  # torch 2.11 does not see that a weight has been frozen since it was compiled
+        forward(images())
         assert not any(torch.equal(buffer, buffers[name]) for name, buffer in layer.named_buffers())
 
 

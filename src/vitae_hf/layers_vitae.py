@@ -255,7 +255,8 @@ class ViTAEBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm that keeps its statistics while its weight is frozen, and then normalises by them, as in evaluation.
 
     Whoever freezes the weights wants this layer to stay what it is: adapters such as LoRA's save neither weight nor
-    statistics, so that statistics which moved while the adapter was trained would be lost.
+    statistics, so that statistics which moved while the adapter was trained would be lost. With torch 2.11, freeze
+    before a compiled model is first called: that compiler does not see what is frozen later.
     """
 
     @property
