@@ -11,7 +11,6 @@ Behind a proxy, `--trusted_host` says by which name people open the page.
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 
@@ -48,11 +47,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
-    try:
-        models = Models(arguments.model or DEMO, arguments.models, arguments.hub_names)
-        serve(models, EXAMPLES, arguments.host, arguments.port, arguments.trusted_host)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    models = Models(arguments.model or DEMO, arguments.models, arguments.hub_names)
+    serve(models, EXAMPLES, arguments.host, arguments.port, arguments.trusted_host)
 
 
 if __name__ == "__main__":

@@ -110,10 +110,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("model", help="Hub name, or folder of a classifier, which then becomes part of the Space")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args(argv)
-    try:
-        build(arguments.model, arguments.output)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    build(arguments.model, arguments.output)
     files = sorted(path for path in arguments.output.rglob("*") if path.is_file())
     size = sum(path.stat().st_size for path in files)
     return {

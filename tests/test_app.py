@@ -486,7 +486,7 @@ def test_a_space_runs_from_its_folder_with_nothing_but_its_requirements(root, tm
         sent = upload(address, b"mine")
         assert sent.read_bytes() == b"mine" and sent.parents[1].stat().st_mode & 0o077 == 0
     assert not sent.parents[1].exists()
-    with pytest.raises(SystemExit, match="is not empty"):
+    with pytest.raises(ValueError, match="is not empty"):
         build_space.main(build)
 
 
@@ -495,6 +495,6 @@ def test_a_space_of_a_hub_name_says_which_model_it_shows(tmp_path):
     fields = yaml.safe_load((tmp_path / "space" / "README.md").read_text().split("---\n", 2)[1])
     assert fields["models"] == fields["preload_from_hub"] == ["org/vitae-mine"]
     assert "Models(['org/vitae-mine'])" in (tmp_path / "space" / "app.py").read_text()
-    with pytest.raises(SystemExit, match="neither a folder nor a Hub name"):
+    with pytest.raises(ValueError, match="neither a folder nor a Hub name"):
         build_space.main(["no such/model", "--output", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()

@@ -195,6 +195,13 @@ def test_batches_that_batch_norm_can_normalise_are_trained_on(tmp_path, side, op
     assert all(value.isfinite().all() for value in run.model.state_dict().values())
 
 
+def test_batch_norms_with_frozen_weights_take_batches_of_one(tmp_path):
+    run = trainer(tmp_path, small_pictures(16), max_steps=6, save_strategy="no", per_device_train_batch_size=3)
+    run.model.base_model.requires_grad_(False)
+    run.train()
+    assert run.state.global_step == 6
+
+
 def test_without_a_checkpoint_last_begins(tmp_path):
     run = trainer(tmp_path, max_steps=1, save_strategy="no")
     run.train(resume_from_checkpoint="last")

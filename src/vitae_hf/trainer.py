@@ -514,7 +514,8 @@ def one_value_norms(model: torch.nn.Module, pixel_values: torch.Tensor) -> list[
     """
     norms, found = {}, []
     for name, module in model.train().named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training:
+        is_batch_norm = isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.training
+        if is_batch_norm and not getattr(module, "is_frozen", False):
             norms[module] = name
 
     def look(module, args):
