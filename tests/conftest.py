@@ -84,6 +84,15 @@ def seeded():
 
 
 @pytest.fixture(autouse=True)
+def threads_stay():
+    """A command that sets the number of threads, which decides the last bits, sets it for the whole process."""
+    threads = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def compiled_anew():
     """All models share the library's code, of which torch 2.11 compiles eight versions in a process and no more."""
     yield

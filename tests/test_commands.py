@@ -5,6 +5,7 @@ import socket
 
 import pytest
 from conftest import REPOSITORY
+from hub_server import HubServer
 from test_scripts import run
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config_from_preset
@@ -229,9 +230,10 @@ def test_every_command_ends_through_the_one_mechanism(name):
     assert guard.strip().startswith("run_command(main") and guard.count("\n") == 2
 
 
-def test_a_name_that_cannot_be_reached_ends_the_process_with_one_sentence(tmp_path):
-    nobody = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    done = run("train", *fill(TAKES_MODEL["train"], "no/such"), "--output_dir", tmp_path, **nobody)
+def test_a_name_that_the_hub_does_not_have_ends_the_process_with_one_sentence(tmp_path):
+    with HubServer(tmp_path / "hub") as hub:
+        variables = hub.environment(tmp_path / "home")
+        done = run("train", *fill(TAKES_MODEL["train"], "no/such"), "--output_dir", tmp_path, **variables)
     assert done.returncode == 1 and "Traceback" not in done.stderr and not done.stdout
     assert "no/such" in done.stderr.splitlines()[-1]
 

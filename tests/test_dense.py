@@ -186,6 +186,7 @@ def test_a_detector_trains_every_parameter_and_reloads_with_equal_outputs(kind, 
     assert_reloads(model, tmp_path, pixels)
 
 
+@pytest.mark.slow
 def test_a_detector_overfits_one_batch_of_scenes(scenes):
     """Every object is among its most certain boxes, twice as many as there are objects, by class and place."""
     pixels, labels = boxed_scenes(scenes["train"], [0, 1])

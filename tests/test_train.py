@@ -127,6 +127,7 @@ def test_fine_tuning_on_a_folder_with_bad_pictures_and_new_classes(tmp_path):
     assert config.id2label == {0: "cat", 1: "dog"} and config.image_size == 64
 
 
+@pytest.mark.slow
 def test_make_train_smoke_goes_the_whole_path(tmp_path):
     command = ["make", "-o", ".venv/installed", "train-smoke", f"RUN={sys.executable}", f"SMOKE={tmp_path}"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
