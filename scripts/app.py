@@ -16,9 +16,9 @@ from pathlib import Path
 
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-from vitae_hf.app import serve  # noqa: E402
-from vitae_hf.commands import run_command  # noqa: E402
-from vitae_hf.visitors import Models  # noqa: E402
+from vitae_hf.failures import run_command  # noqa: E402
+from vitae_hf.web.page import serve  # noqa: E402
+from vitae_hf.web.visitors import Models  # noqa: E402
 
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.png"))

@@ -9,8 +9,8 @@
 All networks of one mode, dtype, size and batch size are measured in one process, in turn, for `--rounds`; ratios are
 taken within a round. Memory is measured in a process for each. What cannot run is listed with its error. Writes
 OUTPUT.json after every group, OUTPUT.md and OUTPUT.png, bars or, where three sizes or batch sizes are given, curves.
-`make bench`, `bench-sweep` and `bench-dense` make the files in `results/`; `vitae_hf/benchmarking.py` has what the
-figures mean.
+`make bench`, `bench-sweep` and `bench-dense` make the files in `results/`; `vitae_hf/deployment/benchmarking.py` has
+what the figures mean.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from vitae_hf import PRESETS
-from vitae_hf.benchmarking import OTHERS, PRECISIONS, Case, describe, is_known, measure_memory, measure_speed
-from vitae_hf.commands import device, run_command
+from vitae_hf.deployment.benchmarking import OTHERS, PRECISIONS, Case, describe, is_known, measure_memory, measure_speed
 from vitae_hf.environment import environment
+from vitae_hf.failures import device, run_command
 
 
 CHOICES = {"no": [False], "yes": [True], "both": [False, True]}

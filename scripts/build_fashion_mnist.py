@@ -16,7 +16,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as PILImage
 
-from vitae_hf.commands import run_command
+from vitae_hf.failures import run_command
 
 
 CLASSES = [

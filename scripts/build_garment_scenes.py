@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 
-from vitae_hf.commands import run_command
+from vitae_hf.failures import run_command
 
 
 SOURCE = Path(__file__).parents[1] / "examples" / "fashion_mnist_mini"

@@ -4,16 +4,16 @@
     python scripts/build_model_cards.py          # writes model_cards/vitae-*.md
     python scripts/build_model_cards.py --check  # writes nothing; status 1 if a card there is another one
 
-Figures come from `src/vitae_hf/published.py`, `recipes/` and `results/`, the text from `model_cards/published.md`.
+Figures come from `src/vitae_hf/hub/variants.py`, `recipes/` and `results/`, the text from `model_cards/published.md`.
 """
 
 import argparse
 from pathlib import Path
 
-from vitae_hf.commands import run_command
 from vitae_hf.environment import environment
-from vitae_hf.published import PUBLISHED
-from vitae_hf.report import published_card
+from vitae_hf.failures import run_command
+from vitae_hf.hub.cards import published_card
+from vitae_hf.hub.variants import PUBLISHED
 
 
 REPOSITORY = Path(__file__).parents[1]

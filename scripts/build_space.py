@@ -20,9 +20,9 @@ import gradio
 import yaml
 
 import vitae_hf
-from vitae_hf.commands import run_command
 from vitae_hf.environment import environment
-from vitae_hf.visitors import MODEL_FILES, Models
+from vitae_hf.failures import run_command
+from vitae_hf.web.visitors import MODEL_FILES, Models
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -35,8 +35,8 @@ from pathlib import Path
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.chdir(Path(__file__).parent)
 
-from vitae_hf.app import serve  # noqa: E402
-from vitae_hf.visitors import Models  # noqa: E402
+from vitae_hf.web.page import serve  # noqa: E402
+from vitae_hf.web.visitors import Models  # noqa: E402
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ import train
 from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
-from vitae_hf.commands import run_command
-from vitae_hf.data import draw_by_class, load_labelled_images
+from vitae_hf.data.sources import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
+from vitae_hf.failures import run_command
 
 
 matplotlib.use("Agg")

@@ -27,9 +27,9 @@ from pathlib import Path
 import pretrain_mae
 import train
 
-from vitae_hf.commands import run_command
-from vitae_hf.data import draw_by_class, load_labelled_images
+from vitae_hf.data.sources import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
+from vitae_hf.failures import run_command
 
 
 DATA = Path(__file__).parents[1] / "examples" / "fashion_mnist_mini"

@@ -11,12 +11,12 @@ that does not fit is an error that names it.
 import argparse
 from pathlib import Path
 
-from vitae_hf.commands import run_command
-from vitae_hf.conversion import convert_checkpoint
 from vitae_hf.environment import environment
+from vitae_hf.failures import run_command
+from vitae_hf.hub.cards import published_card
+from vitae_hf.hub.conversion import convert_checkpoint
+from vitae_hf.hub.variants import PUBLISHED
 from vitae_hf.presets import PRESETS
-from vitae_hf.published import PUBLISHED
-from vitae_hf.report import published_card
 
 
 REPOSITORY = Path(__file__).parents[1]

@@ -32,10 +32,10 @@ from transformers import (
 )
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config_from_preset
-from vitae_hf.commands import run_command
 from vitae_hf.environment import environment
-from vitae_hf.metrics import TopKAccuracy
-from vitae_hf.report import draw_curves, model_card
+from vitae_hf.evaluation.metrics import TopKAccuracy
+from vitae_hf.failures import run_command
+from vitae_hf.hub.cards import draw_curves, model_card
 
 
 matplotlib.use("Agg")

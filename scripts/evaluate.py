@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-from vitae_hf.commands import about, device, run_command
-from vitae_hf.data import load_labelled_images, pick_split
+from vitae_hf.data.samples import LabelledImages, evaluation_pixels
+from vitae_hf.data.sources import load_labelled_images, pick_split
 from vitae_hf.environment import environment
-from vitae_hf.evaluation import (
+from vitae_hf.evaluation.scores import (
     align_labels,
     as_json,
     draw_confusion,
@@ -33,8 +33,8 @@ from vitae_hf.evaluation import (
     read_real_labels,
     report,
 )
+from vitae_hf.failures import about, device, run_command
 from vitae_hf.loading import load_classifier, load_processor
-from vitae_hf.samples import LabelledImages, evaluation_pixels
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from vitae_hf.commands import about, device, run_command
 from vitae_hf.environment import environment
-from vitae_hf.explanation import Explanation, class_of, draw, explain
+from vitae_hf.evaluation.explanation import Explanation, class_of, draw, explain
+from vitae_hf.failures import about, device, run_command
 from vitae_hf.image_processing_vitae import read_image
 from vitae_hf.loading import load_classifier, load_processor
 

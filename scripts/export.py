@@ -12,9 +12,9 @@ one not square, and several at once; where they disagree nothing is written, and
 import argparse
 from pathlib import Path
 
-from vitae_hf.commands import about, run_command
+from vitae_hf.deployment.exporting import BACKENDS, export_folder
 from vitae_hf.environment import environment
-from vitae_hf.exporting import BACKENDS, export_folder
+from vitae_hf.failures import about, run_command
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -16,9 +16,9 @@ import numpy as np
 from datasets import Dataset, load_dataset
 from matplotlib.figure import Figure
 
-from vitae_hf.commands import about, run_command
 from vitae_hf.environment import environment
-from vitae_hf.explanation import BRANCH_COLOURS, Explanation, explain, overlay
+from vitae_hf.evaluation.explanation import BRANCH_COLOURS, Explanation, explain, overlay
+from vitae_hf.failures import about, run_command
 from vitae_hf.loading import load_classifier, load_processor
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader, RandomSampler
 
-from vitae_hf.augmentation import AugmentationArguments, training_transform
-from vitae_hf.commands import run_command
-from vitae_hf.data import load_labelled_images
+from vitae_hf.data.augmentation import AugmentationArguments, training_transform
+from vitae_hf.data.samples import LabelledImages, collate
+from vitae_hf.data.sources import load_labelled_images
 from vitae_hf.environment import environment
-from vitae_hf.samples import LabelledImages, collate
+from vitae_hf.failures import run_command
 
 
 def images_per_s(dataset: LabelledImages, workers: int, batch_size: int, seconds: float) -> float:

@@ -18,8 +18,8 @@ import torch
 from transformers import AutoModelForImageClassification
 
 from vitae_hf import config_from_preset, convert_original_state_dict
-from vitae_hf.commands import device, run_command
 from vitae_hf.environment import environment
+from vitae_hf.failures import device, run_command
 
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"

@@ -19,9 +19,9 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from vitae_hf import config_from_preset, convert_original_state_dict
-from vitae_hf.benchmarking import interleave, saved_bytes, spread
-from vitae_hf.commands import run_command
+from vitae_hf.deployment.benchmarking import interleave, saved_bytes, spread
 from vitae_hf.environment import environment
+from vitae_hf.failures import run_command
 
 
 sys.path.insert(0, str(GOLDEN.parent))

@@ -22,7 +22,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from vitae_hf.commands import run_command
+from vitae_hf.failures import run_command
 
 
 REPOSITORY = Path(__file__).parents[1]

@@ -30,17 +30,17 @@ from accelerate.utils import broadcast_object_list
 from transformers import set_seed
 
 from vitae_hf import ViTAEForPreTraining, ViTAEImageProcessor, config_from_preset
-from vitae_hf.augmentation import AugmentationArguments, DeviceNormalization, training_transform
-from vitae_hf.checkpoints import last_checkpoint
-from vitae_hf.commands import run_command
-from vitae_hf.data import find_data_files, hold_out, load_images, pick_split
+from vitae_hf.data.augmentation import AugmentationArguments, DeviceNormalization, training_transform
+from vitae_hf.data.samples import LabelledImages, collate, evaluation_pixels
+from vitae_hf.data.shards import StreamedImages, find_shards
+from vitae_hf.data.sources import find_data_files, hold_out, load_images, pick_split
 from vitae_hf.environment import environment
-from vitae_hf.recipes import parse_arguments
-from vitae_hf.reconstruction import DrawReconstructions
-from vitae_hf.report import draw_curves, pretraining_card
-from vitae_hf.samples import LabelledImages, collate, evaluation_pixels
-from vitae_hf.streaming import StreamedImages, find_shards
-from vitae_hf.trainer import ViTAEPreTrainer, ViTAETrainingArguments
+from vitae_hf.failures import run_command
+from vitae_hf.hub.cards import draw_curves, pretraining_card
+from vitae_hf.training.arguments import parse_arguments
+from vitae_hf.training.checkpoints import last_checkpoint
+from vitae_hf.training.reconstruction import DrawReconstructions
+from vitae_hf.training.trainer import ViTAEPreTrainer, ViTAETrainingArguments
 
 
 HELD_OUT = "held_out"

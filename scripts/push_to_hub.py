@@ -10,9 +10,9 @@ card (`README.md`). Everything goes into one commit; if it fails, run it again. 
 import argparse
 from pathlib import Path
 
-from vitae_hf.commands import about, run_command
 from vitae_hf.environment import environment
-from vitae_hf.publishing import publish
+from vitae_hf.failures import about, run_command
+from vitae_hf.hub.publishing import publish
 
 
 EXAMPLE_IMAGE = Path(__file__).parents[1] / "examples" / "chelsea.png"

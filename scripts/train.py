@@ -32,10 +32,10 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForImageClassification, EvalPrediction, set_seed
 
 from vitae_hf import ViTAEImageProcessor, config_from_preset
-from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
-from vitae_hf.checkpoints import last_checkpoint
-from vitae_hf.commands import about, run_command
-from vitae_hf.data import (
+from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
+from vitae_hf.data.samples import IGNORED_LABEL, LabelledImages, collate, evaluation_pixels
+from vitae_hf.data.shards import Shards, StreamedImages, find_shards
+from vitae_hf.data.sources import (
     class_names,
     draw_by_class,
     find_data_files,
@@ -45,13 +45,13 @@ from vitae_hf.data import (
     read_class_names,
 )
 from vitae_hf.environment import environment
-from vitae_hf.metrics import TopKAccuracy
-from vitae_hf.publishing import publish
-from vitae_hf.recipes import parse_arguments
-from vitae_hf.report import draw_curves, model_card
-from vitae_hf.samples import IGNORED_LABEL, LabelledImages, collate, evaluation_pixels
-from vitae_hf.streaming import Shards, StreamedImages, find_shards
-from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
+from vitae_hf.evaluation.metrics import TopKAccuracy
+from vitae_hf.failures import about, run_command
+from vitae_hf.hub.cards import draw_curves, model_card
+from vitae_hf.hub.publishing import publish
+from vitae_hf.training.arguments import parse_arguments
+from vitae_hf.training.checkpoints import last_checkpoint
+from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
 HELD_OUT = "held_out"

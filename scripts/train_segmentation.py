@@ -31,11 +31,8 @@ import numpy as np
 from transformers import SegformerImageProcessor, set_seed
 
 from vitae_hf import config_from_preset
-from vitae_hf.checkpoints import last_checkpoint
-from vitae_hf.commands import about, run_command
-from vitae_hf.data import pick_split
-from vitae_hf.environment import environment
-from vitae_hf.masks import (
+from vitae_hf.data.sources import pick_split
+from vitae_hf.dense.masks import (
     MaskAugmentationArguments,
     MaskedImages,
     collate_masks,
@@ -44,9 +41,7 @@ from vitae_hf.masks import (
     mask_class_names,
     training_transform,
 )
-from vitae_hf.recipes import parse_arguments
-from vitae_hf.report import draw_curves, model_card
-from vitae_hf.segmentation import (
+from vitae_hf.dense.segmentation import (
     SegmentationTrainer,
     dense_config,
     draw_overlays,
@@ -54,7 +49,12 @@ from vitae_hf.segmentation import (
     new_segmenter,
     segment,
 )
-from vitae_hf.trainer import ViTAETrainingArguments
+from vitae_hf.environment import environment
+from vitae_hf.failures import about, run_command
+from vitae_hf.hub.cards import draw_curves, model_card
+from vitae_hf.training.arguments import parse_arguments
+from vitae_hf.training.checkpoints import last_checkpoint
+from vitae_hf.training.trainer import ViTAETrainingArguments
 
 
 TASK = "image-segmentation"

@@ -9,9 +9,9 @@ damaged or missing it is named, and the exit status is 1.
 
 import argparse
 
-from vitae_hf.checksums import verify_checkpoint
-from vitae_hf.commands import about, run_command
-from vitae_hf.publishing import describe
+from vitae_hf.failures import about, run_command
+from vitae_hf.hub.checksums import verify_checkpoint
+from vitae_hf.hub.publishing import describe
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from vitae_hf import ViTAEConfig, ViTAEv2Config, config_from_preset  # noqa: E402
-from vitae_hf.conversion import original_layout  # noqa: E402
+from vitae_hf.hub.conversion import original_layout  # noqa: E402
 
 
 REPOSITORY = Path(__file__).parents[1]

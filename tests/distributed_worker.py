@@ -16,10 +16,10 @@ from test_streaming import write_parquet
 from transformers import EvalPrediction, set_seed
 
 from vitae_hf import ViTAEForImageClassification
-from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
-from vitae_hf.samples import IGNORED_LABEL, collate
-from vitae_hf.streaming import StreamedImages, find_shards
-from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
+from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
+from vitae_hf.data.samples import IGNORED_LABEL, collate
+from vitae_hf.data.shards import StreamedImages, find_shards
+from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
 EVALUATED, UNREADABLE = 21, 6

@@ -24,7 +24,7 @@ HAS_PACKAGE = importlib.util.find_spec("vitae_hf") is not None
 
 
 def run_script(script: str, arguments: list[str], token: str | None) -> dict:
-    from vitae_hf.commands import run_command
+    from vitae_hf.failures import run_command
 
     os.environ.pop("HF_TOKEN", None)
     if token is not None:

@@ -30,8 +30,8 @@ from starlette.testclient import TestClient
 from transformers import AutoModelForImageClassification
 
 from vitae_hf import ViTAEImageProcessor
-from vitae_hf.app import MAPS, MOST_WAITING, StayHere, examine, respond, show
-from vitae_hf.visitors import Models, Refusal, read_picture
+from vitae_hf.web.page import MAPS, MOST_WAITING, StayHere, examine, respond, show
+from vitae_hf.web.visitors import Models, Refusal, read_picture
 
 
 SNEAKER = REPOSITORY / "examples" / "sneaker.png"
@@ -95,7 +95,7 @@ def test_whatever_goes_wrong_stays_in_the_log(models, monkeypatch):
     def fail(*args):
         raise MemoryError("40 GB in /home/somebody")
 
-    monkeypatch.setattr("vitae_hf.app.explain", fail)
+    monkeypatch.setattr("vitae_hf.web.page.explain", fail)
     explanation, sentence = examine(models, {"path": str(SNEAKER)}, "trained/v1")
     assert explanation is None and "did not work" in sentence and "somebody" not in sentence
 
@@ -195,7 +195,7 @@ def test_models_in_memory_are_few_and_a_folder_trained_again_is_loaded_again(roo
 
 ASK_THE_HUB = """
 import sys
-from vitae_hf.visitors import Models, Refusal
+from vitae_hf.web.visitors import Models, Refusal
 
 models = Models(hub_names=True)
 for name in sys.argv[1:]:
@@ -384,7 +384,7 @@ def test_a_model_explains_one_picture_at_a_time_whoever_asks_and_few_wait(models
         working.pop()
         raise Refusal("done")
 
-    monkeypatch.setattr("vitae_hf.app.explain", explain)
+    monkeypatch.setattr("vitae_hf.web.page.explain", explain)
     with ThreadPoolExecutor(40) as crowd:
         asking = [crowd.submit(examine, models, {"path": str(SNEAKER)}, "trained/v1") for _ in range(40)]
         refused = list(islice(as_completed(asking, timeout=20), 40 - 1 - MOST_WAITING))
@@ -469,7 +469,7 @@ def test_a_space_runs_from_its_folder_with_nothing_but_its_requirements(root, tm
         (tmp_path / folder).mkdir()
     missing = ["accelerate", "datasets", "evaluate", "timm", "peft", "selenium"]
     (tmp_path / "site" / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n")
-    page = tmp_path / "space" / "vitae_hf" / "app.py"
+    page = tmp_path / "space" / "vitae_hf" / "web" / "page.py"
     page.write_text(page.read_text().replace("What does ViTAE see?", "The copy in the Space"))
     command = [sys.executable, tmp_path / "space" / "app.py"]
     hub = {"SPACE_ID": "org/page", "SPACE_HOST": "org-page.hf.space,own.org"}

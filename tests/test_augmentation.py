@@ -11,7 +11,7 @@ from timm.data import Mixup
 from transformers import set_seed
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil
-from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
+from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
 
 
 CHELSEA = PIL.Image.open(REPOSITORY / "examples" / "chelsea.png").convert("RGB")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from vitae_hf import benchmarking
-from vitae_hf.benchmarking import Case, Workload, count_work, interleave, peak_memory, saved_activations
-from vitae_hf.inference import FoldedBatchNorm
-from vitae_hf.published import PUBLISHED
+from vitae_hf.deployment import benchmarking
+from vitae_hf.deployment.benchmarking import Case, Workload, count_work, interleave, peak_memory, saved_activations
+from vitae_hf.deployment.inference import FoldedBatchNorm
+from vitae_hf.hub.variants import PUBLISHED
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from selenium.webdriver.common.keys import Keys
 from test_app import write_bad_files
 from test_scripts import last_line, run
 
-from vitae_hf.app import MAPS
+from vitae_hf.web.page import MAPS
 
 
 pytestmark = pytest.mark.browser

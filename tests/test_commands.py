@@ -9,7 +9,7 @@ from hub_server import HubServer
 from test_scripts import run
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config_from_preset
-from vitae_hf.commands import about, plain_words, run_command
+from vitae_hf.failures import about, plain_words, run_command
 
 
 DATA = REPOSITORY / "examples" / "fashion_mnist_mini"

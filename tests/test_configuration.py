@@ -17,8 +17,8 @@ from vitae_hf import (
     config_from_preset,
     configuration_vitae,
 )
-from vitae_hf.conversion import original_layout
-from vitae_hf.published import IMAGENET_1K, PUBLISHED
+from vitae_hf.hub.conversion import original_layout
+from vitae_hf.hub.variants import IMAGENET_1K, PUBLISHED
 
 
 FIGURES = {name: (variant.parameters, variant.gmacs) for name, variant in PUBLISHED.items()}

@@ -19,7 +19,7 @@ from vitae_hf import (
     detect_preset,
     load_original_checkpoint,
 )
-from vitae_hf.conversion import config_from_original, convert_checkpoint, original_layout
+from vitae_hf.hub.conversion import config_from_original, convert_checkpoint, original_layout
 
 
 def meta_weights(name: str, **overrides) -> dict[str, torch.Tensor]:
@@ -217,7 +217,7 @@ def test_a_full_disk_leaves_nothing_behind(nano_checkpoint, tmp_path, monkeypatc
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vitae_hf.conversion.ViTAEImageProcessorPil.save_pretrained", full)
+    monkeypatch.setattr("vitae_hf.hub.conversion.ViTAEImageProcessorPil.save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
         convert_checkpoint(path, tmp_path / "out")
     assert {entry.name for entry in tmp_path.iterdir()} == {"nano.pth"}

@@ -15,8 +15,8 @@ import torch
 from conftest import REPOSITORY
 from torch.utils.data import DataLoader
 
-from vitae_hf.data import class_names, draw_by_class, hold_out, load_images, load_labelled_images
-from vitae_hf.samples import IGNORED_LABEL, LabelledImages, RepeatedAugmentation, collate, decode
+from vitae_hf.data.samples import IGNORED_LABEL, LabelledImages, RepeatedAugmentation, collate, decode
+from vitae_hf.data.sources import class_names, draw_by_class, hold_out, load_images, load_labelled_images
 
 
 def pixels(picture: PIL.Image.Image) -> torch.Tensor:

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from vitae_hf import PRESETS, ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, config_from_preset
-from vitae_hf.masks import (
+from vitae_hf.dense.masks import (
     ColourDistortion,
     MaskAugmentationArguments,
     MaskedImages,
@@ -40,8 +40,7 @@ from vitae_hf.masks import (
     mask_class_names,
     training_transform,
 )
-from vitae_hf.metrics import MeanIoU
-from vitae_hf.segmentation import (
+from vitae_hf.dense.segmentation import (
     SegmentationTrainer,
     class_colours,
     dense_config,
@@ -50,7 +49,8 @@ from vitae_hf.segmentation import (
     new_segmenter,
     segment,
 )
-from vitae_hf.trainer import ViTAETrainingArguments
+from vitae_hf.evaluation.metrics import MeanIoU
+from vitae_hf.training.trainer import ViTAETrainingArguments
 
 
 SCENES = REPOSITORY / "examples" / "garment_scenes"

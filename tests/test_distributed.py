@@ -24,10 +24,10 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
-from vitae_hf.augmentation import soft_target_loss
-from vitae_hf.checkpoints import last_checkpoint
-from vitae_hf.optimization import parameter_groups
-from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
+from vitae_hf.data.augmentation import soft_target_loss
+from vitae_hf.training.checkpoints import last_checkpoint
+from vitae_hf.training.optimization import parameter_groups
+from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
 EXAMPLES = REPOSITORY / "examples" / "distributed"

@@ -13,8 +13,8 @@ from conftest import REPOSITORY, class_token_config
 from test_scripts import last_line, run
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, ViTAEModel, config_from_preset
-from vitae_hf.data import load_labelled_images
-from vitae_hf.evaluation import align_labels, as_json, draw_confusion, draw_per_class, read_real_labels, report
+from vitae_hf.data.sources import load_labelled_images
+from vitae_hf.evaluation.scores import align_labels, as_json, draw_confusion, draw_per_class, read_real_labels, report
 
 
 FEATURES = {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["cat", "dog", "eel"])}

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from vitae_hf import ViTAEImageProcessor, ViTAEModel, prepare_for_inference
-from vitae_hf.explanation import draw, explain
+from vitae_hf.evaluation.explanation import draw, explain
 
 
 PROCESSOR = ViTAEImageProcessor(size={"height": 64, "width": 96}, crop_pct=0.9)

@@ -15,8 +15,8 @@ from conftest import CONFIGS, REPOSITORY, original_weights
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
 from vitae_hf import ViTAEBackbone, ViTAEImageProcessorPil, convert_original_state_dict, exporting
-from vitae_hf.commands import run_command
-from vitae_hf.exporting import export_folder, forward_inputs, load_exported, read_batch
+from vitae_hf.deployment.exporting import export_folder, forward_inputs, load_exported, read_batch
+from vitae_hf.failures import run_command
 
 
 pytest.importorskip("transformers.exporters.runners", reason="exporting takes transformers 5.23")

@@ -13,9 +13,9 @@ from conftest import REPOSITORY, images, pyramid_config
 from test_scripts import last_line
 
 from vitae_hf import ViTAEForImageClassification
-from vitae_hf.checkpoints import last_checkpoint, unfinished_mark
-from vitae_hf.samples import collate
-from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
+from vitae_hf.data.samples import collate
+from vitae_hf.training.checkpoints import last_checkpoint, unfinished_mark
+from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
 def command(output, *words) -> list[str]:

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from test_remote_code import IMAGE, python_path_without
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
-from vitae_hf.checksums import SUMS_NAME, sha256, verify_checkpoint, write_sums
-from vitae_hf.publishing import check_folder, compute_outputs
+from vitae_hf.hub.checksums import SUMS_NAME, sha256, verify_checkpoint, write_sums
+from vitae_hf.hub.publishing import check_folder, compute_outputs
 
 
 CARD = "---\npipeline_tag: image-classification\nlibrary_name: transformers\n---\n\n# A model for tests\n"

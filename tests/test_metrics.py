@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vitae_hf.metrics import MeanIoU, ReaLAccuracy, TopKAccuracy
+from vitae_hf.evaluation.metrics import MeanIoU, ReaLAccuracy, TopKAccuracy
 
 
 def test_top_k_equals_torchs(seeded):

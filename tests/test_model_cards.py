@@ -15,8 +15,8 @@ from transformers import AutoModelForImageClassification
 from transformers.pipelines import SUPPORTED_TASKS
 
 from vitae_hf import ViTAEImageProcessor, config_from_preset
-from vitae_hf.published import IMAGENET_1K, PUBLISHED
-from vitae_hf.report import published_card
+from vitae_hf.hub.cards import published_card
+from vitae_hf.hub.variants import IMAGENET_1K, PUBLISHED
 
 
 CARDS = REPOSITORY / "model_cards"

@@ -5,7 +5,7 @@ import torch
 from timm.scheduler import CosineLRScheduler
 from transformers import AutoModel, AutoModelForImageClassification
 
-from vitae_hf.optimization import cosine_schedule, layer_names, parameter_groups, scaled_learning_rate
+from vitae_hf.training.optimization import cosine_schedule, layer_names, parameter_groups, scaled_learning_rate
 
 
 def by_name(model, **options) -> dict[str, tuple[float, float]]:

@@ -18,12 +18,12 @@ from test_train import DATA
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from vitae_hf import ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, ViTAEModel, config_from_preset
-from vitae_hf.data import load_images
+from vitae_hf.data.samples import collate
+from vitae_hf.data.shards import StreamedImages, find_shards
+from vitae_hf.data.sources import load_images
 from vitae_hf.decoder_vitae import ViTAEDecoder, patchify, sin_cos_positions, unpatchify
-from vitae_hf.optimization import parameter_groups
-from vitae_hf.reconstruction import reconstruct
-from vitae_hf.samples import collate
-from vitae_hf.streaming import StreamedImages, find_shards
+from vitae_hf.training.optimization import parameter_groups
+from vitae_hf.training.reconstruction import reconstruct
 
 
 DECODER = {

@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from vitae_hf import ViTAEForPreTraining, ViTAEModel, ViTAEv2Backbone, config_from_preset
 from vitae_hf.messages import listed, printable
 from vitae_hf.model_folders import check_model, weight_files
-from vitae_hf.visitors import Models
+from vitae_hf.web.visitors import Models
 
 
 SNEAKER = REPOSITORY / "examples" / "sneaker.png"
@@ -27,9 +27,10 @@ EXPLAIN, CONVERT = (REPOSITORY / "scripts" / f"{name}.py" for name in ("explain"
 BOUNDED = """
 import contextlib, io, json, pathlib, resource, runpy, signal, sys
 import torch, transformers
-from vitae_hf import conversion, explanation
-from vitae_hf.app import examine
-from vitae_hf.visitors import Models
+from vitae_hf.evaluation import explanation
+from vitae_hf.hub import conversion
+from vitae_hf.web.page import examine
+from vitae_hf.web.visitors import Models
 
 class Late(BaseException):
     pass

@@ -14,10 +14,10 @@ from conftest import pyramid_config
 from torch.utils.data import DataLoader
 
 from vitae_hf import ViTAEForImageClassification
-from vitae_hf.data import load_labelled_images
-from vitae_hf.samples import LabelledImages, collate
-from vitae_hf.streaming import StreamedImages, find_shards
-from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
+from vitae_hf.data.samples import LabelledImages, collate
+from vitae_hf.data.shards import StreamedImages, find_shards
+from vitae_hf.data.sources import load_labelled_images
+from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
 SIZES = (7, 11, 5, 14, 3)  # rows of the shards: 40

@@ -7,9 +7,9 @@ from torch import nn
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, set_seed
 
 from vitae_hf import ViTAEForImageClassification
-from vitae_hf.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
-from vitae_hf.optimization import cosine_factor
-from vitae_hf.trainer import ViTAETrainer, ViTAETrainingArguments
+from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
+from vitae_hf.training.optimization import cosine_factor
+from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
 def dataset(count: int = 24) -> list[dict]:

@@ -12,9 +12,9 @@ from transformers import (
 
 from .configuration_vitae import ViTAEConfig
 from .configuration_vitaev2 import ViTAEv2Config
-from .conversion import convert_original_state_dict, detect_preset, load_original_checkpoint
+from .deployment.inference import prepare_for_inference
+from .hub.conversion import convert_original_state_dict, detect_preset, load_original_checkpoint
 from .image_processing_vitae import ViTAEImageProcessor, ViTAEImageProcessorPil
-from .inference import prepare_for_inference
 from .modeling_vitae import (
     ViTAEBackbone,
     ViTAEForImageClassification,

@@ -18,7 +18,7 @@ from datasets.data_files import DataFilesList
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from transformers.utils import logging
 
-from .messages import listed
+from ..messages import listed
 
 
 logger = logging.get_logger(__name__)

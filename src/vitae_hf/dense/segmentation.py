@@ -19,9 +19,9 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
+from ..evaluation.metrics import MeanIoU
+from ..training.trainer import ViTAETrainer
 from .masks import IGNORED_CLASS
-from .metrics import MeanIoU
-from .trainer import ViTAETrainer
 
 
 MOST_NAMES = 16  # classes in a legend

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from .samples import Samples
+from ..data.samples import Samples
 
 
 logger = logging.get_logger(__name__)

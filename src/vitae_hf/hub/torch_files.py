@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 
-from .messages import printable
+from ..messages import printable
 
 
 MOST_PICKLED = 4 * 2**20

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..data.samples import LabelledImages, collate
 from .metrics import ReaLAccuracy, TopKAccuracy, confusion_matrix
-from .samples import LabelledImages, collate
 
 
 MOST_NAMES = 20  # classes that a picture has room for

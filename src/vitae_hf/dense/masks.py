@@ -16,9 +16,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from .data import load_any, read_class_names
-from .image_processing_vitae import to_rgb
-from .samples import Samples, read_image, seeded
+from ..data.samples import Samples, read_image, seeded
+from ..data.sources import load_any, read_class_names
+from ..image_processing_vitae import to_rgb
 
 
 IGNORED_CLASS = 255

@@ -18,7 +18,9 @@ from transformers import ProgressCallback, Trainer, TrainingArguments
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import rotate_checkpoints
 
-from .augmentation import DeviceAugmentation, DeviceNormalization
+from ..data.augmentation import DeviceAugmentation, DeviceNormalization
+from ..data.samples import RepeatedAugmentation, Samples
+from ..messages import listed
 from .callbacks import (
     AverageWeights,
     ImageProgress,
@@ -29,9 +31,7 @@ from .callbacks import (
     outlive_sigterm,
 )
 from .checkpoints import flush, last_checkpoint, not_finite, unfinished_mark, updates
-from .messages import listed
 from .optimization import cosine_schedule, parameter_groups
-from .samples import RepeatedAugmentation, Samples
 
 
 @dataclass

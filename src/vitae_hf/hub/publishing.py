@@ -11,11 +11,12 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelet
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.dynamic_module_utils import get_relative_imports
 
-from .checkpoints import not_finite
+from .. import configuration_vitae
+from ..failures import first_line
+from ..messages import listed, printable
+from ..model_folders import check_model
+from ..training.checkpoints import not_finite
 from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
-from .commands import first_line
-from .messages import listed, printable
-from .model_folders import check_model
 
 
 # Of a folder, what a model is made of; its code files come on top. Whatever else lies there stays there: checkpoints,
@@ -114,7 +115,7 @@ def check_code(folder: Path) -> None:
     if not code:
         raise ValueError(f"{folder} names no code in its `auto_map`: save it again with save_pretrained")
     for name in code:
-        ours, theirs = Path(__file__).with_name(name), folder / name
+        ours, theirs = Path(configuration_vitae.__file__).with_name(name), folder / name
         if not ours.is_file() or not theirs.is_file() or ours.read_bytes() != theirs.read_bytes():
             problem = "differs from this package's" if theirs.is_file() else "is missing"
             raise ValueError(f"{theirs} {problem}: load the folder and save it again with save_pretrained")

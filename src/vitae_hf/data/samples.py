@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Dataset, Sampler, get_worker_info
 from transformers.utils import logging
 
-from .image_processing_vitae import to_rgb
+from ..image_processing_vitae import to_rgb
 
 
 logger = logging.get_logger(__name__)

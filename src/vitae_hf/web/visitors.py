@@ -19,10 +19,10 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx, validate_repo_id
 from transformers.utils import logging
 
-from .configuration_vitae import ViTAEFamilyConfig
-from .image_processing_vitae import to_rgb
-from .loading import OUR_PROCESSORS, load_classifier, load_processor
-from .model_folders import FAMILY, MODEL_FILES, read_json, weight_files
+from ..configuration_vitae import ViTAEFamilyConfig
+from ..image_processing_vitae import to_rgb
+from ..loading import OUR_PROCESSORS, load_classifier, load_processor
+from ..model_folders import FAMILY, MODEL_FILES, read_json, weight_files
 
 
 logger = logging.get_logger(__name__)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .layers_vitae import (
+from ..layers_vitae import (
     ViTAEBatchNorm2d,
     ViTAECell,
     ViTAEConvLayer,

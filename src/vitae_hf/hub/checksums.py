@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError, safe_open
 
-from .messages import printable
+from ..messages import printable
 
 
 SUMS_NAME = "SHA256SUMS"  # in the format of `sha256sum`, which can check it too

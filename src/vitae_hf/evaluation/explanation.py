@@ -22,7 +22,8 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from .layers_vitae import (
+from ..data.samples import as_pictures
+from ..layers_vitae import (
     ViTAECell,
     ViTAEFamilyPreTrainedModel,
     ViTAEFamilyReductionCell,
@@ -30,8 +31,7 @@ from .layers_vitae import (
     split_into_windows,
     tokens_to_map,
 )
-from .messages import listed
-from .samples import as_pictures
+from ..messages import listed
 
 
 MOST_LABELS = 5

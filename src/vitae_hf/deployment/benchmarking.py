@@ -27,8 +27,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from ..presets import PRESETS, config_from_preset
 from .inference import prepare_for_inference
-from .presets import PRESETS, config_from_preset
 
 
 _SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}

@@ -28,7 +28,7 @@ from starlette.datastructures import Headers, MutableHeaders  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from .explanation import BRANCH_COLOURS, Explanation, explain  # noqa: E402
+from ..evaluation.explanation import BRANCH_COLOURS, Explanation, explain  # noqa: E402
 from .visitors import Models, Refusal, read_picture, uploaded_file  # noqa: E402
 
 

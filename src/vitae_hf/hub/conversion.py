@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from ..configuration_vitae import ViTAEFamilyConfig
+from ..image_processing_vitae import ViTAEImageProcessorPil
+from ..messages import listed, printable
+from ..presets import PRESETS, config_from_preset
 from .checksums import sha256, write_sums
-from .configuration_vitae import ViTAEFamilyConfig
-from .image_processing_vitae import ViTAEImageProcessorPil
-from .messages import listed, printable
-from .presets import PRESETS, config_from_preset
 from .torch_files import NoTensor, read_torch_file
 
 

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from .decoder_vitae import patch_statistics, patchify, unpatchify
-from .modeling_vitae import ViTAEForPreTraining
-from .samples import as_pictures
+from ..data.samples import as_pictures
+from ..decoder_vitae import patch_statistics, patchify, unpatchify
+from ..modeling_vitae import ViTAEForPreTraining
 
 
 @torch.no_grad()

@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .image_processing_vitae import ViTAEImageProcessorPil
-from .presets import config_from_preset
-from .published import IMAGENET_1K, PUBLISHED, Accuracy, Variant
+from ..image_processing_vitae import ViTAEImageProcessorPil
+from ..presets import config_from_preset
+from .variants import IMAGENET_1K, PUBLISHED, Accuracy, Variant
 
 
 COMMON = {  # metadata of all cards

@@ -12,9 +12,9 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from huggingface_hub import metadata_load
 from transformers.utils import logging
 
-from .commands import about
+from ..failures import about
 from .folders import Folder, as_data_files
-from .messages import listed
+from ..messages import listed
 
 
 logger = logging.get_logger(__name__)

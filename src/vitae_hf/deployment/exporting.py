@@ -18,10 +18,10 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
 
-from .conversion import whole_folder
+from ..hub.conversion import whole_folder
+from ..loading import check_source, load_processor
+from ..messages import listed
 from .inference import fold_batch_norms
-from .loading import check_source, load_processor
-from .messages import listed
 
 
 # The library's name of each format, and the packages it takes.
