@@ -12,7 +12,7 @@ demo: $(VENV)/installed  ## train vitae-nano on real images and use it
 	$(RUN) scripts/demo.py
 
 app: $(VENV)/installed  ## a page for the browser: what does a model make of my pictures, and what does it look at?
-	$(RUN) scripts/app.py
+	$(RUN) -m vitae_hf app
 
 app-picture: $(VENV)/installed chromium  ## photograph that page, with what `make demo` trained
 	$(RUN) scripts/photograph_app.py --output results/app.png
@@ -44,7 +44,7 @@ check: $(VENV)/installed  ## style
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-BENCH := $(RUN) scripts/benchmark.py --threads 2
+BENCH := $(RUN) -m vitae_hf benchmark --threads 2
 bench: $(VENV)/installed  ## speed and memory against ViT-S and Swin-T, about ten minutes
 	$(BENCH) --networks vitae-t vitae-s vitaev2-s vit-s swin-t --dtype float32 bfloat16 --prepare both --output results/bench_cpu
 
@@ -63,18 +63,18 @@ bench-dense: $(VENV)/installed  ## ViTAEv2 and Swin-T at the sizes of classifica
 SMOKE := outputs/smoke
 train-smoke: $(VENV)/installed  ## the whole path in a minute: pretrain by recipe and from a stream, fine-tune, evaluate
 	rm -rf $(SMOKE)
-	$(RUN) scripts/train.py --config recipes/vitae-t.yaml --preset vitae-nano --dataset examples/fashion_mnist_mini --streaming \
+	$(RUN) -m vitae_hf train --config vitae-t --preset vitae-nano --dataset examples/fashion_mnist_mini --streaming \
 	    --image_size 64 --max_steps 20 --warmup_steps 5 --dataloader_num_workers 1 --per_device_train_batch_size 32 \
 	    --save_strategy steps --eval_strategy no --save_steps 10 --ema_warmup --output_dir $(SMOKE)/pretrained
-	$(RUN) scripts/train.py --model_name_or_path $(SMOKE)/pretrained/ema --dataset examples/fashion_mnist_mini \
+	$(RUN) -m vitae_hf train --model_name_or_path $(SMOKE)/pretrained/ema --dataset examples/fashion_mnist_mini \
 	    --train_share 0.1 --image_size 96 --layer_decay 0.8 --repeated_augmentation 2 --gradient_accumulation_steps 2 \
 	    --max_steps 5 --learning_rate 1e-3 --save_strategy no --output_dir $(SMOKE)/fine-tuned
-	$(RUN) scripts/evaluate.py --model_name_or_path $(SMOKE)/fine-tuned --dataset examples/fashion_mnist_mini \
+	$(RUN) -m vitae_hf evaluate --model_name_or_path $(SMOKE)/fine-tuned --dataset examples/fashion_mnist_mini \
 	    --output $(SMOKE)/evaluation
 
 SCENES := outputs/garment-scenes
 segmentation-demo: $(VENV)/installed  ## train UperNet on vitae-nano to find the garments in rendered scenes, some minutes
-	$(RUN) scripts/train_segmentation.py --config recipes/upernet-garment-scenes.yaml --output_dir $(SCENES)
+	$(RUN) -m vitae_hf segment --config upernet-garment-scenes --output_dir $(SCENES)
 
 data-fashion-mnist: $(VENV)/installed  ## all 70,000 images as parquet, from Debian's package; elsewhere give scripts the Hub name
 	rm -rf data/debian && mkdir -p data/debian

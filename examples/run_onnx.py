@@ -1,6 +1,6 @@
 """Classify a picture without torch and transformers: `python examples/run_onnx.py FOLDER PICTURE`.
 
-FOLDER is a model's, after `python scripts/export.py FOLDER --format onnx`. Preprocessing is the image processor's, for
+FOLDER is a model's, after `vitae export FOLDER --format onnx`. Preprocessing is the image processor's, for
 8-bit pictures up to 20 times as long as wide.
 """
 

@@ -4,7 +4,8 @@
     python scripts/build_model_cards.py          # writes model_cards/vitae-*.md
     python scripts/build_model_cards.py --check  # writes nothing; status 1 if a card there is another one
 
-Figures come from `src/vitae_hf/hub/variants.py`, `recipes/` and `results/`, the text from `model_cards/published.md`.
+Figures come from `hub/variants.py`, `hub/parity_cpu.json` and the recipes of the package, the text from its template
+`published.md`.
 """
 
 import argparse
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "model_cards", help="folder of the cards")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     arguments = parser.parse_args(argv)
-    cards = {arguments.output / f"{preset}.md": str(published_card(REPOSITORY, preset)) for preset in PUBLISHED}
+    cards = {arguments.output / f"{preset}.md": str(published_card(preset)) for preset in PUBLISHED}
     stale = [path for path, card in cards.items() if not path.is_file() or path.read_text() != card]
     if arguments.check and stale:
         parser.exit(1, f"error: not as built: {', '.join(map(str, stale))}; run this without --check\n")

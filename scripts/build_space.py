@@ -35,6 +35,7 @@ from pathlib import Path
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.chdir(Path(__file__).parent)
 
+from vitae_hf.files import PICTURES  # noqa: E402
 from vitae_hf.web.page import serve  # noqa: E402
 from vitae_hf.web.visitors import Models  # noqa: E402
 
@@ -42,7 +43,7 @@ from vitae_hf.web.visitors import Models  # noqa: E402
 if __name__ == "__main__":
     host = "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"
     names = os.environ.get("SPACE_HOST", "").replace(",", " ").split()  # that the Hub serves it by
-    serve({models}, sorted(Path("examples").glob("*.png")), host, trusted_hosts=names)
+    serve({models}, PICTURES, host, trusted_hosts=names)
 '''
 
 
@@ -91,9 +92,6 @@ def build(model: str, output: Path) -> None:
     package, folder = Path(vitae_hf.__file__).parent, Path(model)
     shutil.copytree(package, output / "vitae_hf", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "LICENSE", output)
-    (output / "examples").mkdir()
-    for picture in (REPOSITORY / "examples").glob("*.png"):
-        shutil.copy(picture, output / "examples")
     on_hub = not folder.is_dir()
     if not on_hub:
         (output / "models" / folder.resolve().name).mkdir(parents=True)

@@ -5,17 +5,11 @@
     python scripts/compare_fashion_mnist.py --data data/fashion_mnist --output results/fashion_mnist_comparison
 
 Trains `vitae-nano` and transformers' ViT and Swin, of equal parameter counts, from scratch on 1, 10 and 100 % of the
-training images, three seeds each, under one recipe (`RECIPE`, run by `scripts/train.py`). The seed also draws the part
+training images, three seeds each, under one recipe (`RECIPE`, run by `vitae train`). The seed also draws the part
 of the data. Each network first gets the best learning rate of a grid, by its accuracy on held-out training images; the
 test images only give the final figures. Hours on a CPU; a stopped run goes on where it was. Writes OUTPUT.json,
 OUTPUT.png and OUTPUT.md. `--share_epochs` and `--learning_rates` make it shorter.
 """
-
-import sys
-
-
-if __name__ == "__main__":  # look beside this script last, lest evaluate.py there hide the package `evaluate`
-    sys.path.append(sys.path.pop(0))
 
 import argparse
 import json
@@ -25,10 +19,10 @@ import tempfile
 from pathlib import Path
 
 import matplotlib
-import train
 from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
+from vitae_hf.commands import train
 from vitae_hf.data.sources import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
@@ -90,7 +84,7 @@ class Comparison:
             self.results = json.loads(self.path.read_text())
 
     def run(self, kind: str, dataset: Path, **settings) -> dict:
-        """One training run by `scripts/train.py`, unless it has been done before."""
+        """One training run by `vitae train`, unless it has been done before."""
         for record in self.results[kind]:
             if all(record[name] == value for name, value in settings.items()):
                 return record

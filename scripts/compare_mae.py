@@ -4,18 +4,12 @@
     python scripts/compare_mae.py --output results/mae_nano.json
 
 Pretrains a masked autoencoder on the 6,000 training images of `examples/fashion_mnist_mini` without their labels
-(`scripts/pretrain_mae.py`), fine-tunes it on 1 % of them with labels, and trains the same network from scratch on the
-same 60 images for as many updates (`scripts/train.py`), for three seeds, which also draw the 60 images. Either way of
+(`vitae pretrain`), fine-tunes it on 1 % of them with labels, and trains the same network from scratch on the
+same 60 images for as many updates (`vitae train`), for three seeds, which also draw the 60 images. Either way of
 training first gets the best learning rate of a grid, under a seed of its own: of another draw of 60 training images,
 tested on 1,000 further ones. The test images only give the final figures. A stopped comparison goes on after the last
 run that it finished.
 """
-
-import sys
-
-
-if __name__ == "__main__":  # look beside this script last, lest evaluate.py there hide the package `evaluate`
-    sys.path.append(sys.path.pop(0))
 
 import argparse
 import json
@@ -24,9 +18,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import pretrain_mae
-import train
-
+from vitae_hf.commands import pretrain, train
 from vitae_hf.data.sources import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
@@ -107,7 +99,7 @@ class Comparison:
                 "num_train_epochs": self.arguments.pretraining_epochs,
                 "seed": seed,
             }
-            pretrain_mae.main(words({**PRETRAINING, **settings, "output_dir": folder}))
+            pretrain.main(words({**PRETRAINING, **settings, "output_dir": folder}))
         self.results["pretraining"]["eval_loss"][str(seed)] = round(json.loads(done.read_text())["eval_loss"], 4)
         return folder
 

@@ -1,57 +1,10 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How do I use one of the authors' checkpoints? Writes it as a folder that Transformers and the Hub understand.
+"""The command `vitae convert`, from a checkout."""
 
-    python scripts/convert_original_checkpoint.py ViTAE-S.pth.tar --output vitae-s --verify
+import sys
 
-The folder holds configuration, safetensors weights, image processor, model code, class names, checksums and a model
-card: `scripts/push_to_hub.py` takes it as it is. Nothing in the checkpoint is executed, resized or left out; a tensor
-that does not fit is an error that names it.
-"""
-
-import argparse
-from pathlib import Path
-
-from vitae_hf.environment import environment
-from vitae_hf.failures import run_command
-from vitae_hf.hub.cards import published_card
-from vitae_hf.hub.conversion import convert_checkpoint
-from vitae_hf.hub.variants import PUBLISHED
-from vitae_hf.presets import PRESETS
-
-
-REPOSITORY = Path(__file__).parents[1]
-EXAMPLE_IMAGE = REPOSITORY / "examples" / "chelsea.png"
-
-
-def write_card(folder: Path, record: dict) -> None:
-    """The card of the published variant as `README.md`; a network of our own, like `vitae-nano`, gets none."""
-    if record["preset"] in PUBLISHED:
-        card = published_card(REPOSITORY, record["preset"], Path(record["output"]).name, record)
-        card.save(folder / "README.md")
-
-
-def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="one of the authors' .pth or .pth.tar files")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist yet or be empty")
-    parser.add_argument("--preset", choices=list(PRESETS), help="which network it is; default: recognised")
-    parser.add_argument(
-        "--labels", type=Path, help="JSON list of class names; default: ImageNet-1k's for 1,000 classes"
-    )
-    parser.add_argument(
-        "--verify",
-        nargs="?",
-        type=Path,
-        const=EXAMPLE_IMAGE,
-        metavar="IMAGE",
-        help="reload the folder and classify an image (default: a photograph of a cat) with it",
-    )
-    arguments = parser.parse_args(argv)
-    record = convert_checkpoint(
-        arguments.checkpoint, arguments.output, arguments.preset, arguments.labels, arguments.verify, write_card
-    )
-    return {**record, **environment()}
+from vitae_cli import main
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main(["convert", *sys.argv[1:]])

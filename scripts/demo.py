@@ -8,12 +8,6 @@ with `AutoModelForImageClassification`, measures its accuracy on 1,000 test imag
 `pipeline`, and draws these with their three likeliest labels. The folder gets a model card, as publishing it takes.
 """
 
-import sys
-
-
-if __name__ == "__main__":  # look beside this script last, lest evaluate.py there hide the package `evaluate`
-    sys.path.append(sys.path.pop(0))
-
 import argparse
 import os
 import time
@@ -35,7 +29,7 @@ from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config
 from vitae_hf.environment import environment
 from vitae_hf.evaluation.metrics import TopKAccuracy
 from vitae_hf.failures import run_command
-from vitae_hf.hub.cards import draw_curves, model_card
+from vitae_hf.hub.cards import TEMPLATES, draw_curves, model_card
 
 
 matplotlib.use("Agg")
@@ -44,7 +38,6 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
-TEMPLATE = REPOSITORY / "model_cards" / "trained.md"
 
 
 def preprocess(split: Dataset, processor, batch_size: int = 500) -> list[dict[str, torch.Tensor]]:
@@ -118,7 +111,7 @@ def write_card(trainer: Trainer, data, metrics: dict[str, float]) -> None:
     processor, found = trainer.processing_class, environment()
     draw_curves(trainer.state.log_history, output / "training_curves.png")
     card = model_card(
-        TEMPLATE,
+        TEMPLATES / "trained.md",
         model_name=output.name,
         architecture=type(model).__name__,
         parameters=model.num_parameters(),

@@ -1,43 +1,10 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How do I run a trained model without transformers, or without torch? Writes it as a program, beside the model.
+"""The command `vitae export`, from a checkout."""
 
-    python scripts/export.py outputs/vitae-nano-fashion --format onnx
-    python scripts/export.py outputs/vitae-nano-fashion --format onnx --quantize int8
+import sys
 
-`examples/run_onnx.py` classifies pictures with what the first writes. A program takes any number of images of any size
-that the model takes. Before it gets its name it is loaded and compared with the model on real pictures, of two sizes,
-one not square, and several at once; where they disagree nothing is written, and the exit status is 1.
-"""
-
-import argparse
-from pathlib import Path
-
-from vitae_hf.deployment.exporting import BACKENDS, export_folder
-from vitae_hf.environment import environment
-from vitae_hf.failures import about, run_command
-
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
-
-
-def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="folder or Hub name of a classifier or headless model")
-    parser.add_argument("--format", required=True, choices=list(BACKENDS))
-    parser.add_argument("--output", type=Path, help="default: SOURCE/FORMAT, or SOURCE/FORMAT_int8")
-    parser.add_argument(
-        "--images",
-        nargs="+",
-        default=[str(EXAMPLES / name) for name in ("chelsea.png", "sneaker.png")],
-        help="pictures to compare on",
-    )
-    parser.add_argument("--quantize", choices=["int8"], help="matrix products in int8; with onnx")
-    arguments = parser.parse_args(argv)
-    int8 = arguments.quantize == "int8"
-    with about(arguments.source):
-        record = export_folder(arguments.source, arguments.format, arguments.images, arguments.output, int8)
-    return {**record, **environment()}
+from vitae_cli import main
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main(["export", *sys.argv[1:]])

@@ -31,6 +31,7 @@ from vitae_hf.deployment.benchmarking import interleave
 from vitae_hf.deployment.exporting import export_folder, forward_inputs, load_exported, load_for_export
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import PICTURES
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -47,7 +48,7 @@ def write_golden(preset: str, folder: Path) -> Path:
 
 def export_all(source: Path, root: Path) -> dict[str, dict]:
     """Write every program in `root`, and return their records by name."""
-    pictures = [str(EXAMPLES / name) for name in ("chelsea.png", "sneaker.png")]
+    pictures = list(map(str, PICTURES))
     return {
         "onnx": export_folder(source, "onnx", pictures, root / "onnx"),
         "onnx_int8": export_folder(source, "onnx", pictures, root / "onnx_int8", int8=True),

@@ -3,7 +3,7 @@
 
     python scripts/measure_loading.py --dataset FOLDER --workers 1 8 16 --output results/loading.json
 
-Reads, decodes and augments as `scripts/train.py` does (the recipe's transform, uint8 batches) and throws batches away.
+Reads, decodes and augments as `vitae train` does (the recipe's transform, uint8 batches) and throws batches away.
 The first batches, in which workers start, do not count.
 """
 
@@ -34,7 +34,7 @@ def images_per_s(dataset: LabelledImages, workers: int, batch_size: int, seconds
 
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True, help="as for scripts/train.py")
+    parser.add_argument("--dataset", required=True, help="as for vitae train")
     parser.add_argument("--split", default="train")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--image_size", type=int, default=224)

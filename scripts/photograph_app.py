@@ -3,7 +3,7 @@
 
     python scripts/photograph_app.py --output results/app.png  # after `make demo`; `make chromium` installs the browser
 
-Starts `scripts/app.py` for it. With `--width 390`, as on a phone.
+Starts `vitae app` for it. With `--width 390`, as on a phone.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from vitae_hf.failures import run_command
+from vitae_hf.files import PICTURES
 
 
-REPOSITORY = Path(__file__).parents[1]
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-dev-shm-usage --disable-quic --no-first-run --hide-scrollbars"
     " --disable-background-networking --disable-component-update --disable-sync"
@@ -109,11 +109,11 @@ def photograph(driver: webdriver.Chrome, path: Path) -> None:
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="outputs/vitae-nano-fashion", help="folder or Hub name")
-    parser.add_argument("--picture", type=Path, default=REPOSITORY / "examples" / "sneaker.png")
+    parser.add_argument("--picture", type=Path, default=PICTURES[1])
     parser.add_argument("--width", type=int, default=1100, help="of the window, in pixels")
     parser.add_argument("--output", type=Path, default=Path("outputs/app.png"), help="picture to write")
     arguments = parser.parse_args(argv)
-    command = [sys.executable, REPOSITORY / "scripts" / "app.py", "--model", arguments.model]
+    command = [sys.executable, "-m", "vitae_hf", "app", "--model", arguments.model]
     with serving(command) as address, chromium(width=arguments.width) as driver:
         driver.get(address)
         choose_picture(driver, arguments.picture.resolve())

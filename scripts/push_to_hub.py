@@ -1,41 +1,10 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How do I publish a model? Checks a folder, uploads what belongs to the model, loads it by name and compares.
+"""The command `vitae push`, from a checkout."""
 
-    python scripts/push_to_hub.py outputs/mine --repo_id org/vitae-mine --private
+import sys
 
-The folder is what `save_pretrained`, `scripts/train.py` or `scripts/convert_original_checkpoint.py` wrote, with a model
-card (`README.md`). Everything goes into one commit; if it fails, run it again. Nothing is uploaded twice.
-"""
-
-import argparse
-from pathlib import Path
-
-from vitae_hf.environment import environment
-from vitae_hf.failures import about, run_command
-from vitae_hf.hub.publishing import publish
-
-
-EXAMPLE_IMAGE = Path(__file__).parents[1] / "examples" / "chelsea.png"
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="what to publish")
-    parser.add_argument("--repo_id", required=True, help="organisation or user, and name: org/vitae-s")
-    parser.add_argument("--private", action="store_true", help="create the repository for invited eyes only")
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument("--create_pr", action="store_true", help="propose it as a pull request")
-    target.add_argument("--revision", help="branch to upload to, created if need be; default: main")
-    parser.add_argument("--dry-run", action="store_true", help="check and list, but neither write nor upload anything")
-    parser.add_argument("--image", type=Path, default=EXAMPLE_IMAGE, help="what to try the model on")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> dict:
-    arguments = vars(parse(argv))
-    with about(arguments["repo_id"]):
-        return {**publish(**arguments), **environment()}
+from vitae_cli import main
 
 
 if __name__ == "__main__":
-    run_command(main)
+    main(["push", *sys.argv[1:]])

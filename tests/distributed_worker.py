@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from conftest import images, pyramid_config
+from helpers import images, pyramid_config
 from test_streaming import write_parquet
 from transformers import EvalPrediction, set_seed
 

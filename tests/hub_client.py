@@ -1,6 +1,6 @@
 """Run by test_hub.py in processes of its own: does what it is told, with the real client, one JSON line after another.
 
-    {"script": "push_to_hub", "arguments": […], "token": …}         -> {"status", "stdout", "stderr"}
+    {"command": "push", "arguments": […], "token": …}         -> {"status", "stdout", "stderr"}
     {"library": "org/name", "folder": …, "token": …}                -> {}; pushed by model and Trainer (`…-trainer`)
     {"load": "org/name", "revision": …, "image": …, "output": …}    -> {}; tensors in the file `output`
 
@@ -14,7 +14,6 @@ import json
 import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
@@ -23,7 +22,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 HAS_PACKAGE = importlib.util.find_spec("vitae_hf") is not None
 
 
-def run_script(script: str, arguments: list[str], token: str | None) -> dict:
+def run_command_line(command: str, arguments: list[str], token: str | None) -> dict:
     from vitae_hf.failures import run_command
 
     os.environ.pop("HF_TOKEN", None)
@@ -32,7 +31,7 @@ def run_script(script: str, arguments: list[str], token: str | None) -> dict:
     stdout, stderr, status = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(stdout), redirect_stderr(stderr):
         try:
-            run_command(importlib.import_module(script).main, arguments)
+            run_command(importlib.import_module(f"vitae_hf.commands.{command}").main, arguments)
         except SystemExit as stop:
             status = stop.code
     return {"status": status, "stdout": stdout.getvalue(), "stderr": stderr.getvalue()}
@@ -75,11 +74,10 @@ def push_with_the_library(name: str, folder: str, token: str) -> dict:
 
 
 if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).parents[1] / "scripts"))  # last: evaluate.py must not hide the package
     for line in sys.stdin:
         task = json.loads(line)
-        if "script" in task:
-            answer = run_script(task["script"], task["arguments"], task["token"])
+        if "command" in task:
+            answer = run_command_line(task["command"], task["arguments"], task["token"])
         elif "library" in task:
             with redirect_stdout(sys.stderr):
                 answer = push_with_the_library(task["library"], task["folder"], task["token"])

@@ -18,8 +18,8 @@ import numpy as np
 import PIL.Image
 import pytest
 import yaml
-from conftest import REPOSITORY, class_token_config, pyramid_config, windowed_config
 from gradio_client import Client, handle_file
+from helpers import ASSETS, class_token_config, pyramid_config, windowed_config
 from hub_server import HubServer
 from huggingface_hub.utils import httpx
 from photograph_app import serving
@@ -34,7 +34,7 @@ from vitae_hf.web.page import MAPS, MOST_WAITING, StayHere, examine, respond, sh
 from vitae_hf.web.visitors import Models, Refusal, read_picture
 
 
-SNEAKER = REPOSITORY / "examples" / "sneaker.png"
+SNEAKER = ASSETS / "sneaker.png"
 EVIL = "from pathlib import Path\nPath(__file__).with_suffix('.executed').touch()\n"
 
 
@@ -76,7 +76,7 @@ def write_bad_files(folder: Path) -> dict[str, Path]:
     """Files that are no good pictures, by what is wrong with them."""
     files = {name: folder / f"{name}.png" for name in SENTENCES}
     files["text"].write_text("no picture at all\n")
-    files["truncated"].write_bytes((REPOSITORY / "examples" / "chelsea.png").read_bytes()[:20_000])
+    files["truncated"].write_bytes((ASSETS / "chelsea.png").read_bytes()[:20_000])
     PIL.Image.new("1", (20_000, 20_000)).save(files["bomb"])
     PIL.Image.new("1", (8000, 8000)).save(files["pixels"])  # which Pillow would read
     PIL.Image.new("RGB", (20, 20)).save(files["postscript"], format="EPS")
@@ -234,12 +234,12 @@ def test_without_a_connection_a_hub_name_is_refused_in_plain_words():
 
 @pytest.fixture(scope="module")
 def address(root):
-    """A page that `scripts/app.py` serves, in a working directory with files that are nobody's business."""
+    """A page that `vitae app` serves, in a working directory with files that are nobody's business."""
     cached = root / ".gradio" / "cached_examples"  # of another page
     cached.mkdir(parents=True)
     for folder in (root, cached):
         (folder / "secret.txt").write_text("nobody's business")
-    command = [sys.executable, REPOSITORY / "scripts" / "app.py", "--models", root / "trained"]
+    command = [sys.executable, "-m", "vitae_hf", "app", "--models", root / "trained"]
     with serving(command, cwd=root) as address:
         yield address
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import PIL.Image
 import torch
-from conftest import REPOSITORY, pyramid_config
+from helpers import ASSETS, pyramid_config
 from timm.data import Mixup
 from transformers import set_seed
 
@@ -14,7 +14,7 @@ from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil
 from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
 
 
-CHELSEA = PIL.Image.open(REPOSITORY / "examples" / "chelsea.png").convert("RGB")
+CHELSEA = PIL.Image.open(ASSETS / "chelsea.png").convert("RGB")
 PLAIN = {"erasing_prob": 0.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0, "label_smoothing": 0.0}
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import CONFIGS, class_token_config, images, pyramid_config, windowed_config
+from helpers import CONFIGS, class_token_config, images, pyramid_config, windowed_config
 from torch import nn
 from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
 

@@ -5,11 +5,11 @@ import json
 import statistics
 import time
 
-import benchmark
 import pytest
 import torch
 from torch import nn
 
+from vitae_hf.commands import benchmark
 from vitae_hf.deployment import benchmarking
 from vitae_hf.deployment.benchmarking import Case, Workload, count_work, interleave, peak_memory, saved_activations
 from vitae_hf.deployment.inference import FoldedBatchNorm

@@ -11,20 +11,19 @@ from urllib.parse import urlsplit
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import REPOSITORY
+from helpers import ASSETS, last_line, run
 from huggingface_hub.utils import httpx
 from photograph_app import choose_picture, chromium, serving, shown_picture, wait
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from test_app import write_bad_files
-from test_scripts import last_line, run
 
 from vitae_hf.web.page import MAPS
 
 
 pytestmark = pytest.mark.browser
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-SNEAKER, CAT = (REPOSITORY / "examples" / name for name in ("sneaker.png", "chelsea.png"))
+SNEAKER, CAT = (ASSETS / name for name in ("sneaker.png", "chelsea.png"))
 
 
 class Outside(BaseHTTPRequestHandler):
@@ -58,7 +57,7 @@ def page(tmp_path_factory, outside):
     variables = {"HTTP_PROXY": proxy, "HTTPS_PROXY": proxy, "NO_PROXY": "127.0.0.1,localhost", "HF_HUB_OFFLINE": "0"}
     variables |= {name.lower(): value for name, value in variables.items() if name.endswith("PROXY")}
     variables["HF_ENDPOINT"] = "https://huggingface.co"
-    with serving([sys.executable, REPOSITORY / "scripts" / "app.py"], cwd=root, **variables) as address:
+    with serving([sys.executable, "-m", "vitae_hf", "app"], cwd=root, **variables) as address:
         yield address
 
 

@@ -1,28 +1,31 @@
 """Every command ends what a user can cause with one sentence on stderr and a status other than 0."""
 
-import importlib.util
+import importlib
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
-from conftest import REPOSITORY
+from helpers import ASSETS, REPOSITORY, run
 from hub_server import HubServer
-from test_scripts import run
 
+import vitae_hf
+from vitae_cli import COMMANDS
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config_from_preset
 from vitae_hf.failures import about, plain_words, run_command
 
 
 DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
 SCENES = REPOSITORY / "examples" / "garment_scenes"
-PICTURE = REPOSITORY / "examples" / "sneaker.png"
+PICTURE = ASSETS / "sneaker.png"
+WRAPPERS = {"evaluate_model": "evaluate", "pretrain_mae": "pretrain", "train_segmentation": "segment"}
+WRAPPERS |= {"push_to_hub": "push", "verify_checkpoint": "verify", "convert_original_checkpoint": "convert"}
 SCRIPTS = sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py"))
 
 
 def load(name: str):
-    spec = importlib.util.spec_from_file_location(f"{name}_command", REPOSITORY / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"vitae_hf.commands.{name}" if name in COMMANDS else name)
 
 
 def sentence(capsys, name: str, *words) -> str:
@@ -48,7 +51,7 @@ def model(tmp_path_factory):
 # What takes a model, a data set or a folder to write in, with these in place of {}.
 TAKES_MODEL = {
     "train": ["--model_name_or_path", "{}", "--dataset", DATA, "--output_dir", "out", "--report_to", "none"],
-    "train_segmentation": [
+    "segment": [
         "--model_name_or_path",
         "{}",
         "--dataset",
@@ -62,14 +65,14 @@ TAKES_MODEL = {
     "explain": ["{}", PICTURE, "--output", "out"],
     "export": ["{}", "--format", "torch", "--output", "out"],
     "measure_explanations": ["{}", "--output", "out"],
-    "push_to_hub": ["{}", "--repo_id", "org/mine"],
-    "verify_checkpoint": ["{}"],
-    "convert_original_checkpoint": ["{}", "--output", "out"],
+    "push": ["{}", "--repo_id", "org/mine"],
+    "verify": ["{}"],
+    "convert": ["{}", "--output", "out"],
 }
 TAKES_DATA = {
     "train": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
-    "pretrain_mae": ["--preset", "vitae-nano-mae", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
-    "train_segmentation": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
+    "pretrain": ["--preset", "vitae-nano-mae", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
+    "segment": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "evaluate": ["--model_name_or_path", "model", "--dataset", "{}", "--output", "out"],
     "compare_fashion_mnist": ["--data", "{}", "--output", "out"],
     "compare_mae": ["--data", "{}", "--output", "out.json"],
@@ -133,7 +136,7 @@ def test_where_nothing_can_be_written_the_place_is_named(tmp_path, monkeypatch, 
     assert "file.txt" in sentence(capsys, command, *fill(WRITES[command], tmp_path / "file.txt" / "out"))
 
 
-@pytest.mark.parametrize("command", ["train", "pretrain_mae", "train_segmentation"])
+@pytest.mark.parametrize("command", ["train", "pretrain", "segment"])
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -155,7 +158,7 @@ def test_a_wrong_recipe_or_argument_is_named(tmp_path, monkeypatch, capsys, comm
     texts = {"broken": "a: [1\n", "list": "- 1\n", "wrong": "learning_rate: fast\n", "many": "learning_rate: [1]\n"}
     for name, text in texts.items():
         (tmp_path / f"{name}.yaml").write_text(text)
-    data = SCENES if command == "train_segmentation" else DATA
+    data = SCENES if command == "segment" else DATA
     assert said in sentence(capsys, command, *fill(TAKES_DATA[command], data), "--max_steps", 1, *words)
 
 
@@ -172,18 +175,18 @@ def test_a_wrong_recipe_or_argument_is_named(tmp_path, monkeypatch, capsys, comm
                 ["--mixup_alpha", "-1"],
             )
         ),
-        ("pretrain_mae", ["--interpolation", "nothing"]),
-        ("pretrain_mae", ["--label_smoothing_factor", "0.1"]),
-        ("train_segmentation", ["--label_smoothing_factor", "0.1"]),
-        ("train_segmentation", ["--short_side", "0"]),
-        ("train_segmentation", ["--crop_size", "0"]),
-        ("train_segmentation", ["--head_channels", "0"]),
-        ("train_segmentation", ["--flip_prob", "2"]),
+        ("pretrain", ["--interpolation", "nothing"]),
+        ("pretrain", ["--label_smoothing_factor", "0.1"]),
+        ("segment", ["--label_smoothing_factor", "0.1"]),
+        ("segment", ["--short_side", "0"]),
+        ("segment", ["--crop_size", "0"]),
+        ("segment", ["--head_channels", "0"]),
+        ("segment", ["--flip_prob", "2"]),
     ],
 )
 def test_a_value_that_cannot_be_is_named_before_anything_begins(tmp_path, monkeypatch, capsys, command, words):
     monkeypatch.chdir(tmp_path)
-    data = SCENES if command == "train_segmentation" else DATA
+    data = SCENES if command == "segment" else DATA
     said = sentence(capsys, command, *fill(TAKES_DATA[command], data), "--max_steps", 1, *words)
     assert words[0].removeprefix("--") in said and not (tmp_path / "out" / "config.json").exists()
 
@@ -224,10 +227,33 @@ def test_what_a_worker_says_is_said_without_its_traceback():
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_every_command_ends_through_the_one_mechanism(name):
+def test_every_script_ends_through_the_one_mechanism(name):
     text = (REPOSITORY / "scripts" / f"{name}.py").read_text()
     guard = text.rpartition('if __name__ == "__main__":')[2]
-    assert guard.strip().startswith("run_command(main") and guard.count("\n") == 2
+    command = WRAPPERS.get(name, name)
+    ending = f'main(["{command}", *sys.argv[1:]])' if command in COMMANDS else "run_command(main"
+    assert guard.strip().startswith(ending) and guard.count("\n") == 2
+
+
+def vitae(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "vitae_cli", *words], capture_output=True, text=True, check=False)
+
+
+def test_vitae_lists_its_commands_without_torch_and_names_the_nearest_of_a_wrong_one():
+    assert all(f"  {name} " in vitae().stdout for name in COMMANDS) and len(COMMANDS) == 11
+    assert vitae("--version").stdout.strip() == vitae_hf.__version__
+    wrong = vitae("trian")
+    assert wrong.returncode == 2 and wrong.stderr == "error: there is no command 'trian'; did you mean 'train'?\n"
+    code = "import sys, vitae_cli; vitae_cli.main([]); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+
+
+def test_a_missing_extra_is_one_sentence_with_what_mends_it(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['datasets'] = None\n")
+    done = run("evaluate", "--help", PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    expected = 'error: `vitae evaluate` needs datasets, which is not installed: pip install "vitae-hf[train]"'
+    assert done.stderr.splitlines()[-1] == expected
 
 
 def test_a_name_that_the_hub_does_not_have_ends_the_process_with_one_sentence(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN, REPOSITORY, class_token_config, pyramid_config, windowed_config
+from helpers import GOLDEN, REPOSITORY, class_token_config, pyramid_config, windowed_config
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, UperNetConfig

@@ -9,7 +9,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, class_token_config, images, original_weights, pyramid_config
+from helpers import ASSETS, class_token_config, images, original_weights, pyramid_config
 from safetensors.torch import load_file
 
 from vitae_hf import (
@@ -228,7 +228,7 @@ def test_a_folder_that_does_not_verify_is_not_written(nano_checkpoint, tmp_path,
     path, weights = nano_checkpoint
     if problem == "not finite":
         torch.save({**weights, "head.bias": torch.full((10,), torch.nan)}, path)
-    image = REPOSITORY / "examples" / "chelsea.png" if problem == "not finite" else tmp_path / "none.png"
+    image = ASSETS / "chelsea.png" if problem == "not finite" else tmp_path / "none.png"
     with pytest.raises((ValueError, OSError)):
         convert_checkpoint(path, tmp_path / "out", verify=image)
     assert {entry.name for entry in tmp_path.iterdir()} == {"nano.pth"}

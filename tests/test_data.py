@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 from torch.utils.data import DataLoader
 
 from vitae_hf.data.samples import IGNORED_LABEL, LabelledImages, RepeatedAugmentation, collate, decode

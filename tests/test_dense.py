@@ -1,4 +1,4 @@
-"""Dense prediction: ViTAE as the backbone of a segmenter and of a detector, and scripts/train_segmentation.py."""
+"""Dense prediction: ViTAE as the backbone of a segmenter and of a detector, and vitae segment."""
 
 import io
 import json
@@ -10,11 +10,9 @@ import PIL.ExifTags
 import PIL.Image
 import pytest
 import torch
-import train_segmentation
 import yaml
-from conftest import REPOSITORY, class_token_config, images, pyramid_config, windowed_config
+from helpers import ASSETS, REPOSITORY, class_token_config, images, last_line, pyramid_config, run, windowed_config
 from huggingface_hub import ModelCard
-from test_scripts import last_line, run
 from torchvision import tv_tensors
 from torchvision.ops import box_iou
 from transformers import (
@@ -29,6 +27,7 @@ from transformers import (
 )
 
 from vitae_hf import PRESETS, ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, config_from_preset
+from vitae_hf.commands import segment as segment_command
 from vitae_hf.dense.masks import (
     ColourDistortion,
     MaskAugmentationArguments,
@@ -50,6 +49,7 @@ from vitae_hf.dense.segmentation import (
     segment,
 )
 from vitae_hf.evaluation.metrics import MeanIoU
+from vitae_hf.files import RECIPES
 from vitae_hf.training.trainer import ViTAETrainingArguments
 
 
@@ -538,7 +538,7 @@ def test_the_script_learns_saves_draws_and_its_folder_segments(few_scenes, tmp_p
     learning = {"learning_rate": 1e-2, "warmup_steps": 5, "min_scale": 1, "max_scale": 1, "distortion_prob": 0}
     learning |= {"max_steps": 80, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
     learning |= {"short_side": 64, "crop_size": 64}
-    done = run("train_segmentation", *options(tmp_path, preset="vitae-nano", dataset=few_scenes, **learning))
+    done = run("segment", *options(tmp_path, preset="vitae-nano", dataset=few_scenes, **learning))
     record = last_line(done)
     assert record["mean_iou_percent"] > 3 * record["constant_mean_iou_percent"]
     figures = json.loads((tmp_path / "segmentation_metrics.json").read_text())
@@ -549,7 +549,7 @@ def test_the_script_learns_saves_draws_and_its_folder_segments(few_scenes, tmp_p
     assert card.data.eval_results[0].metric_value == round(figures["mean_iou"], 3)
     assert "| Ankle boot |" in card.text and "4 pictures" in card.text
 
-    picture = PIL.Image.open(REPOSITORY / "examples" / "chelsea.png").resize((131, 77))
+    picture = PIL.Image.open(ASSETS / "chelsea.png").resize((131, 77))
     found = pipeline("image-segmentation", model=str(tmp_path))(picture)
     model = UperNetForSemanticSegmentation.from_pretrained(tmp_path)
     classes = segment(model, AutoImageProcessor.from_pretrained(tmp_path), picture)
@@ -561,8 +561,8 @@ def test_the_script_learns_saves_draws_and_its_folder_segments(few_scenes, tmp_p
 @pytest.mark.slow
 def test_a_sixth_of_the_segmentation_demo_tells_garments_apart(tmp_path):
     """Twice as well as calling everything background, which is what far fewer updates come to."""
-    config = REPOSITORY / "recipes" / "upernet-garment-scenes.yaml"
-    record = last_line(run("train_segmentation", *options(tmp_path, config=config, head_channels=64, max_steps=500)))
+    config = RECIPES / "upernet-garment-scenes.yaml"
+    record = last_line(run("segment", *options(tmp_path, config=config, head_channels=64, max_steps=500)))
     assert record["mean_iou_percent"] > 2 * record["constant_mean_iou_percent"]
 
 
@@ -570,22 +570,22 @@ def test_the_script_resumes_exactly_and_averages_weights(few_scenes, tmp_path):
     common = {"preset": "vitae-nano", "max_steps": 4, "save_steps": 2, "save_strategy": "steps", "crop_size": 32}
     common |= {"ema_decay": 0.5, "overlays": 1, "drop_path_rate": 0.1, "dataset": few_scenes}
     common |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 4, "short_side": 48}
-    record = train_segmentation.main(options(tmp_path, **common))
+    record = segment_command.main(options(tmp_path, **common))
     whole = UperNetForSemanticSegmentation.from_pretrained(record["model"]).state_dict()
     assert (tmp_path / "ema" / "overlays.png").exists()
     with pytest.raises(ValueError, match="checkpoint-4 is of an earlier run"):
-        train_segmentation.main(options(tmp_path, **common))
-    resumed = train_segmentation.main(options(tmp_path, resume_from_checkpoint=tmp_path / "checkpoint-2", **common))
+        segment_command.main(options(tmp_path, **common))
+    resumed = segment_command.main(options(tmp_path, resume_from_checkpoint=tmp_path / "checkpoint-2", **common))
     weights = UperNetForSemanticSegmentation.from_pretrained(resumed["model"]).state_dict()
     assert all(torch.equal(value, whole[name]) for name, value in weights.items())
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("upernet-*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((RECIPES).glob("upernet-*.yaml")), ids=lambda path: path.stem)
 def test_the_recipes_are_made_of_arguments_and_say_what_to_expect(path, tmp_path):
     recipe = yaml.safe_load(path.read_text())
     assert {"model", "hardware", "global_batch", "expected", "source"} == set(recipe["about"])
     given = [] if "preset" in recipe else ["--dataset", "x", "--model_name_or_path", "y"]
-    parsed = train_segmentation.parse(["--config", str(path), "--output_dir", str(tmp_path), *given])
+    parsed = segment_command.parse(["--config", str(path), "--output_dir", str(tmp_path), *given])
     values = {name: value for part in parsed for name, value in vars(part).items()}
     different = {name for name, value in recipe.items() if name != "about" and values[name] != value}
     assert different <= {"eval_strategy", "save_strategy", "lr_scheduler_type", "report_to"}  # enumerations, a list
@@ -593,7 +593,7 @@ def test_the_recipes_are_made_of_arguments_and_say_what_to_expect(path, tmp_path
 
 def test_a_model_to_begin_with_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match="either --preset, to train from scratch, or --model_name_or_path"):
-        train_segmentation.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
+        segment_command.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
 
 
 def test_overlays_tell_many_classes_apart_and_show_what_is_ignored():

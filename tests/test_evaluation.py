@@ -1,6 +1,5 @@
-"""Evaluation counts what plain loops count, and scripts/evaluate.py does it for a folder and a data set."""
+"""Evaluation counts what plain loops count, and vitae evaluate does it for a folder and a data set."""
 
-import importlib.util
 import json
 from io import BytesIO
 
@@ -9,23 +8,15 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import REPOSITORY, class_token_config
-from test_scripts import last_line, run
+from helpers import REPOSITORY, class_token_config, last_line, run
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, ViTAEModel, config_from_preset
+from vitae_hf.commands import evaluate
 from vitae_hf.data.sources import load_labelled_images
 from vitae_hf.evaluation.scores import align_labels, as_json, draw_confusion, draw_per_class, read_real_labels, report
 
 
 FEATURES = {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["cat", "dog", "eel"])}
-
-
-def load_script():
-    """scripts/evaluate.py under another name than that of the package."""
-    spec = importlib.util.spec_from_file_location("evaluate_script", REPOSITORY / "scripts" / "evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 def words(**options) -> list[str]:
@@ -190,41 +181,33 @@ def test_the_script_evaluates_a_folder_from_a_shell(root):
 
 
 def test_another_size_crop_or_dtype_is_used(root):
-    script = load_script()
     common = words(model_name_or_path=root / "model", dataset=root / "data", on_bad_sample="skip", output=root / "wide")
-    wide = script.main([*common, "--image_size", "48", "96"])
+    wide = evaluate.main([*common, "--image_size", "48", "96"])
     top1, _ = independent_top1(root, {"height": 48, "width": 96}, [[0]] * 75)
     assert wide["image_size"] == [48, 96] and wide["top1_percent"] == pytest.approx(top1, abs=1e-3)
     variants = [[], ["--dtype", "bfloat16"], ["--crop_pct", "0.5", "--num_workers", "1"]]
-    full, half, cropped = (script.main([*common, *variant]) for variant in variants)
+    full, half, cropped = (evaluate.main([*common, *variant]) for variant in variants)
     assert half["loss"] != full["loss"] == pytest.approx(half["loss"], rel=0.05)
     assert abs(cropped["loss"] - full["loss"]) > 0.05 * full["loss"] and cropped["skipped"] == 1
     config = class_token_config()
     config.num_labels = 10
     ViTAEForImageClassification(config).save_pretrained(root / "token")
     ViTAEImageProcessor(size=64).save_pretrained(root / "token")
-    assert script.main([*common, *words(model_name_or_path=root / "token", image_size=96)])["images"] == 75
+    assert evaluate.main([*common, *words(model_name_or_path=root / "token", image_size=96)])["images"] == 75
 
 
 def test_what_does_not_fit_is_refused_in_plain_words(root):
-    script = load_script()
     common = words(model_name_or_path=root / "model", dataset=root / "data", output=root / "refused")
     with pytest.raises(ValueError, match="cannot read damaged.png"):
-        script.main(common)
+        evaluate.main(common)
     with pytest.raises(ValueError, match="no split 'test'; there are 'validation'"):
-        script.main([*common, "--split", "test"])
+        evaluate.main([*common, "--split", "test"])
     ViTAEModel(config_from_preset("vitae-nano")).save_pretrained(root / "backbone")
     with pytest.raises(ValueError, match="not a trained image classifier: it lacks classifier.bias, classifier.weight"):
-        script.main([*common, *words(model_name_or_path=root / "backbone")])
+        evaluate.main([*common, *words(model_name_or_path=root / "backbone")])
     broken = ViTAEForImageClassification.from_pretrained(root / "model")
     broken.classifier.bias.data[:] = float("nan")
     broken.save_pretrained(root / "broken")
     ViTAEImageProcessor(size=64).save_pretrained(root / "broken")
     with pytest.raises(ValueError, match="the scores of 75 of 75 pictures are not finite"):
-        script.main([*common, *words(model_name_or_path=root / "broken", on_bad_sample="skip")])
-
-
-def test_scripts_find_the_evaluate_package_beside_the_script_of_its_name():
-    """This one imports train.py too; `test_train` runs that from a shell."""
-    done = run("compare_fashion_mnist", "--help")
-    assert done.returncode == 0, done.stderr
+        evaluate.main([*common, *words(model_name_or_path=root / "broken", on_bad_sample="skip")])

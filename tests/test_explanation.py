@@ -9,8 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import REPOSITORY, any_size, class_token_config, pyramid_config, windowed_config
-from test_scripts import run
+from helpers import ASSETS, any_size, class_token_config, pyramid_config, run, windowed_config
 from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
@@ -19,7 +18,7 @@ from vitae_hf.evaluation.explanation import draw, explain
 
 
 PROCESSOR = ViTAEImageProcessor(size={"height": 64, "width": 96}, crop_pct=0.9)
-CAT = PIL.Image.open(REPOSITORY / "examples" / "chelsea.png")
+CAT = PIL.Image.open(ASSETS / "chelsea.png")
 
 
 @torch.no_grad()
@@ -275,7 +274,7 @@ def test_the_script_draws_each_image_and_names_a_broken_one(tmp_path):
     for saved in (model, ViTAEImageProcessor(size=64)):
         saved.save_pretrained(tmp_path / "model")
     (tmp_path / "broken.png").write_bytes(b"no picture")
-    sources = [REPOSITORY / "examples" / name for name in ("chelsea.png", "sneaker.png", "chelsea.png")]
+    sources = [ASSETS / name for name in ("chelsea.png", "sneaker.png", "chelsea.png")]
     sources.insert(1, tmp_path / "broken.png")
     arguments = [tmp_path / "model", *sources, "--output", tmp_path / "out", "--target", "LABEL_3"]
     done = run("explain", *arguments, "--image_size", 64, 96)
@@ -296,7 +295,7 @@ def test_the_script_draws_each_image_and_names_a_broken_one(tmp_path):
 def test_the_script_refuses_an_unknown_target_at_once(tmp_path):
     lively(AutoModelForImageClassification.from_config(class_token_config())).save_pretrained(tmp_path)
     PROCESSOR.save_pretrained(tmp_path)
-    done = run("explain", tmp_path, REPOSITORY / "examples" / "sneaker.png", "--target", "cow")
+    done = run("explain", tmp_path, ASSETS / "sneaker.png", "--target", "cow")
     assert done.returncode == 1 and "the model has no class 'cow'" in done.stderr.splitlines()[-1]
 
 

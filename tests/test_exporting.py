@@ -7,14 +7,15 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import export
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, REPOSITORY, original_weights
+from helpers import ASSETS, CONFIGS, REPOSITORY, original_weights
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 
-from vitae_hf import ViTAEBackbone, ViTAEImageProcessorPil, convert_original_state_dict, exporting
+from vitae_hf import ViTAEBackbone, ViTAEImageProcessorPil, convert_original_state_dict
+from vitae_hf.commands import export
+from vitae_hf.deployment import exporting
 from vitae_hf.deployment.exporting import export_folder, forward_inputs, load_exported, read_batch
 from vitae_hf.failures import run_command
 
@@ -22,7 +23,7 @@ from vitae_hf.failures import run_command
 pytest.importorskip("transformers.exporters.runners", reason="exporting takes transformers 5.23")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
-PICTURES = [str(REPOSITORY / "examples" / name) for name in ("chelsea.png", "sneaker.png")]
+PICTURES = [str(ASSETS / name) for name in ("chelsea.png", "sneaker.png")]
 
 
 @pytest.fixture(scope="module")

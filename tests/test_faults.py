@@ -9,8 +9,7 @@ import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, images, pyramid_config
-from test_scripts import last_line
+from helpers import REPOSITORY, images, last_line, pyramid_config
 
 from vitae_hf import ViTAEForImageClassification
 from vitae_hf.data.samples import collate
@@ -34,7 +33,7 @@ def command(output, *words) -> list[str]:
         "train_share": 0.01,  # eight batches in an epoch
         "dataloader_num_workers": 1,
     }
-    script = [sys.executable, str(REPOSITORY / "scripts" / "train.py")]
+    script = [sys.executable, "-m", "vitae_hf", "train"]
     return [*script, *(word for name, value in values.items() for word in (f"--{name}", str(value))), *words]
 
 

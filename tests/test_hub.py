@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, original_weights, pyramid_config
+from helpers import REPOSITORY, original_weights, pyramid_config
 from hub_server import READER, WRITER, HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
@@ -50,8 +50,8 @@ class Client:
         assert answer, self.errors.read_text()[-3000:]
         return json.loads(answer)
 
-    def run(self, script: str, *arguments, token: str | None = WRITER) -> dict:
-        answer = self.ask(script=script, arguments=[str(argument) for argument in arguments], token=token)
+    def run(self, command: str, *arguments, token: str | None = WRITER) -> dict:
+        answer = self.ask(command=command, arguments=[str(argument) for argument in arguments], token=token)
         written = answer["stdout"] + answer["stderr"] + self.errors.read_text()
         assert "Traceback" not in written
         assert not any(secret in written for secret in (WRITER, READER, "hf_wrong"))
@@ -59,13 +59,13 @@ class Client:
 
     def push(self, *arguments, **options) -> dict:
         """The record of a push that works."""
-        answer = self.run("push_to_hub", *arguments, **options)
+        answer = self.run("push", *arguments, **options)
         assert answer["status"] == 0, answer["stderr"]
         return json.loads(answer["stdout"].splitlines()[-1])
 
-    def refusal(self, script: str, *arguments, **options) -> str:
-        """The sentence in which a script says what failed."""
-        answer = self.run(script, *arguments, **options)
+    def refusal(self, command: str, *arguments, **options) -> str:
+        """The sentence in which a command says what failed."""
+        answer = self.run(command, *arguments, **options)
         assert answer["status"] == 1, answer["stdout"]
         sentence = answer["stderr"].splitlines()[-1]
         assert sentence.startswith("error: ")
@@ -166,7 +166,7 @@ def published(hub, client, loaders, tmp_path_factory):
     """Folders and the names under which they were pushed: a converted vitae-t, and a vitae-nano trained elsewhere."""
     root = tmp_path_factory.mktemp("published")
     torch.save(original_weights(config_from_preset("vitae-t")), root / "t.pth")
-    answer = client.run("convert_original_checkpoint", root / "t.pth", "--output", root / "converted")
+    answer = client.run("convert", root / "t.pth", "--output", root / "converted")
     assert answer["status"] == 0, answer["stderr"]
     assert verify_checkpoint(root / "converted")["unchecked"] == ["SHA256SUMS"]
     torch.manual_seed(0)
@@ -219,7 +219,7 @@ def test_a_converted_folder_is_published_with_the_card_that_conversion_wrote(hub
 def test_an_interrupted_download_of_large_weights_is_resumed_where_it_stopped(hub, published, client):
     hub.fail("GET", "resolve.*/model.safetensors", "cut", at=12 * 2**20)
     hub.log.clear()
-    answer = client.run("verify_checkpoint", "org/vitae-t")
+    answer = client.run("verify", "org/vitae-t")
     assert answer["status"] == 0, answer["stderr"]
     ranges = [(begin, status) for method, path, begin, status in hub.log if "GET" == method and begin]
     assert len(ranges) == 1 and ranges[0][1] == 206 and 10**7 < int(ranges[0][0][6:-1]) <= 12 * 2**20
@@ -258,7 +258,7 @@ def test_only_what_belongs_to_the_model_is_pushed_and_only_once(hub, client, fol
 def test_a_dry_run_lists_the_files_and_neither_writes_nor_sends_anything(hub, client, folder):
     hub.log.clear()
     before = sorted(folder.iterdir())
-    answer = client.run("push_to_hub", folder, "--repo_id", "org/dry", "--dry-run")
+    answer = client.run("push", folder, "--repo_id", "org/dry", "--dry-run")
     assert answer["status"] == 0 and not hub.log and sorted(folder.iterdir()) == before
     size = (folder / "model.safetensors").stat().st_size
     assert f"{size:,}  model.safetensors" in answer["stdout"]
@@ -294,13 +294,13 @@ def test_a_repository_that_makes_another_model_of_the_files_is_noticed(hub, clie
     processor = {**json.loads((folder / "preprocessor_config.json").read_text()), "image_mean": [0, 0, 0]}
     foreign = json.dumps({"image_processor": processor}).encode()
     hub.commit_from_elsewhere("org/foreign", "processor_config.json", foreign)  # read before preprocessor_config.json
-    assert "org/foreign gives other logits" in client.refusal("push_to_hub", folder, "--repo_id", "org/foreign")
+    assert "org/foreign gives other logits" in client.refusal("push", folder, "--repo_id", "org/foreign")
 
 
 def test_pull_requests_and_private_repositories(hub, client, folder, tmp_path):
     client.push(folder, "--repo_id", "org/closed", "--private")
     assert hub.repository("org/closed").private
-    assert "token is missing" in client.refusal("verify_checkpoint", "org/closed", token=None)
+    assert "token is missing" in client.refusal("verify", "org/closed", token=None)
     before = hub.repository("org/closed").refs["main"]
     record = client.push(write_folder(tmp_path / "other", seed=1), "--repo_id", "org/closed", "--create_pr")
     assert record["pull_request"].endswith("/org/closed/discussions/1")
@@ -308,7 +308,7 @@ def test_pull_requests_and_private_repositories(hub, client, folder, tmp_path):
     client.push(folder, "--repo_id", "open")
     assert not hub.repository("tester/open").private
     assert "exists already and is public" in client.refusal(
-        "push_to_hub", write_folder(tmp_path / "open", seed=2), "--repo_id", "open", "--private"
+        "push", write_folder(tmp_path / "open", seed=2), "--repo_id", "open", "--private"
     )
     assert len(hub.repository("tester/open").history()) == 2
 
@@ -347,7 +347,7 @@ def test_what_the_client_repeats_ends_well(hub, client, folder, method, path, ki
 def test_a_failed_push_says_so_and_the_next_completes_it(hub, client, folder, method, path, kind, sentence):
     name = f"org/failed-{method}-{kind}-{len(path)}".lower()
     hub.fail(method, path, kind, at=-1)
-    assert sentence in client.refusal("push_to_hub", folder, "--repo_id", name)
+    assert sentence in client.refusal("push", folder, "--repo_id", name)
     is_done = kind in ("lost", "flip") or method == "GET"
     assert client.push(folder, "--repo_id", name)["uploaded"] is not is_done
     assert hub.content(name, "model.safetensors") == (folder / "model.safetensors").read_bytes()
@@ -362,7 +362,7 @@ def test_a_token_that_may_not_write_is_refused(hub, client, folder, token, exist
     name = f"org/secret-{str(token)[-4:].lower()}-{exists}".lower()
     if exists:
         hub.create(name)
-    sentence = client.refusal("push_to_hub", folder, "--repo_id", name, token=token)
+    sentence = client.refusal("push", folder, "--repo_id", name, token=token)
     said = {None: "token is missing", "hf_wrong": "token is not accepted", READER: "takes one that may write"}
     assert said[token] in sentence
     assert (hub.folder / f"{name}.json").exists() == exists
@@ -378,7 +378,7 @@ def test_a_training_run_that_could_not_publish_is_refused_before_it_trains(hub, 
 def push_in_a_process_of_its_own(folder: Path, repo_id: str, variables: dict) -> str:
     """Exit status and all are a shell's: what stderr ends with when it fails."""
     done = subprocess.run(
-        [sys.executable, REPOSITORY / "scripts" / "push_to_hub.py", folder, "--repo_id", repo_id],
+        [sys.executable, "-m", "vitae_hf", "push", folder, "--repo_id", repo_id],
         env={**os.environ, **variables},
         capture_output=True,
         text=True,
@@ -404,7 +404,7 @@ def test_with_a_wrong_token_the_script_ends_with_one_sentence(hub, folder, tmp_p
 
 def test_a_card_that_the_hub_does_not_take_is_refused_with_its_reason(hub, client, folder):
     (folder / "README.md").write_text(CARD.replace("---\n", "---\nlicense: mine\n", 1))
-    sentence = client.refusal("push_to_hub", folder, "--repo_id", "org/mine")
+    sentence = client.refusal("push", folder, "--repo_id", "org/mine")
     assert 'Invalid metadata in README.md. - "license" must be one of' in sentence
     assert hub.repository("org/mine").history() == ["initial commit"]
 
@@ -475,11 +475,11 @@ def test_a_damaged_header_names_its_file_without_checksums(folder):
 
 def test_damage_in_the_cache_is_found_by_name(hub, client, folder):
     client.push(folder, "--repo_id", "org/cached")
-    assert client.run("verify_checkpoint", "org/cached")["status"] == 0
+    assert client.run("verify", "org/cached")["status"] == 0
     cache = client.errors.parent / "home" / "hub" / "models--org--cached"
     for name, kind in (("model.safetensors", "SHA-256"), ("config.json", "git SHA-1"), (".gitattributes", "git SHA-1")):
         (copy,) = cache.glob(f"snapshots/*/{name}")
         flip(copy.resolve(), -1)
-        sentence = client.refusal("verify_checkpoint", "org/cached")
+        sentence = client.refusal("verify", "org/cached")
         assert f"{name}: " in sentence and f"its {kind} is not the Hub's" in sentence.split(f"{name}: ")[1]
-    assert "org/nothing is not on the Hub" in client.refusal("verify_checkpoint", "org/nothing")
+    assert "org/nothing is not on the Hub" in client.refusal("verify", "org/nothing")

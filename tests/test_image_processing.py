@@ -4,13 +4,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import GOLDEN, REPOSITORY
+from helpers import ASSETS, GOLDEN
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from vitae_hf import ViTAEImageProcessor, ViTAEImageProcessorPil, image_processing_vitae
 
 
-CHELSEA = REPOSITORY / "examples" / "chelsea.png"
+CHELSEA = ASSETS / "chelsea.png"
 BACKENDS = {"torchvision": ViTAEImageProcessor, "pil": ViTAEImageProcessorPil}
 
 

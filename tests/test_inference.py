@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import any_size, images
+from helpers import any_size, images
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -7,15 +7,16 @@ import shutil
 import build_model_cards
 import pytest
 import yaml
-from conftest import REPOSITORY
-from convert_original_checkpoint import write_card
+from helpers import ASSETS, REPOSITORY
 from hub_server import metadata_errors
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification
 from transformers.pipelines import SUPPORTED_TASKS
 
 from vitae_hf import ViTAEImageProcessor, config_from_preset
-from vitae_hf.hub.cards import published_card
+from vitae_hf.commands.convert import write_card
+from vitae_hf.files import RECIPES
+from vitae_hf.hub.cards import PARITY, published_card
 from vitae_hf.hub.variants import IMAGENET_1K, PUBLISHED
 
 
@@ -37,7 +38,7 @@ def card(preset: str) -> ModelCard:
 def source_card(preset: str, is_imagenet_1k: bool = True, **overrides) -> ModelCard:
     """The card of a converted file."""
     source = {**SOURCE, "is_imagenet_1k": is_imagenet_1k, **overrides}
-    return ModelCard(str(published_card(REPOSITORY, preset, "converted", source)))
+    return ModelCard(str(published_card(preset, "converted", source)))
 
 
 def paragraph(text: str, beginning: str) -> str:
@@ -89,7 +90,7 @@ def test_metadata_that_the_hub_would_refuse_is_found(text, replacement, error):
 def test_a_card_states_no_measured_figure_but_those_in_the_results(preset):
     """Measured are only distances from the authors' network; what is printed of the accuracy is said to be theirs."""
     text = card(preset).text
-    measured = json.loads((REPOSITORY / "results" / "parity_cpu.json").read_text())
+    measured = json.loads((PARITY).read_text())
     stated = paragraph(text, "**Equal to the authors' network**")
     if preset in measured["errors"]:
         errors = measured["errors"][preset]
@@ -107,7 +108,7 @@ def test_a_card_states_no_measured_figure_but_those_in_the_results(preset):
 
 @pytest.mark.parametrize("preset", PUBLISHED)
 def test_recipes_expect_what_the_authors_print(preset):
-    about = yaml.safe_load((REPOSITORY / "recipes" / f"{PUBLISHED[preset].recipe or preset}.yaml").read_text())["about"]
+    about = yaml.safe_load((RECIPES / f"{PUBLISHED[preset].recipe or preset}.yaml").read_text())["about"]
     if PUBLISHED[preset].has_weights:
         assert about["expected"].startswith(f"{PUBLISHED[preset].printed[IMAGENET_1K].top1} top-1")
     assert PUBLISHED[preset].papers[-1].arxiv in about["source"]
@@ -120,7 +121,7 @@ def test_the_code_in_a_card_runs_as_it_is_written(preset, tmp_path, monkeypatch,
     config = config_from_preset(preset, depths=(*[0] * (len(depths) - 1), 1))
     AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "org" / preset)
     ViTAEImageProcessor().save_pretrained(tmp_path / "org" / preset)
-    shutil.copy(REPOSITORY / "examples" / "chelsea.png", tmp_path / "picture.jpg")
+    shutil.copy(ASSETS / "chelsea.png", tmp_path / "picture.jpg")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", card(preset).text, flags=re.DOTALL)
     for block in blocks:

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from accelerate import infer_auto_device_map
-from conftest import CONFIGS, class_token_config, images, pyramid_config, windowed_config
+from helpers import CONFIGS, class_token_config, images, pyramid_config, windowed_config
 from huggingface_hub.errors import StrictDataclassError
 from packaging import version
 from torch import nn

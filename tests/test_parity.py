@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from conftest import GOLDEN, images, original_weights
+from helpers import GOLDEN, images, original_weights
 from measure_parity import golden_state_dict, measure
 from torch import nn
 from transformers import AutoModelForImageClassification

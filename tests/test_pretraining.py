@@ -5,23 +5,23 @@ import math
 
 import numpy as np
 import PIL.Image
-import pretrain_mae
 import pytest
 import torch
-import train
 import yaml
 from accelerate import init_empty_weights
-from conftest import REPOSITORY, class_token_config, images, pyramid_config
 from datasets import Dataset, load_dataset
+from helpers import class_token_config, images, pyramid_config
 from huggingface_hub import ModelCard
 from test_train import DATA
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from vitae_hf import ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, ViTAEModel, config_from_preset
+from vitae_hf.commands import pretrain, train
 from vitae_hf.data.samples import collate
 from vitae_hf.data.shards import StreamedImages, find_shards
 from vitae_hf.data.sources import load_images
 from vitae_hf.decoder_vitae import ViTAEDecoder, patchify, sin_cos_positions, unpatchify
+from vitae_hf.files import RECIPES
 from vitae_hf.training.optimization import parameter_groups
 from vitae_hf.training.reconstruction import reconstruct
 
@@ -348,7 +348,7 @@ def pretrained(tmp_path_factory):
         pictures=3,
         report_to="tensorboard",
     )
-    return root, pretrain_mae.main(arguments)
+    return root, pretrain.main(arguments)
 
 
 def test_the_loss_falls_on_real_images_without_labels(pretrained):
@@ -363,7 +363,7 @@ def test_the_loss_falls_on_real_images_without_labels(pretrained):
 def test_every_evaluation_hides_the_same_patches_and_leaves_the_random_state(pretrained, tmp_path):
     root, _ = pretrained
     arguments = options(dataset=root / "images", preset="vitae-nano-mae", output_dir=tmp_path, eval_share=0.1)
-    trainer = pretrain_mae.build_trainer(*pretrain_mae.parse(arguments))
+    trainer = pretrain.build_trainer(*pretrain.parse(arguments))
     losses = []
     for seed in (1, 2):
         state = torch.manual_seed(seed).get_state()
@@ -435,11 +435,11 @@ def test_data_without_their_labels_are_pictures_alone_in_memory_and_streamed(tmp
 
 @pytest.mark.parametrize("size", ["b", "l", "h"])
 def test_recipes_are_made_of_arguments_with_the_published_numbers(size, tmp_path):
-    path = REPOSITORY / "recipes" / f"mae-{size}.yaml"
+    path = RECIPES / f"mae-{size}.yaml"
     recipe = yaml.safe_load(path.read_text())
     assert {"model", "hardware", "global_batch", "expected", "source"} == set(recipe["about"])
     common = ["--config", str(path), "--dataset", "imagenet", "--output_dir", str(tmp_path), "--report_to", "none"]
-    run, training = pretrain_mae.parse(common)
+    run, training = pretrain.parse(common)
     values = {**vars(run), **vars(training)}
     different = {name for name, value in recipe.items() if name != "about" and values[name] != value}
     assert different <= {"eval_strategy", "save_strategy"} and run.preset == f"vitae-{size}"

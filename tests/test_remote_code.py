@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from conftest import REPOSITORY, class_token_config, pyramid_config, windowed_config
+from helpers import ASSETS, REPOSITORY, class_token_config, pyramid_config, windowed_config
 from packaging import version
 from transformers import AutoModel, AutoModelForImageClassification
 
@@ -25,7 +25,7 @@ from vitae_hf import (
 )
 
 
-IMAGE = REPOSITORY / "examples" / "chelsea.png"
+IMAGE = ASSETS / "chelsea.png"
 CODE_FILES = {f"{name}_vitae.py" for name in ("configuration", "decoder", "image_processing", "layers", "modeling")}
 CODE_FILES_V2 = CODE_FILES - {"decoder_vitae.py", "modeling_vitae.py"} | {
     "configuration_vitaev2.py",

@@ -1,29 +1,15 @@
 """The scripts, run as a user runs them, and the README's snippets."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY, original_weights
+from helpers import REPOSITORY, last_line, original_weights, run
 from hub_server import HubServer
 from test_conversion import write_malicious
 
 from vitae_hf import config_from_preset
-
-
-def run(script: str, *arguments, **variables: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, REPOSITORY / "scripts" / f"{script}.py", *map(str, arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-def last_line(done: subprocess.CompletedProcess) -> dict:
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +36,7 @@ def test_the_demos_folder_is_published_as_it_is(demo, tmp_path):
     folder = demo[0] / "outputs" / "vitae-nano-fashion"
     with HubServer(tmp_path / "hub") as hub:
         variables = {**hub.environment(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-        record = last_line(run("push_to_hub", folder, "--repo_id", "org/demo", **variables))
+        record = last_line(run("push", folder, "--repo_id", "org/demo", **variables))
         card = hub.content("org/demo", "README.md").decode()
     assert record["uploaded"] and record["same_logits"]
     assert "216,074 parameters for 10 classes" in card and "training_curves.png" in card
@@ -66,8 +52,9 @@ def test_the_readmes_snippets_run(demo, monkeypatch, capsys):
     """All Python blocks in order, in one session, in a folder where the demo has run."""
     root, _ = demo
     monkeypatch.chdir(root)
-    if not (root / "examples").exists():
-        (root / "examples").symlink_to(REPOSITORY / "examples")
+    for folder in ("examples", "src"):
+        if not (root / folder).exists():
+            (root / folder).symlink_to(REPOSITORY / folder)
     blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
     assert len(blocks) >= 4
     names = {}
@@ -79,7 +66,7 @@ def test_the_readmes_snippets_run(demo, monkeypatch, capsys):
 
 def test_the_converter_writes_and_verifies_a_folder(tmp_path):
     torch.save({"state_dict_ema": original_weights(config_from_preset("vitae-nano"))}, tmp_path / "nano.pth.tar")
-    done = run("convert_original_checkpoint", tmp_path / "nano.pth.tar", "--output", tmp_path / "out", "--verify")
+    done = run("convert", tmp_path / "nano.pth.tar", "--output", tmp_path / "out", "--verify")
     record = last_line(done)
     assert (record["preset"], record["num_labels"], len(record["verified"])) == ("vitae-nano", 10, 5)
 
@@ -88,7 +75,7 @@ def test_the_converter_writes_and_verifies_a_folder(tmp_path):
 def test_the_converter_refuses_in_plain_words(tmp_path, preset):
     write_malicious(tmp_path / "bad.pth", original_weights(config_from_preset("vitae-nano")))
     arguments = [] if preset is None else ["--preset", preset]
-    done = run("convert_original_checkpoint", tmp_path / "bad.pth", "--output", tmp_path / "out", *arguments)
+    done = run("convert", tmp_path / "bad.pth", "--output", tmp_path / "out", *arguments)
     assert done.returncode == 1 and not (tmp_path / "out").exists()
     assert "Traceback" not in done.stderr and "refused" in done.stderr.splitlines()[-1]
     assert not list(tmp_path.glob("*.executed"))
@@ -96,9 +83,7 @@ def test_the_converter_refuses_in_plain_words(tmp_path, preset):
 
 def test_the_wrong_preset_is_refused_with_the_first_misfits(tmp_path):
     torch.save(original_weights(config_from_preset("vitae-nano")), tmp_path / "nano.pth")
-    done = run(
-        "convert_original_checkpoint", tmp_path / "nano.pth", "--preset", "vitae-t", "--output", tmp_path / "out"
-    )
+    done = run("convert", tmp_path / "nano.pth", "--preset", "vitae-t", "--output", tmp_path / "out")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "256 tensors do not fit" in done.stderr and "missing: layers.2.NC.3.norm1.weight" in done.stderr
     assert done.stderr.endswith("… and 246 more\n") and not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 import torch
-from conftest import REPOSITORY, class_token_config, original_weights, pyramid_config, windowed_config
+from helpers import ASSETS, class_token_config, original_weights, pyramid_config, windowed_config
 from safetensors.torch import save_file
 from test_app import save_model
 from transformers import ViTConfig, ViTForImageClassification
@@ -20,13 +20,12 @@ from vitae_hf.model_folders import check_model, weight_files
 from vitae_hf.web.visitors import Models
 
 
-SNEAKER = REPOSITORY / "examples" / "sneaker.png"
-EXPLAIN, CONVERT = (REPOSITORY / "scripts" / f"{name}.py" for name in ("explain", "convert_original_checkpoint"))
+SNEAKER = ASSETS / "sneaker.png"
 # Runs commands as a shell does, and the page's answers, one after the other: five seconds of the processor for each and
 # two gigabytes more than what is loaded.
 BOUNDED = """
-import contextlib, io, json, pathlib, resource, runpy, signal, sys
-import torch, transformers
+import contextlib, io, json, pathlib, resource, signal, sys
+import torch, transformers, vitae_cli
 from vitae_hf.evaluation import explanation
 from vitae_hf.hub import conversion
 from vitae_hf.web.page import examine
@@ -41,10 +40,10 @@ def late(*_):
 def ask(program, *arguments):
     if program == "page":
         return 0, examine(Models(root=pathlib.Path(arguments[0])), {"path": arguments[1]}, arguments[2])[1]
-    sys.argv, told = [program, *arguments], io.StringIO()
+    told = io.StringIO()
     with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
         try:
-            runpy.run_path(program, run_name="__main__")
+            vitae_cli.main([program, *arguments])
         except SystemExit as end:
             return end.code, told.getvalue()
     return 0, told.getvalue()
@@ -169,14 +168,14 @@ def good(tmp_path_factory):
 def test_a_bad_folder_is_one_sentence_of_the_command_and_of_the_page(name, good, told, tmp_path):
     spoil, wanted = BAD_FOLDERS[name]
     spoil(shutil.copytree(good, tmp_path / "root" / "bad"))
-    status, said = told(EXPLAIN, tmp_path / "root" / "bad", SNEAKER, "--output", tmp_path / "out")
+    status, said = told("explain", tmp_path / "root" / "bad", SNEAKER, "--output", tmp_path / "out")
     assert (status, wanted in said, len(said.strip().splitlines()), len(said) < 2000) == (1, True, 1, True), said
     _, shown = told("page", tmp_path / "root", SNEAKER, "root/bad")
     assert ("There is no model" if name in NOT_OFFERED else wanted) in shown and str(tmp_path) not in shown
 
 
 def test_the_good_folder_goes_through_both(good, told, tmp_path):
-    assert told(EXPLAIN, good, SNEAKER, "--output", tmp_path / "out")[0] == 0
+    assert told("explain", good, SNEAKER, "--output", tmp_path / "out")[0] == 0
     assert "seconds" in told("page", good.parent, SNEAKER, f"{good.parent.name}/model")[1]
 
 
@@ -289,7 +288,7 @@ BAD_CHECKPOINTS = {
 def test_a_bad_checkpoint_is_one_sentence(name, told, tmp_path):
     save, wanted = BAD_CHECKPOINTS[name]
     save(tmp_path / "bad.pth")
-    status, said = told(CONVERT, tmp_path / "bad.pth", "--output", tmp_path / "out")
+    status, said = told("convert", tmp_path / "bad.pth", "--output", tmp_path / "out")
     assert (status, wanted in said, len(said.strip().splitlines()), len(said) < 2000) == (1, True, 1, True), said
     assert not (tmp_path / "out").exists()
 
@@ -297,7 +296,7 @@ def test_a_bad_checkpoint_is_one_sentence(name, told, tmp_path):
 def test_names_of_a_file_cannot_look_like_our_own_lines(told, tmp_path):
     extra = {f"layer\n{index}\x1b[2J\u202eerror": torch.zeros(1) for index in range(2000)}
     torch.save(original_weights(config_from_preset("vitae-nano")) | extra, tmp_path / "names.pth")
-    status, said = told(CONVERT, tmp_path / "names.pth", "--output", tmp_path / "out")
+    status, said = told("convert", tmp_path / "names.pth", "--output", tmp_path / "out")
     assert (status, len(said.strip().splitlines()), said.strip().endswith("… and 1990 more")) == (1, 1, True), said
     assert r"not expected: layer\n0\x1b[2J\u202eerror not expected" in said
 

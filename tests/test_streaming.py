@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from conftest import pyramid_config
+from helpers import pyramid_config
 from torch.utils.data import DataLoader
 
 from vitae_hf import ViTAEForImageClassification

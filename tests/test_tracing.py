@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import any_size, class_token_config, images, original_weights
+from helpers import any_size, class_token_config, images, original_weights
 from torch import nn
 from torch.utils._pytree import tree_leaves
 from transformers import AutoBackbone, AutoModelForImageClassification

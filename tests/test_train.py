@@ -1,4 +1,4 @@
-"""scripts/train.py: recipes are read whole, and both of its uses run from data to a folder that loads."""
+"""vitae train: recipes are read whole, and both of its uses run from data to a folder that loads."""
 
 import json
 import re
@@ -7,22 +7,20 @@ import sys
 
 import PIL.Image
 import pytest
-import train
 import yaml
-from conftest import REPOSITORY
+from helpers import REPOSITORY, last_line, run
 from huggingface_hub import ModelCard
-from test_scripts import last_line, run
 
 from vitae_hf import PRESETS, ViTAEForImageClassification, config_from_preset
+from vitae_hf.commands import train
+from vitae_hf.files import RECIPES
 
 
-RECIPES = sorted(
-    path for path in (REPOSITORY / "recipes").glob("*.yaml") if not path.stem.startswith(("mae", "upernet"))
-)
+TRAINING = sorted(path for path in RECIPES.glob("*.yaml") if not path.stem.startswith(("mae", "upernet")))
 DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
 def test_every_recipe_is_made_of_arguments_and_the_command_line_counts_more(path, tmp_path):
     recipe = yaml.safe_load(path.read_text())
     assert {"model", "hardware", "global_batch", "expected", "source"} == set(recipe["about"])
@@ -43,7 +41,7 @@ def test_every_recipe_is_made_of_arguments_and_the_command_line_counts_more(path
 
 
 def test_what_is_said_on_the_command_line_counts_more_than_the_recipes_rules(tmp_path):
-    common = [f"--config={REPOSITORY / 'recipes' / 'vitae-t.yaml'}", "--dataset", "x", "--output_dir", str(tmp_path)]
+    common = [f"--config={RECIPES / 'vitae-t.yaml'}", "--dataset", "x", "--output_dir", str(tmp_path)]
     run_arguments, _, training = train.parse([*common, "--learning_rate", "3e-3", "--ema_decay=0.5"])
     assert run_arguments.preset == "vitae-t" and training.num_train_epochs == 310
     assert training.learning_rate == 3e-3 and training.ema_decay == 0.5
@@ -54,7 +52,7 @@ def test_what_is_said_on_the_command_line_counts_more_than_the_recipes_rules(tmp
 
 
 def test_every_published_variant_has_a_recipe():
-    assert {path.stem for path in RECIPES} >= {
+    assert {path.stem for path in TRAINING} >= {
         name for name in PRESETS if "nano" not in name and name != "vitae-13m-paper"
     }
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import images, pyramid_config
+from helpers import images, pyramid_config
 from torch import nn
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, set_seed
 

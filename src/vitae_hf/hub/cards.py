@@ -7,11 +7,14 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..files import RECIPES
 from ..image_processing_vitae import ViTAEImageProcessorPil
 from ..presets import config_from_preset
 from .variants import IMAGENET_1K, PUBLISHED, Accuracy, Variant
 
 
+TEMPLATES = Path(__file__).parent / "templates"
+PARITY = Path(__file__).with_name("parity_cpu.json")  # what `scripts/measure_parity.py` measured
 COMMON = {  # metadata of all cards
     "library_name": "transformers",
     "pipeline_tag": "image-classification",
@@ -75,7 +78,7 @@ def model_card(
     """The card of a trained model, with its figures in the metadata.
 
     Args:
-        template: Jinja file; see `model_cards`.
+        template: Jinja file in `templates/`.
         dataset: Hub name or folder.
         eval_split: what was evaluated.
         metrics: those of the task in `FIGURES`, in percent, and whatever the template names.
@@ -113,32 +116,30 @@ def model_card(
     )
 
 
-def published_card(repository: Path, preset: str, name: str | None = None, source: dict | None = None) -> ModelCard:
+def published_card(preset: str, name: str | None = None, source: dict | None = None) -> ModelCard:
     """The card of a published variant, or of a checkpoint of it that was converted.
 
     Args:
-        repository: a checkout; read are `model_cards/published.md`, the recipe, and `results/parity_cpu.json`.
         preset: one of `PUBLISHED`.
         name: under which users load it; default: `org/` and the preset.
         source: what `convert_checkpoint` returned of the file that was converted; default: the variant itself.
 
     Raises:
         KeyError: the preset is not a published one.
-        OSError: a file of the repository is missing.
     """
     variant, name = PUBLISHED[preset], name or f"org/{preset}"
     about = {"parameters": variant.parameters, "num_labels": 1000, "image_size": 224, "is_imagenet_1k": True}
     about |= {key: source[key] for key in about if source}
     processor = ViTAEImageProcessorPil(size=about["image_size"])
     recipe = variant.recipe or preset
-    parity = json.loads((repository / "results" / "parity_cpu.json").read_text())
+    parity = json.loads(PARITY.read_text())
     is_comparable = about["is_imagenet_1k"] and about["image_size"] == 224
     # A file does not say which it is of several checkpoints of a variant for which the authors print figures.
     is_known = variant.has_weights and is_comparable and (source is None or len(variant.printed) == 1)
     data = published_metadata(variant, name.split("/")[-1], about["is_imagenet_1k"], is_known)
     return ModelCard.from_template(
         data,
-        template_path=str(repository / "model_cards" / "published.md"),
+        template_path=str(TEMPLATES / "published.md"),
         name=name,
         preset=preset,
         variant=variant,
@@ -148,8 +149,8 @@ def published_card(repository: Path, preset: str, name: str | None = None, sourc
         resized=int(about["image_size"] / processor.crop_pct),
         image_mean=processor.image_mean,
         image_std=processor.image_std,
-        recipe_file=f"recipes/{recipe}.yaml",
-        recipe=yaml.safe_load((repository / "recipes" / f"{recipe}.yaml").read_text()),
+        recipe_name=recipe,
+        recipe=yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text()),
         errors=parity["errors"].get(preset),
         measured_on=f"{parity['device']}, torch {parity['torch']}, {parity['date']}",
         measured_presets=list(parity["errors"]),
@@ -196,7 +197,7 @@ def pretraining_card(template: Path, *, dataset: str, **values: object) -> Model
     """The card of a masked autoencoder.
 
     Args:
-        template: Jinja file; see `model_cards/pretraining.md`.
+        template: Jinja file; see `templates/pretraining.md`.
         dataset: Hub name or folder.
         values: whatever else the template names.
     """

@@ -41,7 +41,7 @@ class Variant(NamedTuple):
         gmacs: its multiply-adds for one image, in 1e9.
         printed: accuracy by the data that the weights were trained on; empty if none was printed.
         has_weights: whether the authors released or announced weights.
-        recipe: file in `recipes/`, if it is not the one of the variant's name.
+        recipe: name in `recipes/`, if it is not the one of the variant's name.
         note: what else one should know.
     """
 

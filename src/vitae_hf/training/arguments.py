@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Arguments of the training scripts: those of a recipe, a YAML file, and over them those of the command line."""
+"""Arguments of the training commands: those of a recipe, a YAML file, and over them those of the command line."""
 
 import argparse
 import sys
@@ -9,31 +9,35 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
+from ..files import find_recipe
 from .optimization import scaled_learning_rate
 
 
-def parse_arguments(argv: list[str] | None, classes: tuple[type, ...], description: str, **defaults) -> tuple:
+def parse_arguments(
+    argv: list[str] | None, classes: tuple[type, ...], command: str, description: str, **defaults
+) -> tuple:
     """Arguments from the command line over those of `--config`, as instances of these dataclasses.
 
     Args:
         argv: default: of this process.
-        classes: the first is the script's own, whatever else it needs follows, the last is
+        classes: the first is the command's own, whatever else it needs follows, the last is
             [`ViTAETrainingArguments`], whose `learning_rate` follows the global batch if the first has a
             `base_learning_rate`.
-        description: of the script.
+        command: whose arguments they are, as `vitae train`.
+        description: of the command.
         defaults: of arguments that have another one here.
 
     Raises:
         ValueError: an argument is unknown, or excludes another.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(classes, description=description, allow_abbrev=False)
+    parser = HfArgumentParser(classes, prog=command, description=description, allow_abbrev=False)
     parser.set_defaults(report_to="tensorboard", logging_steps=50, logging_first_step=True, **defaults)
-    parser.add_argument("--config", type=Path, help="recipe: a YAML file of these arguments")
+    parser.add_argument("--config", help="recipe: a name like vitae-t, or a YAML file of these arguments")
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path)
+    first.add_argument("--config")
     config = first.parse_known_args(argv)[0].config
-    recipe = {} if config is None else read_recipe(config, parser)
+    recipe = {} if config is None else read_recipe(find_recipe(config), parser)
     given = {word[2:].split("=")[0] for word in argv if word.startswith("--")}
     for name in ("learning_rate", "ema_decay"):  # the one that follows the batch, and the one that does not
         if {name, f"base_{name}"} <= given:

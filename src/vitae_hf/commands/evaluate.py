@@ -1,18 +1,12 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """How good is a trained classifier on labelled images, overall and class by class?
 
-    python scripts/evaluate.py --model_name_or_path outputs/vitae-nano-fashion --dataset examples/fashion_mnist_mini
+    vitae evaluate --model_name_or_path outputs/vitae-nano-fashion --dataset examples/fashion_mnist_mini
 
-`--dataset` is as for `scripts/train.py`. Size and crop are the saved image processor's unless given. The whole split
+`--dataset` is as for `vitae train`. Size and crop are the saved image processor's unless given. The whole split
 counts; with `--on_bad_sample skip`, unreadable pictures are left out and counted. Writes `eval_metrics.json` (all
 figures, accuracy by class, confusion matrix), `confusion_matrix.png` and `per_class_accuracy.png`.
 """
-
-import sys
-
-
-if __name__ == "__main__":  # look beside this script last, lest evaluate.py there hide the package `evaluate`
-    sys.path.append(sys.path.pop(0))
 
 import argparse
 import time
@@ -21,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from vitae_hf.data.samples import LabelledImages, evaluation_pixels
-from vitae_hf.data.sources import load_labelled_images, pick_split
-from vitae_hf.environment import environment
-from vitae_hf.evaluation.scores import (
+from ..data.samples import LabelledImages, evaluation_pixels
+from ..data.sources import load_labelled_images, pick_split
+from ..environment import environment
+from ..evaluation.scores import (
     align_labels,
     as_json,
     draw_confusion,
@@ -33,12 +27,14 @@ from vitae_hf.evaluation.scores import (
     read_real_labels,
     report,
 )
-from vitae_hf.failures import about, device, run_command
-from vitae_hf.loading import load_classifier, load_processor
+from ..failures import about, device
+from ..loading import load_classifier, load_processor
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "vitae evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model_name_or_path", required=True, help="folder or Hub name of a classifier")
     parser.add_argument("--dataset", required=True, help="Hub name or local folder of labelled images")
     parser.add_argument("--dataset_name", help="its configuration, if several")
@@ -108,7 +104,3 @@ def main(argv: list[str] | None = None) -> dict:
     shown = {name: value for name, value in figures.items() if not isinstance(value, (dict, list))}
     shown = {name: round(value, 4) if isinstance(value, float) else value for name, value in shown.items()}
     return {"output": str(arguments.output), **shown, **circumstances}
-
-
-if __name__ == "__main__":
-    run_command(main)

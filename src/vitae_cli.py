@@ -1,0 +1,87 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""The command `vitae`: a table of names, each of which is a module of `vitae_hf.commands`.
+
+It lies beside the package and not in it, because importing the package imports torch, which takes seconds, and
+`vitae --help` needs neither.
+"""
+
+import importlib
+import importlib.metadata
+import sys
+from difflib import get_close_matches
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    summary: str
+    extra: str | None = None  # what `pip install "vitae-hf[EXTRA]"` adds for it
+
+
+COMMANDS = {
+    "train": Command("train a classifier, from scratch or from a trained model", "train"),
+    "pretrain": Command("pretrain a masked autoencoder on pictures without labels", "train"),
+    "segment": Command("train UperNet to say what each pixel of a picture is", "train"),
+    "evaluate": Command("measure a classifier on labelled pictures, overall and by class", "train"),
+    "explain": Command("draw what a classifier saw in a picture, cell by cell", "explain"),
+    "export": Command("write a model as ONNX, torch.export or OpenVINO program", "export"),
+    "convert": Command("write a checkpoint of the authors as a folder for Transformers", "train"),
+    "push": Command("publish a model on the Hub, and compare what arrives"),
+    "verify": Command("compare the files of a model with their checksums"),
+    "benchmark": Command("measure speed and memory of classifiers side by side", "train"),
+    "app": Command("show in the browser what a classifier sees in a picture", "demo"),
+}
+USAGE = """usage: vitae COMMAND …
+
+{commands}
+
+`vitae COMMAND --help` lists what a command takes; `vitae --version` prints the version."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command with its arguments, and end the process with its status."""
+    name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS))
+        print(USAGE.format(commands="\n".join(f"  {name:{width}}  {c.summary}" for name, c in COMMANDS.items())))
+    elif name == "--version":
+        print(importlib.metadata.version("vitae-hf"))
+    elif name not in COMMANDS:
+        closest = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {closest[0]!r}?" if closest else "`vitae` lists the commands"
+        print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
+    else:
+        run(name, words)
+
+
+def run(name: str, words: list[str]) -> None:
+    from vitae_hf.failures import run_command
+
+    def main(words: list[str]) -> dict | None:
+        return load(name).main(words)
+
+    def status(record: dict) -> int:
+        return getattr(load(name), "status", lambda record: 0)(record)
+
+    run_command(main, words, status)
+
+
+def load(name: str):
+    """The module of a command.
+
+    Raises:
+        ImportError: a package is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(f"vitae_hf.commands.{name}")
+    except ModuleNotFoundError as error:
+        extra = COMMANDS[name].extra
+        if extra is None or (error.name or "").partition(".")[0] == "vitae_hf":
+            raise
+        raise ImportError(
+            f'`vitae {name}` needs {error.name}, which is not installed: pip install "vitae-hf[{extra}]"'
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

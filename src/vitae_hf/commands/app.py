@@ -1,0 +1,52 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What does a model make of my pictures, and what does it look at? A page for the browser.
+
+    vitae app          # then open the address that it prints
+
+Offers the classifiers in `outputs` (what `make demo` and `vitae train` write there), those that `--model` names,
+and whatever Hub name is typed; such a model is all that it ever loads from elsewhere. With `--host 0.0.0.0`, others can
+use the page, by this machine's names and addresses: then Hub names cannot be typed, unless `--hub_names` allows it.
+Behind a proxy, `--trusted_host` says by which name people open the page.
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+from ..files import PICTURES  # noqa: E402
+from ..web.page import serve  # noqa: E402
+from ..web.visitors import Models  # noqa: E402
+
+
+DEMO = ["outputs/vitae-nano-fashion"] if Path("outputs/vitae-nano-fashion/config.json").is_file() else []
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "vitae app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", nargs="+", default=[], help="folders and Hub names to offer, the default first")
+    parser.add_argument("--models", type=Path, default=Path("outputs"), help="folder whose classifiers are offered")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: for other machines too")
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    parser.add_argument(
+        "--trusted_host",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names that the page answers to beside this machine's, as that of a proxy; other sites cannot use it",
+    )
+    parser.add_argument("--hub_names", action=argparse.BooleanOptionalAction, help="whether Hub names can be typed")
+    arguments = parser.parse_args(argv)
+    if arguments.hub_names is None:
+        arguments.hub_names = arguments.host in ("127.0.0.1", "localhost", "::1")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse(argv)
+    models = Models(arguments.model or DEMO, arguments.models, arguments.hub_names)
+    serve(models, PICTURES, arguments.host, arguments.port, arguments.trusted_host)

@@ -1,0 +1,292 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""How fast are the networks, for how much work and in how much memory? Beside those of transformers and timm.
+
+    vitae benchmark --networks vitae-s vitaev2-s swin-t timm:convnext_tiny --batch_size 8 --threads 2
+    vitae benchmark --size 224 --size 448 --size 800 1216 --mode inference training
+    vitae benchmark --device cuda --mode training --dtype autocast --batch_size 128 --channels_last \\
+        --compile both --checkpointing both --output results/training_cuda
+
+All networks of one mode, dtype, size and batch size are measured in one process, in turn, for `--rounds`; ratios are
+taken within a round. Memory is measured in a process for each. What cannot run is listed with its error. Writes
+OUTPUT.json after every group, OUTPUT.md and OUTPUT.png, bars or, where three sizes or batch sizes are given, curves.
+`make bench`, `bench-sweep` and `bench-dense` make the files in `results/`; `vitae_hf/deployment/benchmarking.py` has
+what the figures mean.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from .. import PRESETS
+from ..deployment.benchmarking import OTHERS, PRECISIONS, Case, describe, is_known, measure_memory, measure_speed
+from ..environment import environment
+from ..failures import device
+
+
+CHOICES = {"no": [False], "yes": [True], "both": [False, True]}
+GROUP = {  # what the networks of one group share, and how it is written
+    "mode": str,
+    "dtype": str,
+    "image_size": lambda size: f"{size[0]}×{size[1]}",
+    "batch_size": lambda batch_size: f"batch {batch_size}",
+}
+
+
+def groups_of_cases(arguments: argparse.Namespace) -> list[list[Case]]:
+    groups = []
+    for mode, dtype, size, batch_size in product(arguments.mode, arguments.dtype, arguments.size, arguments.batch_size):
+        checkpointing = CHOICES[arguments.checkpointing] if mode == "training" else [False]
+        groups.append(
+            [
+                Case(
+                    network=network,
+                    image_size=size,
+                    batch_size=batch_size,
+                    mode=mode,
+                    dtype=dtype,
+                    device=arguments.device,
+                    compiled=compiled,
+                    checkpointing=checkpointed,
+                    channels_last=arguments.channels_last,
+                    prepared=prepared,
+                )
+                for compiled, checkpointed, network in product(
+                    CHOICES[arguments.compile], checkpointing, arguments.networks
+                )
+                for prepared in (CHOICES[arguments.prepare] if network in PRESETS and mode == "inference" else [False])
+            ]
+        )
+    return groups
+
+
+def memory_in_own_process(case: Case) -> dict:
+    options = json.dumps({**asdict(case), "threads": torch.get_num_threads()})
+    done = subprocess.run(
+        [sys.executable, "-m", "vitae_hf", "benchmark", "--one", options], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last_words = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+        return {"memory_error": last_words[0]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_one(options: dict) -> dict:
+    """In a process of its own: the memory of one case."""
+    torch.set_num_threads(options.pop("threads"))
+    return measure_memory(Case(**{**options, "image_size": tuple(options["image_size"])}))
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    names = ("reference", "rounds", "seconds", "threads", "channels_last")
+    record = {"settings": {name: getattr(arguments, name) for name in names}, "results": []}
+    for cases in groups_of_cases(arguments):
+        try:
+            results = measure_speed(cases, arguments.reference, arguments.rounds, arguments.seconds)
+        except Exception as error:  # what concerns them all, such as a dtype that the device cannot multiply
+            results = [{**asdict(case), "error": describe(error)} for case in cases]
+        gc.collect()
+        torch.cuda.empty_cache()  # for the processes that measure memory
+        for case, result in zip(cases, results):
+            if not arguments.skip_memory and "error" not in result:
+                result.update(memory_in_own_process(case))
+        record["results"] += results
+        record.update(environment(arguments.device))
+        print(table(results), flush=True)
+        if arguments.output is not None:
+            write(record, arguments.output)
+    return record
+
+
+def write(record: dict, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    output.with_suffix(".md").write_text(table(record["results"]))
+    if measured := [result for result in record["results"] if "error" not in result]:
+        draw(measured, f"{record['device']}, {record['threads']} thread(s)", output.with_suffix(".png"))
+
+
+def name_of(result: dict) -> str:
+    kinds = {"prepared": "prepared", "compiled": "compiled", "checkpointing": "checkpointed"}
+    return ", ".join([result["network"], *(kind for name, kind in kinds.items() if result[name])])
+
+
+def table(results: list[dict]) -> str:
+    """Markdown, a row for each result; what cannot run is listed under it."""
+    columns = {
+        "network": name_of,
+        "mode": lambda row: row["mode"],
+        "dtype": lambda row: row["dtype"],
+        "size": lambda row: GROUP["image_size"](row["image_size"]),
+        "batch": lambda row: str(row["batch_size"]),
+        "GMACs": lambda row: f"{row['gmacs']:.3f}",
+        "images/s": lambda row: f"{row['images_per_s']:.3g}",
+        "relative efficiency": lambda row: with_spread(row["relative_efficiency"], 1),
+        "% of peak": lambda row: with_spread(row["fraction_of_peak"], 100),
+        "peak MiB": lambda row: f"{row['peak_mib']:.0f}" if "peak_mib" in row else "–",
+        "above idle": lambda row: f"{row['peak_mib'] - row['idle_peak_mib']:.0f}" if "peak_mib" in row else "–",
+        "saved MiB/image": lambda row: f"{row['saved_mib_per_image']:.1f}" if "saved_mib_per_image" in row else "–",
+    }
+    lines = ["| " + " | ".join(columns) + " |", "|---" * 4 + "|---:" * (len(columns) - 4) + "|"]
+    for row in results:
+        if "error" not in row:
+            lines.append("| " + " | ".join(text(row) for text in columns.values()) + " |")
+    errors = [
+        f"- {name_of(row)}, {', '.join(text(row[name]) for name, text in GROUP.items())}: {row[kind]}"
+        for row in results
+        for kind in ("error", "memory_error")
+        if kind in row
+    ]
+    return "\n".join([*lines, *([""] if errors else []), *errors]) + "\n"
+
+
+def with_spread(ratio: dict | None, factor: float) -> str:
+    if ratio is None:
+        return "–"
+    median, lowest, highest = (factor * ratio[key] for key in ("median", "lowest", "highest"))
+    return f"{median:.3g} ({lowest:.3g}–{highest:.3g})"
+
+
+def tokens(row: dict) -> float:
+    """Patches of 16×16 pixels in an image."""
+    return row["image_size"][0] * row["image_size"][1] / 256
+
+
+PANELS = {  # what is drawn of a result: a number, or the median, lowest and highest of the rounds
+    "time per image (ms)": lambda row: 1000 / row["images_per_s"],
+    "time per 16×16 pixels (µs)": lambda row: 1e6 / row["images_per_s"] / tokens(row),
+    "peak memory above idle (MiB)": lambda row: row["peak_mib"] - row["idle_peak_mib"] if "peak_mib" in row else None,
+    "relative efficiency": lambda row: row["relative_efficiency"],
+    "fraction of the matrix product's peak": lambda row: row["fraction_of_peak"],
+}
+LOGARITHMIC = "time per image (ms)", "peak memory above idle (MiB)"  # where they differ by more than a factor of ten
+
+
+def draw(results: list[dict], where: str, path: Path) -> None:
+    """Curves over the size or batch size of which there are three or more, bars for the networks otherwise."""
+    values = {name: list(dict.fromkeys(text(row[name]) for row in results)) for name, text in GROUP.items()}
+    over = next((name for name in ("image_size", "batch_size") if len(values[name]) > 2), None)
+    varying = [name for name in GROUP if len(values[name]) > 1 and name != over]
+    titles = [title for title, value in PANELS.items() if any(value(row) for row in results)]
+    titles = titles[:4] if over else [title for title in titles if "16×16" not in title]
+    figure = Figure(figsize=(13, 4.4 * ((len(titles) + 1) // 2)), layout="constrained")
+    figure.suptitle(", ".join([*(values[name][0] for name in GROUP if len(values[name]) == 1), where]))
+    axes = figure.subplots((len(titles) + 1) // 2, 2, squeeze=False).flat
+    for axis, title in zip(axes, titles):
+        axis.set_title(title)
+        axis.grid(alpha=0.3, axis="both" if over else "y")
+        if over:
+            draw_curves(axis, results, PANELS[title], varying, over)
+        else:
+            draw_bars(axis, results, PANELS[title], varying)
+    for axis in list(axes)[len(titles) :]:
+        axis.remove()
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=120)
+
+
+def points(rows: list[dict], value) -> tuple[list[float], list[list[float]]]:
+    """Medians, and how far the lowest and the highest round lie from them; not a number where nothing is known."""
+    found = [value(row) or float("nan") for row in rows]
+    found = [item if isinstance(item, dict) else dict.fromkeys(("median", "lowest", "highest"), item) for item in found]
+    below = [item["median"] - item["lowest"] for item in found]
+    above = [item["highest"] - item["median"] for item in found]
+    return [item["median"] for item in found], [below, above]
+
+
+def plain(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def choose_scale(axis, medians: list[float]) -> None:
+    known = [median for median in medians if median > 0]
+    if axis.get_title() in LOGARITHMIC and max(known) > 10 * min(known):
+        axis.set(yscale="log", ylim=(0.7 * min(known), 1.5 * max(known)))
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_minor_locator(NullLocator())
+        axis.yaxis.set_major_formatter(lambda value, _: plain(value))
+    else:
+        axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
+
+
+def draw_bars(axis, results: list[dict], value, varying: list[str]) -> None:
+    """A group of bars for each combination of what varies, a colour for each network."""
+    group_of = {id(row): "\n".join(GROUP[name](row[name]) for name in varying) for row in results}
+    groups, networks = list(dict.fromkeys(group_of.values())), list(dict.fromkeys(map(name_of, results)))
+    width = 0.8 / len(networks)
+    for idx, network in enumerate(networks):
+        rows = [row for row in results if name_of(row) == network]
+        places = [groups.index(group_of[id(row)]) + (idx - (len(networks) - 1) / 2) * width for row in rows]
+        medians, errors = points(rows, value)
+        bars = axis.bar(places, medians, width, yerr=errors, label=network, capsize=2, error_kw={"alpha": 0.5})
+        axis.bar_label(bars, labels=map(plain, medians), fontsize=8, padding=2)
+    axis.set_xticks(range(len(groups)), groups)
+    choose_scale(axis, points(results, value)[0])
+
+
+def draw_curves(axis, results: list[dict], value, varying: list[str], over: str) -> None:
+    """A curve for each network and combination of what varies (a colour and a kind of line), over the size."""
+    number = {"image_size": tokens, "batch_size": lambda row: row["batch_size"]}[over]
+    curves = {}
+    for row in sorted(results, key=number):
+        curves.setdefault((name_of(row), *(GROUP[name](row[name]) for name in varying)), []).append(row)
+    networks, kinds = (list(dict.fromkeys(part)) for part in ((key[0] for key in curves), (key[1:] for key in curves)))
+    for (network, *kind), rows in curves.items():
+        style = {
+            "color": f"C{networks.index(network)}",
+            "linestyle": ["-", "--", ":", "-."][kinds.index(tuple(kind)) % 4],
+        }
+        label = ", ".join([network, *kind])
+        axis.errorbar([number(row) for row in rows], *points(rows, value), label=label, marker="o", capsize=3, **style)
+    choose_scale(axis, points(results, value)[0])
+    ticks = {number(row): GROUP[over](row[over]) for row in results}
+    axis.set_xscale("log")
+    axis.set_xticks(list(ticks), list(ticks.values()))
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(
+        "vitae benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        default=["vitae-t", "vitae-s", "vitaev2-s", "vit-s", "swin-t"],
+        help=f"{', '.join([*PRESETS, *OTHERS])}, or timm:NAME",
+    )
+    parser.add_argument("--reference", default="vit-s", help="what efficiency is relative to; measured in any case")
+    parser.add_argument("--size", type=int, nargs="+", action="append", help="side, or height and width; repeatable")
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[8])
+    parser.add_argument("--mode", nargs="+", choices=["inference", "training"], default=["inference"])
+    parser.add_argument("--dtype", nargs="+", choices=list(PRECISIONS), default=["float32"])
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", choices=list(CHOICES), default="no")
+    parser.add_argument("--prepare", choices=list(CHOICES), default="no", help="presets, for inference")
+    parser.add_argument("--checkpointing", choices=list(CHOICES), default="no", help="in training")
+    parser.add_argument("--channels_last", action="store_true")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=0.3, help="how long each runs in a round, at least")
+    parser.add_argument("--skip_memory", action="store_true", help="saves the processes of their own")
+    parser.add_argument("--output", type=Path, help="path without suffix, or with any")
+    parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.one is not None:
+        return measure_one(arguments.one)
+    arguments.networks = list(dict.fromkeys([*arguments.networks, arguments.reference]))
+    if unknown := [network for network in arguments.networks if not is_known(network)]:
+        parser.error(f"unknown networks {unknown}; there are {[*PRESETS, *OTHERS]} and timm:NAME")
+    if any(len(size) > 2 for size in arguments.size or []):
+        parser.error("--size takes a side, or height and width; give it again for another size")
+    arguments.size = [(size[0], size[-1]) for size in arguments.size or [(224,)]]
+    torch.set_num_threads(arguments.threads)
+    return measure(arguments)

@@ -1,0 +1,92 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What did a classifier see in my pictures, and which branch of its cells saw it?
+
+    vitae explain outputs/vitae-nano-fashion src/vitae_hf/assets/sneaker.png
+
+Writes a picture for each image: the scores, Grad-CAM, where attention looks, and how much attention and convolution add
+to each token, cell by cell. Prints a JSON line for each, then one for all. An image that cannot be read is named, the
+others are explained, and the exit status is 1.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from ..environment import environment
+from ..evaluation.explanation import Explanation, class_of, draw, explain
+from ..failures import about, device
+from ..image_processing_vitae import read_image
+from ..loading import load_classifier, load_processor
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "vitae explain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model_name_or_path", help="folder or Hub name of a classifier")
+    parser.add_argument("images", nargs="+", help="files")
+    parser.add_argument("--output", type=Path, default=Path("outputs/explanations"), help="folder to write")
+    parser.add_argument("--target", help="label to explain by Grad-CAM; default: the likeliest")
+    parser.add_argument("--image_size", type=int, nargs="+", help="side, or height and width, in pixels")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args(argv)
+    if arguments.image_size and len(arguments.image_size) > 2:
+        parser.error("--image_size takes a side, or height and width")
+    return arguments
+
+
+def picture_paths(images: list[str], folder: Path) -> list[Path]:
+    """One file for each image, called like it; of equal names the later ones are numbered."""
+    paths = []
+    for image in images:
+        stem = Path(image).stem
+        same = sum(path.stem == stem or path.stem.rpartition("-")[0] == stem for path in paths)
+        paths.append(folder / (f"{stem}-{same + 1}.png" if same else f"{stem}.png"))
+    return paths
+
+
+def summary(image: str, picture: Path, explanation: Explanation) -> dict:
+    shares = zip(explanation.cells, explanation.attention_share)
+    return {
+        "image": image,
+        "picture": str(picture),
+        "labels": [{**entry, "score": round(entry["score"], 4)} for entry in explanation.labels],
+        "target": explanation.target_label,
+        "attention_percent": {cell: round(100 * float(share.mean()), 1) for cell, share in shares},
+        "seconds": round(explanation.seconds, 3),
+    }
+
+
+def main(argv: list[str] | None = None) -> dict:
+    arguments = parse(argv)
+    with about(arguments.model_name_or_path):
+        model = load_classifier(arguments.model_name_or_path, arguments.dtype).to(arguments.device)
+        processor = load_processor(arguments.model_name_or_path, arguments.image_size, config=model.config)
+    target = None if arguments.target is None else class_of(arguments.target, model.config.id2label)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    failed = []
+    for image, picture in zip(arguments.images, picture_paths(arguments.images, arguments.output)):
+        try:
+            pixels = read_image(image)
+        except (OSError, ValueError) as error:
+            print(f"error: {image}: {error}", file=sys.stderr)
+            failed.append(image)
+            continue
+        explanation = explain(model, processor, pixels, target)
+        draw(explanation).savefig(picture, dpi=110)
+        print(json.dumps(summary(image, picture, explanation)))
+    return {
+        "model": arguments.model_name_or_path,
+        "output": str(arguments.output),
+        "images": len(arguments.images) - len(failed),
+        "failed": failed,
+        **environment(arguments.device),
+    }
+
+
+def status(record: dict) -> int:
+    return 1 if record["failed"] else 0

@@ -1,0 +1,39 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""How do I run a trained model without transformers, or without torch? Writes it as a program, beside the model.
+
+    vitae export outputs/vitae-nano-fashion --format onnx
+    vitae export outputs/vitae-nano-fashion --format onnx --quantize int8
+
+`examples/run_onnx.py` classifies pictures with what the first writes. A program takes any number of images of any size
+that the model takes. Before it gets its name it is loaded and compared with the model on real pictures, of two sizes,
+one not square, and several at once; where they disagree nothing is written, and the exit status is 1.
+"""
+
+import argparse
+from pathlib import Path
+
+from ..deployment.exporting import BACKENDS, export_folder
+from ..environment import environment
+from ..failures import about
+from ..files import PICTURES
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(
+        "vitae export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", help="folder or Hub name of a classifier or headless model")
+    parser.add_argument("--format", required=True, choices=list(BACKENDS))
+    parser.add_argument("--output", type=Path, help="default: SOURCE/FORMAT, or SOURCE/FORMAT_int8")
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        default=list(map(str, PICTURES)),
+        help="pictures to compare on",
+    )
+    parser.add_argument("--quantize", choices=["int8"], help="matrix products in int8; with onnx")
+    arguments = parser.parse_args(argv)
+    int8 = arguments.quantize == "int8"
+    with about(arguments.source):
+        record = export_folder(arguments.source, arguments.format, arguments.images, arguments.output, int8)
+    return {**record, **environment()}

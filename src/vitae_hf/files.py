@@ -1,0 +1,27 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Files that the package carries: recipes, and pictures to try a model on."""
+
+from pathlib import Path
+
+
+PACKAGE = Path(__file__).parent
+RECIPES = PACKAGE / "recipes"
+PICTURES = (
+    PACKAGE / "assets" / "chelsea.png",
+    PACKAGE / "assets" / "sneaker.png",
+)  # a photograph, a small grey picture
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A recipe by its path, or by the name of one that the package carries.
+
+    Raises:
+        ValueError: there is neither; the message lists the names.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    own = RECIPES / f"{name}.yaml"
+    if not own.is_file():
+        names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+        raise ValueError(f"--config {name} is neither a file nor one of the recipes {names}")
+    return own

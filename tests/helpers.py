@@ -1,0 +1,103 @@
+"""What several test files need: tiny networks with every code path, golden weights, commands run as users run them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vitae_cli import COMMANDS
+from vitae_hf import ViTAEConfig, ViTAEv2Config, config_from_preset
+from vitae_hf.hub.conversion import original_layout
+
+
+REPOSITORY = Path(__file__).parents[1]
+ASSETS = REPOSITORY / "src" / "vitae_hf" / "assets"
+GOLDEN = REPOSITORY / "tests" / "golden"
+sys.path += [str(GOLDEN), str(REPOSITORY / "scripts")]
+
+import golden_weights  # noqa: E402
+
+
+def pyramid_config(**overrides) -> ViTAEConfig:
+    """Three stages, normal cells in two of them, grouped convolutions in both kinds of cell."""
+    fields = {
+        "image_size": 64,
+        "reduction_channels": (8, 8, 16),
+        "reduction_conv_groups": (1, 2, 1),
+        "hidden_sizes": (16, 24, 32),
+        "depths": (0, 1, 2),
+        "num_attention_heads": (1, 3, 2),
+        "conv_groups": (1, 6, 8),
+        "mlp_ratio": 2.0,
+        "num_labels": 5,
+    }
+    return ViTAEConfig(**{**fields, **overrides})
+
+
+def class_token_config(**overrides) -> ViTAEConfig:
+    tiny = {"image_size": 64, "hidden_sizes": (32,), "reduction_channels": (32,), "num_labels": 5}
+    tiny |= {"depths": (2,), "num_attention_heads": (2,), "conv_groups": (8,)}
+    return config_from_preset("vitae-b", **{**tiny, **overrides})
+
+
+def windowed_config(**overrides) -> ViTAEv2Config:
+    """ViTAEv2 in three stages, windows that do not divide the maps in two of them."""
+    fields = {
+        "image_size": 64,
+        "strides": (4, 2, 2),
+        "reduction_kernel_sizes": (7, 3, 3),
+        "reduction_dilations": ((1, 2, 3), (1, 2), (1, 2)),
+        "reduction_channels": (8, 8, 16),
+        "reduction_conv_groups": (1, 2, 4),
+        "reduction_num_attention_heads": (1, 2, 2),
+        "hidden_sizes": (16, 24, 32),
+        "depths": (1, 1, 2),
+        "num_attention_heads": (1, 3, 2),
+        "window_sizes": (3, 5, None),
+        "conv_groups": (1, 6, 8),
+        "mlp_ratio": 2.0,
+        "num_labels": 5,
+    }
+    overrides.pop("reduction_dropout_prob", None)  # a field of ViTAE alone
+    return ViTAEv2Config(**{**fields, **overrides})
+
+
+CONFIGS = {"pyramid": pyramid_config, "class_token": class_token_config, "windowed": windowed_config}
+
+
+def original_weights(config: ViTAEConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+    """An original-format state dict for any configuration, well conditioned as the golden data's."""
+    weights = {}
+    for name, parts in original_layout(config).items():
+        shape = tuple(next(iter(parts.values())))
+        shape = (len(parts) * shape[0], *shape[1:]) if shape else ()
+        weights[name] = torch.from_numpy(np.asarray(golden_weights.tensor(name, shape, seed)))
+    return weights
+
+
+def images(batch: int = 2, height: int = 64, width: int = 64) -> torch.Tensor:
+    return torch.from_numpy(golden_weights.images(batch, height, width))
+
+
+def any_size(model: torch.nn.Module) -> dict:
+    """What to call a model with, beside images of another size than its own."""
+    return {"interpolate_pos_encoding": True} if model.config.has_class_token else {}
+
+
+def run(command: str, *arguments, **variables: str) -> subprocess.CompletedProcess:
+    """A command of `vitae`, or a script of `scripts/`, in a process of its own."""
+    script = REPOSITORY / "scripts" / f"{command}.py"
+    start = ["-m", "vitae_hf", command] if command in COMMANDS else [str(script)]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **variables}
+    words = [sys.executable, *start, *map(str, arguments)]
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+
+
+def last_line(done: subprocess.CompletedProcess) -> dict:
+    """The record that a command prints at its end."""
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
