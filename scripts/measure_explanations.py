@@ -17,7 +17,7 @@ from datasets import Dataset, load_dataset
 from matplotlib.figure import Figure
 
 from vitae_hf.environment import environment
-from vitae_hf.evaluation.explanation import BRANCH_COLOURS, Explanation, explain, overlay
+from vitae_hf.evaluation.explanation import BRANCH_COLOURS, Explanation, draw_heat, explain
 from vitae_hf.failures import about, run_command
 from vitae_hf.loading import load_classifier, load_processor
 
@@ -70,11 +70,11 @@ def draw_maps(explanations: list[Explanation], path: Path) -> None:
         axes[0].set_axis_off()
         axes[0].set_title(f"{best['label']} {best['score']:.0%}", fontsize=10)
         stage, rollout = list(explanation.rollout.items())[-1]
-        overlay(axes[1], image, explanation.grad_cam, "Grad-CAM", cmap="inferno")
-        overlay(axes[2], image, rollout, f"rollout, {stage}", cmap="inferno", vmin=0)
+        draw_heat(axes[1], image, explanation.grad_cam, "Grad-CAM", cmap="inferno")
+        draw_heat(axes[2], image, rollout, f"rollout, {stage}", cmap="inferno", vmin=0)
         for axis, cell in ((axes[3], 0), (axes[4], -1)):
             title, share = f"branches, {explanation.cells[cell]}", explanation.attention_share[cell]
-            heat = overlay(axis, image, share, title, cmap=BRANCH_COLOURS, vmin=0, vmax=1)
+            heat = draw_heat(axis, image, share, title, cmap=BRANCH_COLOURS, vmin=0, vmax=1)
         bar = figure.colorbar(heat, ax=axes[4])
         bar.set_ticks([0, 0.5, 1], labels=["convolution", "half", "attention"])
     figure.savefig(path, dpi=110)

@@ -18,7 +18,7 @@ from transformers import EvalPrediction, set_seed
 from vitae_hf import ViTAEForImageClassification
 from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
 from vitae_hf.data.samples import IGNORED_LABEL, collate
-from vitae_hf.data.shards import StreamedImages, find_shards
+from vitae_hf.data.shards import StreamedImageDataset, find_shards
 from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
 
 
@@ -27,7 +27,7 @@ GLOBAL_BATCH = 8
 
 
 def samples(count: int) -> list[dict | None]:
-    return [{"pixel_values": image, "labels": index % 5, "samples": index} for index, image in enumerate(images(count))]
+    return [{"pixel_values": image, "labels": index % 5, "names": index} for index, image in enumerate(images(count))]
 
 
 def evaluation_samples() -> list[dict | None]:
@@ -113,7 +113,7 @@ def with_random_augmentation(folder: Path, resume: bool = False) -> dict:
     """Every random thing on and live BatchNorms; a checkpoint after two of four updates."""
     augmentation = RecordedAugmentation()
     grey = torch.full((3, 64, 64), 128, dtype=torch.uint8)
-    alike = [{"pixel_values": grey, "labels": index % 2, "samples": index} for index in range(32)]
+    alike = [{"pixel_values": grey, "labels": index % 2, "names": index} for index in range(32)]
     trainer = build_trainer(
         folder,
         alike,
@@ -148,11 +148,11 @@ def streamed(folder: Path) -> dict:
 
     class Recording(ViTAETrainer):
         def training_step(self, model, inputs, num_items_in_batch=None):
-            seen.append(inputs["samples"])
+            seen.append(inputs["names"])
             return super().training_step(model, inputs, num_items_in_batch)
 
     seen = []
-    stream = StreamedImages(
+    stream = StreamedImageDataset(
         find_shards(str(folder / "shards")),
         lambda picture: torch.zeros(3, 64, 64),
         GLOBAL_BATCH // 2,
@@ -161,7 +161,7 @@ def streamed(folder: Path) -> dict:
     )
     trainer = build_trainer(folder, stream, cls=Recording, max_steps=-1, num_train_epochs=2, dataloader_num_workers=1)
     trainer.train()
-    return {"samples": seen, "steps": trainer.state.global_step}
+    return {"names": seen, "steps": trainer.state.global_step}
 
 
 def refusals(folder: Path) -> dict:

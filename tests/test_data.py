@@ -15,7 +15,7 @@ import torch
 from helpers import REPOSITORY
 from torch.utils.data import DataLoader
 
-from vitae_hf.data.samples import IGNORED_LABEL, LabelledImages, RepeatedAugmentation, collate, decode
+from vitae_hf.data.samples import IGNORED_LABEL, ImageDataset, RepeatedAugmentation, collate, decode
 from vitae_hf.data.sources import class_names, draw_by_class, hold_out, load_images, load_labelled_images
 
 
@@ -43,7 +43,7 @@ def test_a_folder_of_parquet_files_is_read_with_its_class_names(tmp_path, monkey
     splits = load_labelled_images(str(REPOSITORY / "examples" / "fashion_mnist_mini"))
     assert {name: len(split) for name, split in splits.items()} == {"train": 6000, "test": 1000}
     assert class_names(splits)[9] == "Ankle boot"
-    sample = LabelledImages(splits["test"], pixels)[6]
+    sample = ImageDataset(splits["test"], pixels)[6]
     assert sample["labels"] == 7 and sample["pixel_values"].shape == (3, 8, 8)
     assert decode(splits["test"][6]).mode == "RGB"
 
@@ -51,21 +51,21 @@ def test_a_folder_of_parquet_files_is_read_with_its_class_names(tmp_path, monkey
 def test_a_bad_picture_is_an_error_that_names_its_file(image_folder):
     splits = load_labelled_images(str(image_folder))
     assert class_names(splits) == {0: "b", 1: "c", 2: "d"}
-    dataset = LabelledImages(splits["train"], pixels)
+    dataset = ImageDataset(splits["train"], pixels)
     with pytest.raises(ValueError, match="cannot read .*/05.png"):
         [dataset[index] for index in range(12)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_pictures_are_counted_and_replaced_in_training(image_folder, workers):
-    dataset = LabelledImages(load_labelled_images(str(image_folder))["train"], pixels, on_bad_sample="skip")
+    dataset = ImageDataset(load_labelled_images(str(image_folder))["train"], pixels, on_bad_sample="skip")
     batches = list(DataLoader(dataset, batch_size=4, collate_fn=collate, num_workers=workers))
     assert [len(batch["labels"]) for batch in batches] == [4, 4, 4] and dataset.skipped == 2
 
 
 def test_bad_pictures_are_blank_and_unlabelled_in_evaluation(image_folder):
     split = load_labelled_images(str(image_folder))["train"]
-    dataset = LabelledImages(split, pixels, on_bad_sample="skip", drop_bad=True)
+    dataset = ImageDataset(split, pixels, on_bad_sample="skip", drop_bad=True)
     batches = list(DataLoader(dataset, batch_size=12, collate_fn=collate))
     assert len(batches[0]["labels"]) == 12 and dataset.skipped == 2
     good = batches[0]["labels"] != IGNORED_LABEL
@@ -78,7 +78,7 @@ def test_an_error_of_the_transform_is_never_taken_for_a_bad_picture(image_folder
     def broken(picture):
         raise ValueError("a bug")
 
-    dataset = LabelledImages(load_labelled_images(str(image_folder))["train"], broken, on_bad_sample="skip")
+    dataset = ImageDataset(load_labelled_images(str(image_folder))["train"], broken, on_bad_sample="skip")
     with pytest.raises(ValueError, match="a bug"):
         dataset[0]
 
@@ -88,14 +88,14 @@ def test_random_transforms_depend_on_seed_epoch_and_sample_alone(image_folder):
         return torch.tensor([random.random(), np.random.rand(), torch.rand(()).item()])
 
     split = load_labelled_images(str(image_folder))["train"]
-    first, second = LabelledImages(split, draw, seed=1), LabelledImages(split, draw, seed=1)
+    first, second = ImageDataset(split, draw, seed=1), ImageDataset(split, draw, seed=1)
     torch.manual_seed(0)
     before = torch.get_rng_state()
     one = first[2]["pixel_values"]
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(7)
     assert torch.equal(second[2]["pixel_values"], one) and not torch.equal(second[3]["pixel_values"], one)
-    assert not torch.equal(LabelledImages(split, draw, seed=2)[2]["pixel_values"], one)
+    assert not torch.equal(ImageDataset(split, draw, seed=2)[2]["pixel_values"], one)
     first.set_epoch(1)
     assert not torch.equal(first[2]["pixel_values"], one)
     loader = DataLoader(second, batch_size=1, collate_fn=collate, num_workers=1, sampler=[2], persistent_workers=True)
@@ -116,7 +116,7 @@ def test_a_batch_or_split_without_any_picture_is_named(image_folder):
     split = load_labelled_images(str(image_folder))["train"]
     bad = split.filter(lambda row: row["image"]["path"].endswith(("05.png", "07.png")))
     with pytest.raises(ValueError, match="none of the 2 pictures"):
-        LabelledImages(bad, pixels, on_bad_sample="skip")[0]
+        ImageDataset(bad, pixels, on_bad_sample="skip")[0]
 
 
 def test_a_data_set_without_labels_lists_its_columns(tmp_path):
@@ -127,14 +127,14 @@ def test_a_data_set_without_labels_lists_its_columns(tmp_path):
 
 def test_repeated_augmentation_puts_a_picture_into_its_batch_as_other_pictures(image_folder):
     split = load_labelled_images(str(image_folder))["train"].select([0, 2, 3, 4, 5, 6])
-    dataset = LabelledImages(split, lambda picture: torch.rand(1), seed=3)
+    dataset = ImageDataset(split, lambda picture: torch.rand(1), seed=3)
     epochs = []
     for epoch in range(2):
         dataset.set_epoch(epoch)
         batches = list(DataLoader(dataset, 3, sampler=RepeatedAugmentation(dataset, 3), collate_fn=collate))
-        assert [len(set(batch["samples"])) for batch in batches] == [1, 1]  # one picture a batch
+        assert [len(set(batch["names"])) for batch in batches] == [1, 1]  # one picture a batch
         assert all(len(set(batch["pixel_values"].flatten().tolist())) == 3 for batch in batches)
-        epochs.append([batch["samples"][0] for batch in batches])
+        epochs.append([batch["names"][0] for batch in batches])
     assert epochs[0] != epochs[1] and len(set(epochs[0])) == 2
 
 

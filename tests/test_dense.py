@@ -31,13 +31,13 @@ from vitae_hf.commands import segment as segment_command
 from vitae_hf.dense.masks import (
     ColourDistortion,
     MaskAugmentationArguments,
-    MaskedImages,
+    SegmentationDataset,
     VariedCrop,
     collate_masks,
     evaluation_sample,
     load_masked_images,
     mask_class_names,
-    training_transform,
+    segmentation_transform,
 )
 from vitae_hf.dense.segmentation import (
     SegmentationTrainer,
@@ -246,7 +246,7 @@ def test_pictures_and_masks_are_augmented_together():
     mask = np.kron(np.random.default_rng(0).integers(0, 3, (6, 9)), np.ones((10, 10))).astype(np.uint8)
     split = masked_rows((np.repeat(100 * mask[..., None], 3, -1), mask))
     arguments = MaskAugmentationArguments(short_side=60, crop_size=64, max_class_share=0.6, distortion_prob=0)
-    data = MaskedImages(split, training_transform(arguments), num_labels=3, seed=0)
+    data = SegmentationDataset(split, segmentation_transform(arguments), num_labels=3, seed=0)
     drawn = []
     for epoch in range(8):
         data.set_epoch(epoch)
@@ -272,8 +272,8 @@ def test_a_crop_with_too_much_of_one_class_is_drawn_again():
 
 def test_a_crop_of_one_class_alone_is_taken_when_there_is_no_other():
     split = masked_rows((np.zeros((40, 40, 3), np.uint8), np.ones((40, 40), np.uint8)))
-    transform = training_transform(MaskAugmentationArguments(short_side=40, crop_size=16))
-    assert (MaskedImages(split, transform, num_labels=2)[0]["labels"] == 1).all()
+    transform = segmentation_transform(MaskAugmentationArguments(short_side=40, crop_size=16))
+    assert (SegmentationDataset(split, transform, num_labels=2)[0]["labels"] == 1).all()
 
 
 def test_colours_are_distorted_but_not_exchanged():
@@ -291,7 +291,7 @@ def test_a_picture_that_is_stored_turned_is_refused_since_its_mask_is_not():
     PIL.Image.new("L", (8, 8)).save(mask, "PNG")
     rows = [{"image": {"bytes": turned.getvalue(), "path": None}, "mask": {"bytes": mask.getvalue(), "path": None}}]
     with pytest.raises(ValueError, match="row 0: its EXIF orientation is 3.*save the picture upright"):
-        MaskedImages(rows, None, num_labels=2).read(0)
+        SegmentationDataset(rows, None, num_labels=2).read(0)
 
 
 def test_class_names_are_neither_empty_nor_there_twice(tmp_path):
@@ -304,7 +304,7 @@ def test_class_names_are_neither_empty_nor_there_twice(tmp_path):
 
 def test_labels_are_reduced_as_in_ade20k():
     split = masked_rows((np.zeros((2, 2, 3), np.uint8), np.array([[0, 1], [3, 255]], np.uint8)))
-    data = MaskedImages(split, None, num_labels=3, reduce_labels=True)
+    data = SegmentationDataset(split, None, num_labels=3, reduce_labels=True)
     assert data.read(0)[1].tolist() == [[255, 0], [2, 255]]
 
 
@@ -320,11 +320,11 @@ def test_bad_masks_are_named_with_what_was_expected():
         ((picture, mask[:, :5]), "row 1 has 6×4 pixels, but its mask 5×4"),
         ((picture, picture), "the mask of row 1: a mask has one channel, a class at each pixel; this one is RGB"),
     ]:
-        data = MaskedImages(masked_rows((picture, mask), bad), None, num_labels=5)
+        data = SegmentationDataset(masked_rows((picture, mask), bad), None, num_labels=5)
         with pytest.raises(ValueError, match=message):
             data.check()
     with pytest.raises(ValueError, match="there can be 255 classes at most, got 256"):
-        MaskedImages(masked_rows((picture, mask)), None, num_labels=256)
+        SegmentationDataset(masked_rows((picture, mask)), None, num_labels=256)
 
 
 @pytest.mark.parametrize("folders", [("train", "validation"), ("Training", "Val")])
@@ -339,7 +339,7 @@ def test_pictures_in_a_folder_with_metadata_are_read(tmp_path, folders):
         (tmp_path / split / "metadata.jsonl").write_text(json.dumps(row) + "\n")
     data = load_masked_images(str(tmp_path))
     assert set(data) == {"train", "validation"}
-    assert MaskedImages(data["train"], None, num_labels=2).read(0)[1].tolist() == [[0, 1, 1, 255]] * 3
+    assert SegmentationDataset(data["train"], None, num_labels=2).read(0)[1].tolist() == [[0, 1, 1, 255]] * 3
 
 
 def test_missing_columns_and_names_are_named(tmp_path):
@@ -366,15 +366,15 @@ def test_missing_columns_and_names_are_named(tmp_path):
 def make_trainer(split, output, model=None, short_side: int = 48, **arguments) -> SegmentationTrainer:
     model = model or new_segmenter(BACKBONES["pyramid"](), dict(enumerate("abcdefghijk")), head_channels=8)
     processor = SegformerImageProcessor(size={"shortest_edge": short_side})
-    transform = training_transform(MaskAugmentationArguments(short_side, crop_size=32))
+    transform = segmentation_transform(MaskAugmentationArguments(short_side, crop_size=32))
     common = {"report_to": "none", "save_strategy": "no", "remove_unused_columns": False, "disable_tqdm": True}
     common |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 1, "max_steps": 1}
     return SegmentationTrainer(
         model,
         ViTAETrainingArguments(output_dir=output, **{**common, **arguments}),
         data_collator=collate_masks,
-        train_dataset=MaskedImages(split, transform, num_labels=11, seed=0),
-        eval_dataset=MaskedImages(split, lambda *pair: evaluation_sample(processor, *pair), num_labels=11),
+        train_dataset=SegmentationDataset(split, transform, num_labels=11, seed=0),
+        eval_dataset=SegmentationDataset(split, lambda *pair: evaluation_sample(processor, *pair), num_labels=11),
         processing_class=processor,
     )
 

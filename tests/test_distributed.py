@@ -91,9 +91,9 @@ def test_each_image_is_evaluated_once(folder, alone):
 
 def test_two_processes_stream_each_row_once_in_an_epoch(folder):
     first, second = found(folder, "streamed")
-    assert first["steps"] == second["steps"] == 10 and all(len(result["samples"]) == 10 for result in (first, second))
+    assert first["steps"] == second["steps"] == 10 and all(len(result["names"]) == 10 for result in (first, second))
     for epoch in (slice(0, 5), slice(5, 10)):
-        seen = [name for result in (first, second) for batch in result["samples"][epoch] for name in batch]
+        seen = [name for result in (first, second) for batch in result["names"][epoch] for name in batch]
         assert sorted(seen) == sorted(f"{index}.png" for index in range(40))
 
 

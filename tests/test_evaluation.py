@@ -13,7 +13,14 @@ from helpers import REPOSITORY, class_token_config, last_line, run
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, ViTAEModel, config_from_preset
 from vitae_hf.commands import evaluate
 from vitae_hf.data.sources import load_labelled_images
-from vitae_hf.evaluation.scores import align_labels, as_json, draw_confusion, draw_per_class, read_real_labels, report
+from vitae_hf.evaluation.scores import (
+    align_labels,
+    all_figures,
+    as_json,
+    draw_confusion,
+    draw_per_class,
+    read_real_labels,
+)
 
 
 FEATURES = {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["cat", "dog", "eel"])}
@@ -63,7 +70,7 @@ def test_figures_are_those_of_plain_loops():
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 6, 200)  # never the seventh class
     scores = generator.normal(size=(200, 7)).astype(np.float32)
-    figures = report(scores, labels, names := list("abcdefg"))
+    figures = all_figures(scores, labels, names := list("abcdefg"))
     matrix = [[0] * 7 for _ in names]
     for row, label in zip(scores, labels):
         matrix[label][max(range(7), key=lambda index, row=row: row[index])] += 1
@@ -83,8 +90,8 @@ def test_figures_are_those_of_plain_loops():
 
 
 def test_few_classes_have_no_top_5():
-    assert "top5_percent" in report(np.eye(6, dtype=np.float32), np.arange(6), list("abcdef"))
-    assert "top5_percent" not in report(np.eye(5, dtype=np.float32), np.arange(5), list("abcde"))
+    assert "top5_percent" in all_figures(np.eye(6, dtype=np.float32), np.arange(6), list("abcdef"))
+    assert "top5_percent" not in all_figures(np.eye(5, dtype=np.float32), np.arange(5), list("abcde"))
 
 
 def ticks(axis, side: str) -> list[str]:
@@ -93,7 +100,7 @@ def ticks(axis, side: str) -> list[str]:
 
 def test_few_classes_are_drawn_with_names_and_counts():
     scores = np.eye(3, dtype=np.float32)[[0, 1, 1, 2, 2, 0, 2]]
-    figures = report(scores, np.array([0, 0, 1, 2, 2, 2, 2]), names := ["cat", "dog", "e" * 40])
+    figures = all_figures(scores, np.array([0, 0, 1, 2, 2, 2, 2]), names := ["cat", "dog", "e" * 40])
     axis = draw_confusion(figures).axes[0]
     assert ticks(axis, "x") == ticks(axis, "y") == [*names[:2], "e" * 27 + "…"]
     cells = {(*text.get_position(), text.get_text()) for text in axis.texts}  # column, row
@@ -107,7 +114,7 @@ def test_many_classes_are_drawn_as_a_heat_map_with_the_worst_of_them():
     labels = np.arange(301).repeat(2)
     predictions = labels.copy()
     predictions[[0, 1]] = 300  # class 0 is taken for the last one
-    figures = report(np.eye(301, dtype=np.float32)[predictions], labels, [f"n{index}" for index in range(301)])
+    figures = all_figures(np.eye(301, dtype=np.float32)[predictions], labels, [f"n{index}" for index in range(301)])
     axis, beside, *_ = draw_confusion(figures).axes
     heat = axis.images[0].get_array()
     assert heat.shape == (151, 151) and heat[0, 150] == 100 and heat.sum() == 152 * 100

@@ -78,7 +78,7 @@ def test_a_run_that_is_told_to_stop_and_then_killed_ends_as_if_nothing_had_happe
 def trainer(folder, dataset=None, cls=ViTAETrainer, eval_dataset=None, **options):
     torch.manual_seed(0)
     if dataset is None:
-        dataset = [{"pixel_values": image, "labels": i % 5, "samples": i} for i, image in enumerate(images(16))]
+        dataset = [{"pixel_values": image, "labels": i % 5, "names": i} for i, image in enumerate(images(16))]
     options = {"max_steps": 4, "save_steps": 2, "per_device_train_batch_size": 4, **options}
     arguments = ViTAETrainingArguments(
         folder, report_to="none", use_cpu=True, remove_unused_columns=False, disable_tqdm=True, **options
@@ -131,7 +131,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_batch(tmp_path):
-    dataset = [{"pixel_values": image, "labels": 0, "samples": f"{i}.png"} for i, image in enumerate(images(16))]
+    dataset = [{"pixel_values": image, "labels": 0, "names": f"{i}.png"} for i, image in enumerate(images(16))]
     dataset[9]["pixel_values"][0, 3, 3] = torch.inf
     run = trainer(tmp_path, dataset, max_steps=8, save_steps=1, per_device_train_batch_size=2)
     with pytest.raises(FloatingPointError, match=r"the loss of step \d is nan, .* batch of \[.*'9.png'.*checkpoint"):
@@ -159,7 +159,7 @@ def test_no_checkpoint_or_model_with_a_value_that_is_no_number_is_written_over_a
 
 
 def small_pictures(side: int = 16) -> list[dict]:
-    return [{"pixel_values": image, "labels": i % 5, "samples": i} for i, image in enumerate(images(16, side, side))]
+    return [{"pixel_values": image, "labels": i % 5, "names": i} for i, image in enumerate(images(16, side, side))]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_finished_run_that_is_started_again_trains_no_update_more(tmp_path):
 
 
 def test_the_best_checkpoints_average_is_loaded_with_its_weights(tmp_path):
-    dataset = [{"pixel_values": image, "labels": i % 5, "samples": i} for i, image in enumerate(images(16))]
+    dataset = [{"pixel_values": image, "labels": i % 5, "names": i} for i, image in enumerate(images(16))]
     run = trainer(
         tmp_path,
         eval_dataset=dataset,

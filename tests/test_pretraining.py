@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoModelFo
 from vitae_hf import ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, ViTAEModel, config_from_preset
 from vitae_hf.commands import pretrain, train
 from vitae_hf.data.samples import collate
-from vitae_hf.data.shards import StreamedImages, find_shards
+from vitae_hf.data.shards import StreamedImageDataset, find_shards
 from vitae_hf.data.sources import load_images
 from vitae_hf.decoder_vitae import ViTAEDecoder, patchify, sin_cos_positions, unpatchify
 from vitae_hf.files import RECIPES
@@ -426,11 +426,11 @@ def test_data_without_their_labels_are_pictures_alone_in_memory_and_streamed(tmp
     assert load_images(str(DATA), splits=["test"])["test"].column_names == ["image"]
     rows = load_dataset("parquet", data_files=str(DATA / "test-*.parquet"), split="train[:10]")
     Dataset.from_dict({"picture": rows["image"]}).to_parquet(tmp_path / "train-00000-of-00001.parquet")
-    stream = StreamedImages(
+    stream = StreamedImageDataset(
         find_shards(str(tmp_path), labelled=False), lambda picture: torch.tensor(picture.size), batch_size=5
     )
     samples = list(stream)
-    assert len(samples) == 10 and set(collate(samples)) == {"pixel_values", "samples"}
+    assert len(samples) == 10 and set(collate(samples)) == {"pixel_values", "names"}
 
 
 @pytest.mark.parametrize("size", ["b", "l", "h"])

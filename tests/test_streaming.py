@@ -14,8 +14,8 @@ from helpers import pyramid_config
 from torch.utils.data import DataLoader
 
 from vitae_hf import ViTAEForImageClassification
-from vitae_hf.data.samples import LabelledImages, collate
-from vitae_hf.data.shards import StreamedImages, find_shards
+from vitae_hf.data.samples import ImageDataset, collate
+from vitae_hf.data.shards import StreamedImageDataset, find_shards
 from vitae_hf.data.sources import load_labelled_images
 from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
 
@@ -71,7 +71,7 @@ def grey(picture: PIL.Image.Image) -> torch.Tensor:
 
 
 def loader(shards, workers=0, **options) -> DataLoader:
-    dataset = StreamedImages(shards, grey, **{"batch_size": 4, "shuffle_buffer": 6, **options})
+    dataset = StreamedImageDataset(shards, grey, **{"batch_size": 4, "shuffle_buffer": 6, **options})
     return DataLoader(dataset, dataset.batch_size, collate_fn=collate, num_workers=workers)
 
 
@@ -103,7 +103,7 @@ def test_each_row_is_seen_once_in_an_epoch_by_any_processes_and_workers(folder, 
 
 def test_a_stream_holds_the_rows_of_the_data_set_in_memory(folder):
     in_memory = load_labelled_images(folder, names=list("abcde"))["train"]
-    expected = LabelledImages(in_memory, grey)
+    expected = ImageDataset(in_memory, grey)
     kept = loader(find_shards(folder), shuffle_buffer=0)
     assert rows(kept) == [int(sample["pixel_values"][0, 0, 0]) // 5 for sample in expected] == list(range(40))
     shuffled = loader(find_shards(folder))
@@ -202,7 +202,7 @@ def test_the_trainer_resumes_a_stream_in_the_middle_of_an_epoch(tmp_path):
 
     class Recording(ViTAETrainer):
         def training_step(self, model, inputs, num_items_in_batch=None):
-            seen.append(inputs["samples"])
+            seen.append(inputs["names"])
             inputs = {**inputs, "pixel_values": inputs["pixel_values"] / 99}
             return super().training_step(model, inputs, num_items_in_batch)
 
@@ -221,7 +221,7 @@ def test_the_trainer_resumes_a_stream_in_the_middle_of_an_epoch(tmp_path):
             remove_unused_columns=False,
             disable_tqdm=True,
         )
-        stream = StreamedImages(find_shards(str(tmp_path)), counted, 4, shuffle_buffer=6)
+        stream = StreamedImageDataset(find_shards(str(tmp_path)), counted, 4, shuffle_buffer=6)
         model = ViTAEForImageClassification(pyramid_config())
         trainer = Recording(model, arguments, data_collator=collate, train_dataset=stream)
         trainer.train(**resume)

@@ -15,17 +15,17 @@ from pathlib import Path
 
 import torch
 
-from ..data.samples import LabelledImages, evaluation_pixels
+from ..data.samples import ImageDataset, evaluation_pixels
 from ..data.sources import load_labelled_images, pick_split
 from ..environment import environment
 from ..evaluation.scores import (
     align_labels,
+    all_figures,
     as_json,
     draw_confusion,
     draw_per_class,
     predict,
     read_real_labels,
-    report,
 )
 from ..failures import about, device
 from ..loading import load_classifier, load_processor
@@ -68,12 +68,12 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:
         processor = load_processor(arguments.model_name_or_path, *size, config=model.config)
     classes = align_labels(split.features["label"].names, model.config.id2label)
     real = None if arguments.real_labels is None else read_real_labels(arguments.real_labels, split)
-    data = LabelledImages(split, partial(evaluation_pixels, processor), arguments.on_bad_sample, drop_bad=True)
+    data = ImageDataset(split, partial(evaluation_pixels, processor), arguments.on_bad_sample, drop_bad=True)
     started = time.perf_counter()
     scores, rows = predict(model, data, arguments.batch_size, arguments.num_workers)
     seconds = time.perf_counter() - started
     names = dict(enumerate(model.config.id2label.values())) | dict(zip(classes.tolist(), split.features["label"].names))
-    figures = report(
+    figures = all_figures(
         scores,
         classes[split.select(rows)["label"][:]],
         [names[index] for index in range(len(names))],

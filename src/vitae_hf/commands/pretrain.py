@@ -25,8 +25,8 @@ from transformers import set_seed
 
 from .. import ViTAEForPreTraining, ViTAEImageProcessor, config_from_preset
 from ..data.augmentation import AugmentationArguments, DeviceNormalization, training_transform
-from ..data.samples import LabelledImages, collate, evaluation_pixels
-from ..data.shards import StreamedImages, find_shards
+from ..data.samples import ImageDataset, collate, evaluation_pixels
+from ..data.shards import StreamedImageDataset, find_shards
 from ..data.sources import find_data_files, hold_out, load_images, pick_split
 from ..environment import environment
 from ..hub.cards import TEMPLATES, draw_curves, pretraining_card
@@ -117,11 +117,11 @@ def load_splits(run: RunArguments, training: ViTAETrainingArguments):
 def build_training_data(run: RunArguments, training: ViTAETrainingArguments, splits, transform):
     options = {"on_bad_sample": run.on_bad_sample, "seed": training.seed}
     if not run.streaming:
-        return LabelledImages(splits[run.train_split], transform, **options)
+        return ImageDataset(splits[run.train_split], transform, **options)
     shards = [None]
     if training.process_index == 0:  # which counts rows for all
         shards = [find_shards(run.dataset, run.dataset_name, run.train_split, labelled=False)]
-    return StreamedImages(
+    return StreamedImageDataset(
         broadcast_object_list(shards)[0],
         transform,
         training.train_batch_size,
@@ -146,7 +146,7 @@ def build_trainer(run: RunArguments, training: ViTAETrainingArguments) -> ViTAEP
         training,
         data_collator=collate,
         train_dataset=build_training_data(run, training, splits, transform),
-        eval_dataset=LabelledImages(
+        eval_dataset=ImageDataset(
             splits[run.eval_split], partial(evaluation_pixels, processor), on_bad_sample=run.on_bad_sample
         ),
         processing_class=processor,

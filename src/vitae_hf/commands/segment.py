@@ -28,12 +28,12 @@ from .. import config_from_preset
 from ..data.sources import pick_split
 from ..dense.masks import (
     MaskAugmentationArguments,
-    MaskedImages,
+    SegmentationDataset,
     collate_masks,
     evaluation_sample,
     load_masked_images,
     mask_class_names,
-    training_transform,
+    segmentation_transform,
 )
 from ..dense.segmentation import (
     SegmentationTrainer,
@@ -129,10 +129,10 @@ def build_trainer(
         size={"shortest_edge": augmentation.short_side, "longest_edge": 4 * augmentation.short_side},
         do_reduce_labels=run.reduce_labels,
     )
-    transform = training_transform(augmentation)
+    transform = segmentation_transform(augmentation)
     common = {"num_labels": len(names), "reduce_labels": run.reduce_labels}
-    train_data = MaskedImages(splits[run.train_split], transform, seed=training.seed, **common)
-    eval_data = MaskedImages(splits[run.eval_split], partial(evaluation_sample, processor), **common)
+    train_data = SegmentationDataset(splits[run.train_split], transform, seed=training.seed, **common)
+    eval_data = SegmentationDataset(splits[run.eval_split], partial(evaluation_sample, processor), **common)
     train_data.check()
     eval_data.check()
     return SegmentationTrainer(

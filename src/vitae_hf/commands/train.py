@@ -27,8 +27,8 @@ from transformers import AutoModelForImageClassification, EvalPrediction, set_se
 
 from .. import ViTAEImageProcessor, config_from_preset
 from ..data.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
-from ..data.samples import IGNORED_LABEL, LabelledImages, collate, evaluation_pixels
-from ..data.shards import Shards, StreamedImages, find_shards
+from ..data.samples import IGNORED_LABEL, ImageDataset, collate, evaluation_pixels
+from ..data.shards import Shards, StreamedImageDataset, find_shards
 from ..data.sources import (
     class_names,
     draw_by_class,
@@ -164,8 +164,8 @@ def load_shards(run: RunArguments, training: ViTAETrainingArguments, names: list
 def build_training_data(run: RunArguments, training: ViTAETrainingArguments, splits, shards, transform):
     options = {"on_bad_sample": run.on_bad_sample, "seed": training.seed}
     if shards is None:
-        return LabelledImages(splits[run.train_split], transform, **options)
-    return StreamedImages(
+        return ImageDataset(splits[run.train_split], transform, **options)
+    return StreamedImageDataset(
         shards,
         transform,
         training.train_batch_size,
@@ -193,7 +193,7 @@ def build_trainer(run: RunArguments, augmentation: AugmentationArguments, traini
         training,
         data_collator=collate,
         train_dataset=build_training_data(run, training, splits, shards, transform),
-        eval_dataset=LabelledImages(
+        eval_dataset=ImageDataset(
             splits[run.eval_split],
             partial(evaluation_pixels, processor),
             run.on_bad_sample,

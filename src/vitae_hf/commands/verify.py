@@ -11,7 +11,7 @@ import argparse
 
 from ..failures import about
 from ..hub.checksums import verify_checkpoint
-from ..hub.publishing import describe
+from ..hub.publishing import in_words
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> dict:
     with about(arguments.source):
         record = verify_checkpoint(arguments.source, arguments.revision)
     if record["problems"]:
-        raise ValueError(f"{record['folder']} is damaged: {describe(record['problems'])}")
+        raise ValueError(f"{record['folder']} is damaged: {in_words(record['problems'])}")
     if not record["checked"]:
         raise ValueError(f"{record['folder']} carries no checksums to compare with")
     return {**record, "whole": True}

@@ -22,7 +22,7 @@ IGNORED_LABEL = -100
 """Label of no image: losses leave it out (torch's `ignore_index`), and metrics must."""
 
 
-class Samples:
+class PictureDataset:
     """What data sets in memory and streamed ones share: reading, counting bad pictures, seeding the transform.
 
     Attributes:
@@ -92,17 +92,17 @@ class Samples:
             return None
 
     def make_sample(self, picture: PIL.Image.Image, row: dict, name: str | int, *position: int) -> dict:
-        """`{"pixel_values", "labels", "samples"}`, the last for messages: a path, or a row's number.
+        """`{"pixel_values", "labels", "names"}`, the last for messages: a path, or a row's number.
 
         A row without `label` gives no `labels`.
         """
         labels = {"labels": row["label"]} if "label" in row else {}
         with seeded(self.seed, *position):
-            return {"pixel_values": self.transform(picture), **labels, "samples": name}
+            return {"pixel_values": self.transform(picture), **labels, "names": name}
 
 
-class LabelledImages(Samples, Dataset):
-    """One split as `{"pixel_values", "labels", "samples"}` for the Trainer.
+class ImageDataset(PictureDataset, Dataset):
+    """One split as `{"pixel_values", "labels", "names"}` for the Trainer.
 
     Indices from `len` up are the same pictures again, which a random transform makes other ones
     ([`RepeatedAugmentation`]); an iteration over the split ends at `len`.
@@ -115,7 +115,7 @@ class LabelledImages(Samples, Dataset):
         split: with undecoded `image` and `label`, as [`load_labelled_images`] gives it; without `label`, its samples
             have no `labels`.
         transform: upright RGB picture -> tensor.
-        seed: see [`Samples`].
+        seed: see [`PictureDataset`].
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class RepeatedAugmentation(Sampler):
     Source: Hoffer et al. 2020, "Augment your batch"; Touvron et al. 2021, DeiT (three times).
     """
 
-    def __init__(self, dataset: LabelledImages, repeats: int):
+    def __init__(self, dataset: ImageDataset, repeats: int):
         self.dataset, self.repeats = dataset, repeats
 
     def __len__(self) -> int:
@@ -202,7 +202,7 @@ def decode(row: dict, num_labels: int | None = None, name: str = "a row") -> PIL
         raise ValueError(f"{where} has no label")
     if num_labels is not None and label >= num_labels:
         raise ValueError(f"{where} has label {label}, but there are {num_labels} classes, counted from 0")
-    return read_image(row["image"], name)
+    return decode_image(row["image"], name)
 
 
 def place(image: dict | None, name: str) -> str:
@@ -214,7 +214,7 @@ def place(image: dict | None, name: str) -> str:
     return where
 
 
-def read_image(image: dict | None, name: str, convert: Callable = to_rgb):
+def decode_image(image: dict | None, name: str, convert: Callable = to_rgb):
     """What `convert` makes of an undecoded image; see [`decode`]."""
     where = place(image, name)
     try:
@@ -247,11 +247,11 @@ def collate(samples: list[dict | None]) -> dict[str, torch.Tensor]:
     if all(sample is None for sample in samples):
         raise ValueError("every picture of this batch was skipped: use larger batches, or mend the data")
     good = next(sample for sample in samples if sample is not None)
-    blank = {"pixel_values": torch.zeros_like(good["pixel_values"]), "labels": IGNORED_LABEL, "samples": None}
+    blank = {"pixel_values": torch.zeros_like(good["pixel_values"]), "labels": IGNORED_LABEL, "names": None}
     samples = [blank if sample is None else sample for sample in samples]
     labels = {"labels": torch.tensor([sample["labels"] for sample in samples])} if "labels" in good else {}
     return {
         "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
         **labels,
-        "samples": [sample["samples"] for sample in samples],
+        "names": [sample["names"] for sample in samples],
     }

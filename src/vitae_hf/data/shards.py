@@ -26,7 +26,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
 from .sources import find_columns, find_data_files, find_image, is_text, load_features, number_or_text
-from .samples import Samples
+from .samples import PictureDataset
 
 
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
@@ -179,8 +179,8 @@ def _read_parquet(path: str, start: int, stop: int, image: str, label: str | Non
             first += rows
 
 
-class StreamedImages(Samples, IterableDataset):
-    """One split as `{"pixel_values", "labels", "samples"}`, streamed: what [`LabelledImages`] is for data in memory.
+class StreamedImageDataset(PictureDataset, IterableDataset):
+    """One split as `{"pixel_values", "labels", "names"}`, streamed: what [`ImageDataset`] is for data in memory.
 
     A data loader with this `batch_size` gives `batches` batches in an epoch, with any number of workers. If the rows do
     not divide by the processes, the last process begins again until all have as many, as torch's `DistributedSampler`
@@ -189,7 +189,7 @@ class StreamedImages(Samples, IterableDataset):
     Which rows a worker reads depends on the number of processes and workers and on the batch size: a run is resumed in
     the middle of an epoch with the same ones.
 
-    A bad picture is treated as in `LabelledImages`; with `"skip"` the last good one is seen again in its place.
+    A bad picture is treated as in `ImageDataset`; with `"skip"` the last good one is seen again in its place.
 
     Args:
         shards: see [`find_shards`].
@@ -265,7 +265,7 @@ class StreamedImages(Samples, IterableDataset):
             rows = shuffled(rows, self.shuffle_buffer, np.random.default_rng([self.seed, epoch, self.rank, worker]))
         done = min(count, len(range(worker, self.batches_done, workers)) * self.batch_size)
         for _ in islice(rows, done):  # what a resumed run has seen: its loader drops these
-            yield {"pixel_values": torch.empty(0), "labels": 0, "samples": None}
+            yield {"pixel_values": torch.empty(0), "labels": 0, "names": None}
         for place, (picture, row) in enumerate(self._good(rows), start + done):
             yield self.make_sample(picture, row, row["image"]["path"] or f"row at {place}", epoch, place)
 

@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..data.samples import Samples, read_image, seeded
+from ..data.samples import PictureDataset, decode_image, seeded
 from ..data.sources import load_any, read_class_names
 from ..image_processing_vitae import to_rgb
 
@@ -94,7 +94,7 @@ def read_mask(image: dict | None, name: str, num_labels: int, reduce_labels: boo
     Raises:
         ValueError: it is missing or damaged, has several channels, or a value that is no class.
     """
-    mask = read_image(image, f"the mask of {name}", _single_channel)
+    mask = decode_image(image, f"the mask of {name}", _single_channel)
     if reduce_labels:
         mask = np.where((mask == 0) | (mask == IGNORED_CLASS), IGNORED_CLASS, mask - 1)
     wrong = mask[(mask != IGNORED_CLASS) & (mask >= num_labels)]
@@ -118,14 +118,14 @@ def _single_channel(picture: PIL.Image.Image) -> np.ndarray:
     return np.array(picture).astype(np.int64)
 
 
-class MaskedImages(Samples, Dataset):
-    """One split as `{"pixel_values", "labels", "samples"}` for the Trainer; `labels` is the mask `(height, width)`.
+class SegmentationDataset(PictureDataset, Dataset):
+    """One split as `{"pixel_values", "labels", "names"}` for the Trainer; `labels` is the mask `(height, width)`.
 
     Args:
         split: as [`load_masked_images`] gives it.
         transform: of an RGB picture and its mask, uint8 `(height, width)`.
         num_labels, reduce_labels: as in [`read_mask`].
-        seed: see [`Samples`].
+        seed: see [`PictureDataset`].
 
     Raises:
         ValueError: more than 255 classes; on reading a row: as [`read_mask`], or picture and mask differ in size.
@@ -154,7 +154,7 @@ class MaskedImages(Samples, Dataset):
         """Picture, mask and name, for messages, of a row."""
         row = self.split[index]
         name = (row["image"] or {}).get("path") or f"row {index}"
-        picture = read_image(row["image"], name, _upright)
+        picture = decode_image(row["image"], name, _upright)
         mask = read_mask(row["mask"], name, self.num_labels, self.reduce_labels)
         if picture.size != mask.shape[::-1]:
             raise ValueError(
@@ -173,7 +173,7 @@ class MaskedImages(Samples, Dataset):
         picture, mask, name = self.read(index)
         with seeded(self.seed, self.epoch, index):
             pixel_values, labels = self.transform(picture, mask)
-        return {"pixel_values": pixel_values, "labels": labels, "samples": name}
+        return {"pixel_values": pixel_values, "labels": labels, "names": name}
 
 
 def collate_masks(samples: list[dict]) -> dict:
@@ -189,7 +189,7 @@ def collate_masks(samples: list[dict]) -> dict:
     return {
         "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
         "labels": torch.stack([sample["labels"] for sample in samples]),
-        "samples": [sample["samples"] for sample in samples],
+        "names": [sample["names"] for sample in samples],
     }
 
 
@@ -254,7 +254,7 @@ class ColourDistortion(v2.RandomPhotometricDistort):
         return {**super().make_params(flat_inputs), "channel_permutation": None}
 
 
-def training_transform(arguments: MaskAugmentationArguments) -> Callable:
+def segmentation_transform(arguments: MaskAugmentationArguments) -> Callable:
     """What a worker does to a picture and its mask: float pixels `(3, crop, crop)`, normalised, and int64 classes."""
     short_sides = (round(arguments.min_scale * arguments.short_side), round(arguments.max_scale * arguments.short_side))
     mean_colour = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)

@@ -359,7 +359,7 @@ def draw(explanation: Explanation) -> Figure:
     return figure
 
 
-def overlay(axis: Axes, image: np.ndarray, heat: np.ndarray | None, title: str, **options) -> AxesImage | None:
+def draw_heat(axis: Axes, image: np.ndarray, heat: np.ndarray | None, title: str, **options) -> AxesImage | None:
     """Draw a map over an image in pale grey, or that alone.
 
     Args:
@@ -383,12 +383,12 @@ def _draw_overview(figure: SubFigure, explanation: Explanation) -> None:
     picture.set_axis_off()
     picture.set_title("what the network saw", fontsize=10)
     _draw_scores(bars, explanation)
-    heat = overlay(cam, image, explanation.grad_cam, f"Grad-CAM: {_short(explanation.target_label)}", cmap="inferno")
+    heat = draw_heat(cam, image, explanation.grad_cam, f"Grad-CAM: {_short(explanation.target_label)}", cmap="inferno")
     figure.colorbar(heat, ax=cam, shrink=0.8).set_ticks([0, 1], labels=["least", "most"])
     if rollout is None:
         flow.set_axis_off()
         return
-    heat = overlay(flow, image, rollout * rollout.size, f"attention rollout of {stage}", cmap="inferno", vmin=0)
+    heat = draw_heat(flow, image, rollout * rollout.size, f"attention rollout of {stage}", cmap="inferno", vmin=0)
     figure.colorbar(heat, ax=flow, shrink=0.8, label="over the mean")
 
 
@@ -418,10 +418,10 @@ def _draw_cells(figure: SubFigure, explanation: Explanation, shown: list[int]) -
     highest = min(MOST_ATTENTION, max((heat.max() for heat in relative.values()), default=1))
     for axis, below, index in zip(upper, lower, shown):
         name, heat, share = explanation.cells[index], relative.get(index), explanation.attention_share[index]
-        looks = overlay(axis, image, heat, name, cmap="inferno", vmin=0, vmax=highest) or looks
+        looks = draw_heat(axis, image, heat, name, cmap="inferno", vmin=0, vmax=highest) or looks
         if heat is None:
             axis.text(0.5, 0.5, "random features,\nno matrix", ha="center", va="center", transform=axis.transAxes)
-        shares = overlay(below, image, share, f"{share.mean():.0%} attention", cmap=BRANCH_COLOURS, vmin=0, vmax=1)
+        shares = draw_heat(below, image, share, f"{share.mean():.0%} attention", cmap=BRANCH_COLOURS, vmin=0, vmax=1)
     if looks is not None:
         extend = "max" if highest == MOST_ATTENTION else "neither"
         figure.colorbar(looks, ax=upper, shrink=0.8, extend=extend, label="where attention looks,\nover the mean")

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data.samples import LabelledImages, collate
+from ..data.samples import ImageDataset, collate
 from .metrics import ReaLAccuracy, TopKAccuracy, confusion_matrix
 
 
@@ -94,7 +94,7 @@ def read_real_labels(path: str | os.PathLike, split: datasets.Dataset) -> list[l
 
 
 @torch.no_grad()
-def predict(model, data: LabelledImages, batch_size: int = 64, num_workers: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def predict(model, data: ImageDataset, batch_size: int = 64, num_workers: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Scores of every picture that can be read, with a progress bar.
 
     Args:
@@ -132,7 +132,7 @@ def _collate_with_presence(samples: list[dict | None]) -> tuple[dict | None, lis
     return collate(present) if present else None, [sample is not None for sample in samples]
 
 
-def report(scores: np.ndarray, labels: np.ndarray, names: list[str], real: list[list[int]] | None = None) -> dict:
+def all_figures(scores: np.ndarray, labels: np.ndarray, names: list[str], real: list[list[int]] | None = None) -> dict:
     """All figures, ready for JSON: accuracies in percent, loss, accuracy by class name, confusion matrix.
 
     Args:
@@ -178,7 +178,7 @@ def most_confused(matrix: np.ndarray, names: list[str], most: int = 20) -> list[
 
 
 def as_json(figures: dict) -> str:
-    """A [`report`] as JSON with one line for each figure, each class and each row of the matrix."""
+    """[`all_figures`] as JSON with one line for each figure, each class and each row of the matrix."""
     entries = []
     for name, value in figures.items():
         text = json.dumps(value)
@@ -192,7 +192,7 @@ def as_json(figures: dict) -> str:
 
 
 def draw_confusion(figures: dict) -> Figure:
-    """The confusion matrix of a [`report`]: names and counts, or many classes as a heat map and the worst pairs."""
+    """The confusion matrix of [`all_figures`]: names and counts, or many classes as a heat map and the worst pairs."""
     names, matrix = [_short(name) for name in figures["per_class"]], np.array(figures["confusion_matrix"])
     shares, what = 100 * matrix / matrix.sum(1, keepdims=True).clip(1), "images of the true class (%)"
     if len(names) <= MOST_NAMES:
@@ -238,7 +238,7 @@ def _write_pairs(axis, pairs: list[dict]) -> None:
 
 
 def draw_per_class(figures: dict) -> Figure:
-    """Accuracy of each class of a [`report`] as a bar, the best on top; of many classes the 20 best and 20 worst."""
+    """Accuracy of each class of [`all_figures`] as a bar, the best on top; of many classes the 20 best and 20 worst."""
     rows = [(row["accuracy_percent"], name, row) for name, row in figures["per_class"].items() if row["images"]]
     rows.sort(key=lambda row: row[0])
     parts = {"": rows}

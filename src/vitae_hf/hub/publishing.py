@@ -205,7 +205,7 @@ def check_published(
                 problems[path.name] = ["not the file that was uploaded"]
         if problems:
             raise ValueError(
-                f"uploaded, but what comes back from {repo_id} is damaged ({describe(problems)}); run it again to see"
+                f"uploaded, but what comes back from {repo_id} is damaged ({in_words(problems)}); run it again to see"
                 " whether the Hub or the download was at fault"
             )
         again = compute_outputs(repo_id, image, **source)
@@ -265,5 +265,5 @@ def publish(
     return {**record, **found, "same_logits": True}
 
 
-def describe(problems: dict[str, list[str]]) -> str:
+def in_words(problems: dict[str, list[str]]) -> str:
     return listed((f"{printable(name)}: {', '.join(found)}" for name, found in problems.items()), "; ")

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, set_seed
 from transformers.utils import logging
 
-from ..data.samples import Samples
+from ..data.samples import PictureDataset
 
 
 logger = logging.get_logger(__name__)
@@ -147,7 +147,7 @@ class TellDatasetEpoch(TrainerCallback):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
-        if isinstance(self.trainer.train_dataset, Samples):
+        if isinstance(self.trainer.train_dataset, PictureDataset):
             accumulated = args.gradient_accumulation_steps
             updates_done = state.global_step % -(-len(train_dataloader) // accumulated)
             self.trainer.train_dataset.set_epoch(int(state.epoch))

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import rotate_checkpoints
 
 from ..data.augmentation import DeviceAugmentation, DeviceNormalization
-from ..data.samples import RepeatedAugmentation, Samples
+from ..data.samples import PictureDataset, RepeatedAugmentation
 from ..messages import listed
 from .callbacks import (
     AverageWeights,
@@ -157,7 +157,7 @@ class ViTAETrainer(Trainer):
         self.augmentation = augmentation
         self.ema = None
         self._resumed_from = None
-        self._samples = None
+        self._names = None
         self._is_checked = False
         self.stop, self.throughput = StopOnSignal(), Throughput()
         self.add_callback(self.stop)
@@ -205,7 +205,7 @@ class ViTAETrainer(Trainer):
 
     @property
     def _deals_rows(self) -> bool:
-        return isinstance(self.train_dataset, Samples) and self.train_dataset.deals_rows
+        return isinstance(self.train_dataset, PictureDataset) and self.train_dataset.deals_rows
 
     @property
     def _dealing(self) -> dict[str, int]:
@@ -271,9 +271,9 @@ class ViTAETrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         inputs = super()._prepare_inputs(inputs)
-        if "samples" in inputs:
-            self._samples = inputs["samples"]
-            inputs = {name: value for name, value in inputs.items() if name != "samples"}
+        if "names" in inputs:
+            self._names = inputs["names"]
+            inputs = {name: value for name, value in inputs.items() if name != "names"}
         if self.args.channels_last:
             inputs = {**inputs, "pixel_values": inputs["pixel_values"].contiguous(memory_format=torch.channels_last)}
         return inputs
@@ -292,7 +292,7 @@ class ViTAETrainer(Trainer):
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"the loss of step {self.state.global_step + 1} is {loss.item()}, at learning rate"
-                f" {self._get_learning_rate():.3g}, for a batch of {self._samples}; the last checkpoint is"
+                f" {self._get_learning_rate():.3g}, for a batch of {self._names}; the last checkpoint is"
                 f" {last_checkpoint(self.args.output_dir)}"
             )
         return loss
