@@ -47,8 +47,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
 LICENCE_OF_DATA = """The images are of
-[Fashion-MNIST](https://github.com/zalandoresearch/fashion-mnist), copyright 2017 Zalando SE, under the MIT licence; the weights
-were trained on nothing else."""
+[Fashion-MNIST](https://github.com/zalandoresearch/fashion-mnist), copyright 2017 Zalando SE, under the MIT licence; the
+weights were trained on nothing else."""
 
 
 def preprocess(split: Dataset, processor, batch_size: int = 500) -> list[dict[str, torch.Tensor]]:
@@ -116,14 +116,16 @@ def evaluate(folder: Path, split: Dataset, batch_size: int = 250) -> dict[str, f
     return {**top, "loss": torch.nn.functional.cross_entropy(logits, labels).item()}
 
 
-def build_card(trainer: Trainer, data, metrics: dict[str, float], name: str, licence: str, is_carried: bool) -> ModelCard:
+def build_card(
+    trainer: Trainer, data, metrics: dict[str, float], name: str, licence: str, is_carried: bool
+) -> ModelCard:
     """The card of the trained model.
 
     Args:
         metrics: of [`evaluate`].
         name: of the model.
         licence: what the card says about the licence of data and weights.
-        is_carried: whether the package carries the model, which is then named and not published.
+        is_carried: whether the package carries the model: the card then says how it is found by its name.
     """
     training, model, processor = trainer.args, trainer.model, trainer.processing_class
     found = environment()
@@ -165,7 +167,7 @@ def settings_of(training: TrainingArguments, epochs: float) -> dict:
 
 
 def write_asset(trainer: Trainer, data, metrics: dict[str, float], folder: Path) -> None:
-    """The trained model as the package carries it: without code files, of which it is itself the code, and pictures."""
+    """The trained model as the package carries it: without pictures, and without code, which is the package's own."""
     folder.mkdir(parents=True, exist_ok=True)
     trained = Path(trainer.args.output_dir)
     shutil.copyfile(trained / "model.safetensors", folder / "model.safetensors")

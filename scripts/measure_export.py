@@ -62,7 +62,7 @@ def load_all(source: Path, records: dict[str, dict]) -> dict:
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads
     session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads cost the others
-    model = load_for_export(source)
+    model, _ = load_for_export(source)
     runs = {
         "torch_float32": prepare_for_inference(copy.deepcopy(model)),
         "torch_bfloat16": prepare_for_inference(model, dtype=torch.bfloat16),

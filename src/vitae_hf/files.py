@@ -33,7 +33,8 @@ def find_model(name: str | Path) -> str:
     ```
 
     Args:
-        name: a folder, a model that the package carries, or a name on the Hub; what is first found in this order counts.
+        name: of a folder, of a model that the package carries, or of one on the Hub; the first of these that there is
+            counts.
 
     Returns:
         The path of the package's model, else the name as it is.

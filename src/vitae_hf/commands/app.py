@@ -21,7 +21,8 @@ from ..web.page import serve  # noqa: E402
 from ..web.visitors import Models  # noqa: E402
 
 
-DEMO = ["outputs/vitae-nano-fashion"] if Path("outputs/vitae-nano-fashion/config.json").is_file() else []
+DEMO = "outputs/vitae-nano-fashion"  # what `make demo` trains here
+CARRIED = "vitae-nano-fashion"  # what it trained for the package
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -48,5 +49,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
-    models = Models(arguments.model or DEMO, arguments.models, arguments.hub_names)
+    own = DEMO if Path(DEMO, "config.json").is_file() else CARRIED
+    models = Models(arguments.model or [own], arguments.models, arguments.hub_names)
     serve(models, PICTURES, arguments.host, arguments.port, arguments.trusted_host)

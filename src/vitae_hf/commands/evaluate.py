@@ -28,7 +28,7 @@ from ..evaluation.scores import (
     read_real_labels,
 )
 from ..failures import about, device
-from ..loading import load_classifier, load_processor
+from ..loading import load_trained
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -63,9 +63,9 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:
     splits = load_labelled_images(arguments.dataset, arguments.dataset_name)
     split = splits[pick_split(splits, *([arguments.split] if arguments.split else ("validation", "test")))]
     with about(arguments.model_name_or_path):
-        model = load_classifier(arguments.model_name_or_path, arguments.dtype).to(arguments.device)
         size = arguments.image_size, arguments.crop_pct
-        processor = load_processor(arguments.model_name_or_path, *size, config=model.config)
+        model, processor = load_trained(arguments.model_name_or_path, *size, dtype=arguments.dtype)
+    model.to(arguments.device)
     classes = align_labels(split.features["label"].names, model.config.id2label)
     real = None if arguments.real_labels is None else read_real_labels(arguments.real_labels, split)
     data = ImageDataset(split, partial(evaluation_pixels, processor), arguments.on_bad_sample, drop_bad=True)

@@ -10,6 +10,7 @@ damaged or missing it is named, and the exit status is 1.
 import argparse
 
 from ..failures import about
+from ..files import find_model
 from ..hub.checksums import verify_checkpoint
 from ..hub.publishing import in_words
 
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     arguments = parser.parse_args(argv)
     with about(arguments.source):
-        record = verify_checkpoint(arguments.source, arguments.revision)
+        record = verify_checkpoint(find_model(arguments.source), arguments.revision)
     if record["problems"]:
         raise ValueError(f"{record['folder']} is damaged: {in_words(record['problems'])}")
     if not record["checked"]:

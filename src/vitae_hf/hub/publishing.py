@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.dynamic_module_utils import get_relative_imports
 
 from .. import configuration_vitae
 from ..failures import first_line
+from ..loading import load_trained
 from ..messages import listed, printable
-from ..model_folders import check_model
 from ..training.checkpoints import not_finite
 from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
 
@@ -54,26 +53,23 @@ def code_files(folder: Path) -> list[str]:
 
 
 @torch.no_grad()
-def compute_outputs(source: str | Path, image: str | Path, **kwargs) -> torch.Tensor:
-    """The logits for an image, or the pooled output of a base model, as users of `source` get them.
+def compute_outputs(source: str | Path, image: str | Path, **options) -> torch.Tensor:
+    """The logits for an image, or the pooled output of a network without a classifier, as users of `source` get them.
 
     Args:
-        kwargs: for `from_pretrained`: `revision`, `cache_dir`.
+        options: for `from_pretrained`: `revision`, `cache_dir`, `token`.
+
+    Returns:
+        `(1, classes)`, or `(1, hidden size)`.
 
     Raises:
         ValueError: the weights lack tensors of the network, or hold values that are not finite.
     """
-    processor = AutoImageProcessor.from_pretrained(source, **kwargs)
-    architecture = (AutoConfig.from_pretrained(source, **kwargs).architectures or [""])[0]
-    auto_class = AutoModelForImageClassification if "ForImageClassification" in architecture else AutoModel
-    model, loading = auto_class.from_pretrained(source, output_loading_info=True, **kwargs)
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"the weights of {source} lack {len(missing)} tensors of the network: {listed(missing)}")
+    model, processor = load_trained(source, dtype="auto", headless=True, **options)
     if names := not_finite(model):
         raise ValueError(f"not all values of {source} are finite: {listed(names)}")
-    pixel_values = processor(image, return_tensors="pt").pixel_values.to(model.dtype)
-    outputs = model.eval()(pixel_values)
-    return outputs.logits if auto_class is AutoModelForImageClassification else outputs.pooler_output
+    outputs = model(processor(image, return_tensors="pt").pixel_values.to(model.dtype))
+    return outputs.logits if "logits" in outputs else outputs.pooler_output
 
 
 def find_files(folder: Path) -> list[Path]:
@@ -139,7 +135,6 @@ def check_folder(folder: Path, image: str | Path) -> tuple[list[Path], torch.Ten
     for path in files:
         if path.suffix == ".safetensors" and (problem := header_problem(path)):
             raise ValueError(f"{path} is damaged ({problem})")
-    check_model(folder)
     outputs = compute_outputs(folder, image)
     if not outputs.isfinite().all():
         raise ValueError(f"{folder} gives logits that are not finite for {image}")
