@@ -11,7 +11,7 @@ import torch
 
 from vitae_cli import COMMANDS
 from vitae_hf import ViTAEConfig, ViTAEv2Config, config_from_preset
-from vitae_hf.hub.conversion import original_layout
+from vitae_hf.hub.original_names import original_layout
 
 
 REPOSITORY = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ from vitae_hf import (
     config_from_preset,
     configuration_vitae,
 )
-from vitae_hf.hub.conversion import original_layout
+from vitae_hf.hub.original_names import original_layout
 from vitae_hf.hub.variants import IMAGENET_1K, PUBLISHED
 
 

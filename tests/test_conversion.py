@@ -19,7 +19,8 @@ from vitae_hf import (
     detect_preset,
     load_original_checkpoint,
 )
-from vitae_hf.hub.conversion import config_from_original, convert_checkpoint, original_layout
+from vitae_hf.hub.conversion import config_from_original, convert_checkpoint
+from vitae_hf.hub.original_names import original_layout
 
 
 def meta_weights(name: str, **overrides) -> dict[str, torch.Tensor]:
@@ -199,6 +200,7 @@ def test_a_folder_holds_the_weights_labels_and_image_size(nano_checkpoint, tmp_p
         "width": 64,
     }
     assert not list(tmp_path.glob(".*"))
+    assert not (tmp_path / "out" / "README.md").exists()  # there is nothing that the authors publish about `vitae-nano`
 
 
 def test_a_used_folder_and_wrong_labels_are_refused_before_anything_is_written(nano_checkpoint, tmp_path):

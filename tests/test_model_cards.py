@@ -14,7 +14,6 @@ from transformers import AutoModelForImageClassification
 from transformers.pipelines import SUPPORTED_TASKS
 
 from vitae_hf import ViTAEImageProcessor, config_from_preset
-from vitae_hf.commands.convert import write_card
 from vitae_hf.files import RECIPES
 from vitae_hf.hub.cards import PARITY, published_card
 from vitae_hf.hub.variants import IMAGENET_1K, PUBLISHED
@@ -146,8 +145,3 @@ def test_a_converted_files_card_names_the_file_and_claims_nothing_that_is_not_kn
         assert "as printed by the authors" not in other.text
     assert source_card("vitae-s", is_imagenet_1k=False).data.datasets is None
     assert "shorter side to 426 pixels" in source_card("vitae-b", image_size=384).text
-
-
-def test_a_network_of_our_own_gets_no_card_of_the_authors(tmp_path):
-    write_card(tmp_path, {"preset": "vitae-nano", "output": "nano"})
-    assert not list(tmp_path.iterdir())
