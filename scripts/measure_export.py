@@ -25,7 +25,7 @@ from measure_parity import golden_state_dict
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from vitae_hf import ViTAEImageProcessorPil, config_from_preset, convert_original_state_dict, prepare_for_inference
-from vitae_hf.data.samples import decode
+from vitae_hf.data.pictures import decode
 from vitae_hf.data.sources import load_labelled_images
 from vitae_hf.deployment.benchmarking import interleave
 from vitae_hf.deployment.exporting import export_folder, forward_inputs, load_exported, load_for_export
