@@ -1,4 +1,4 @@
-"""Cards of the published variants: as built, valid, true to their sources, and with code that runs."""
+"""Cards of the authors' variants: as built, valid, true to their sources, and with code that runs."""
 
 import json
 import re
@@ -15,8 +15,8 @@ from transformers.pipelines import SUPPORTED_TASKS
 
 from vitae_hf import ViTAEImageProcessor, config_from_preset
 from vitae_hf.files import RECIPES
-from vitae_hf.hub.cards import PARITY, published_card
-from vitae_hf.hub.variants import IMAGENET_1K, PUBLISHED
+from vitae_hf.hub.cards import PARITY, variant_card
+from vitae_hf.hub.variants import IMAGENET_1K, VARIANTS
 
 
 CARDS = REPOSITORY / "model_cards"
@@ -37,7 +37,7 @@ def card(preset: str) -> ModelCard:
 def source_card(preset: str, is_imagenet_1k: bool = True, **overrides) -> ModelCard:
     """The card of a converted file."""
     source = {**SOURCE, "is_imagenet_1k": is_imagenet_1k, **overrides}
-    return ModelCard(str(published_card(preset, "converted", source)))
+    return ModelCard(str(variant_card(preset, "converted", source)))
 
 
 def paragraph(text: str, beginning: str) -> str:
@@ -45,22 +45,22 @@ def paragraph(text: str, beginning: str) -> str:
 
 
 def test_the_cards_are_as_built_and_a_changed_one_is_noticed(tmp_path, capsys):
-    assert build_model_cards.main(["--check"])["cards"] == len(PUBLISHED)
-    assert {path.stem for path in CARDS.glob("vitae*.md")} == set(PUBLISHED)
-    assert build_model_cards.main(["--output", str(tmp_path)])["changed"] == len(PUBLISHED)
+    assert build_model_cards.main(["--check"])["cards"] == len(VARIANTS)
+    assert {path.stem for path in CARDS.glob("vitae*.md")} == set(VARIANTS)
+    assert build_model_cards.main(["--output", str(tmp_path)])["changed"] == len(VARIANTS)
     (tmp_path / "vitae-l.md").write_text(str(card("vitae-l")).replace("86.0", "86.1"))
     with pytest.raises(SystemExit, match="1"):
         build_model_cards.main(["--output", str(tmp_path), "--check"])
     assert "vitae-l.md; run this" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("preset", PUBLISHED)
+@pytest.mark.parametrize("preset", VARIANTS)
 def test_the_metadata_is_what_the_hub_takes_and_gives_the_printed_figures_back(preset):
     found = card(preset).data
     assert not metadata_errors(str(card(preset)))
     assert found.pipeline_tag in SUPPORTED_TASKS and found.library_name == "transformers"
-    assert {f"arxiv:{paper.arxiv}" for paper in PUBLISHED[preset].papers} < set(found.tags)
-    printed = PUBLISHED[preset].printed.get(IMAGENET_1K) if PUBLISHED[preset].has_weights else None
+    assert {f"arxiv:{paper.arxiv}" for paper in VARIANTS[preset].papers} < set(found.tags)
+    printed = VARIANTS[preset].printed.get(IMAGENET_1K) if VARIANTS[preset].has_weights else None
     results = found.eval_results or []
     assert [result.metric_value for result in results] == [value for value in printed or () if value is not None]
     for result in results:
@@ -85,7 +85,7 @@ def test_metadata_that_the_hub_would_refuse_is_found(text, replacement, error):
     assert text in good and error in metadata_errors(good.replace(text, replacement, 1))[0]
 
 
-@pytest.mark.parametrize("preset", PUBLISHED)
+@pytest.mark.parametrize("preset", VARIANTS)
 def test_a_card_states_no_measured_figure_but_those_in_the_results(preset):
     """Measured are only distances from the authors' network; what is printed of the accuracy is said to be theirs."""
     text = card(preset).text
@@ -101,19 +101,19 @@ def test_a_card_states_no_measured_figure_but_those_in_the_results(preset):
     else:
         assert "not measured for this variant" in stated and not re.search(r"\d\.\d|%", stated)
     assert len(re.findall("measured", text)) == 2  # there, and where it says that accuracy is not
-    if PUBLISHED[preset].printed:
+    if VARIANTS[preset].printed:
         assert "as printed by the authors** for the variant; we have measured none of it" in text
 
 
-@pytest.mark.parametrize("preset", PUBLISHED)
+@pytest.mark.parametrize("preset", VARIANTS)
 def test_recipes_expect_what_the_authors_print(preset):
-    about = yaml.safe_load((RECIPES / f"{PUBLISHED[preset].recipe or preset}.yaml").read_text())["about"]
-    if PUBLISHED[preset].has_weights:
-        assert about["expected"].startswith(f"{PUBLISHED[preset].printed[IMAGENET_1K].top1} top-1")
-    assert PUBLISHED[preset].papers[-1].arxiv in about["source"]
+    about = yaml.safe_load((RECIPES / f"{VARIANTS[preset].recipe or preset}.yaml").read_text())["about"]
+    if VARIANTS[preset].has_weights:
+        assert about["expected"].startswith(f"{VARIANTS[preset].printed[IMAGENET_1K].top1} top-1")
+    assert VARIANTS[preset].papers[-1].arxiv in about["source"]
 
 
-@pytest.mark.parametrize("preset", PUBLISHED)
+@pytest.mark.parametrize("preset", VARIANTS)
 def test_the_code_in_a_card_runs_as_it_is_written(preset, tmp_path, monkeypatch, capsys):
     """With one cell instead of all, in a folder that has the model and the picture of which the code speaks."""
     depths = config_from_preset(preset).depths

@@ -18,11 +18,11 @@ from ..image_processing_vitae import ViTAEImageProcessorPil
 from ..loading import load_trained
 from ..messages import listed, printable
 from ..presets import PRESETS, config_from_preset
-from .cards import published_card
+from .cards import variant_card
 from .checksums import sha256, write_sums
 from .original_names import original_layout
 from .torch_files import NoTensor, read_torch_file
-from .variants import PUBLISHED
+from .variants import VARIANTS
 
 
 IGNORED = "relative_position_index"
@@ -224,8 +224,8 @@ def convert_checkpoint(
     with whole_folder(output) as unfinished:
         model.save_pretrained(unfinished)
         ViTAEImageProcessorPil(size=model.config.image_size).save_pretrained(unfinished)
-        if preset in PUBLISHED:
-            published_card(preset, output.name, record).save(unfinished / "README.md")
+        if preset in VARIANTS:
+            variant_card(preset, output.name, record).save(unfinished / "README.md")
         write_sums(unfinished, sorted(unfinished.iterdir()))
         if verify is not None:
             record["verified"] = verify_folder(unfinished, verify)
