@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--asset", type=Path, help="also write the model as the package carries it, into this folder")
     arguments = parser.parse_args(argv)
-    arguments.output.mkdir(parents=True, exist_ok=True)  # before anything is done in vain
+    arguments.output.mkdir(parents=True, exist_ok=True)  # at the beginning: no training for a folder that cannot be
     started = time.perf_counter()
     set_seed(arguments.seed)
     data = load_dataset("parquet", data_files={split: str(DATA / f"{split}-*.parquet") for split in ("train", "test")})

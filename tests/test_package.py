@@ -18,6 +18,7 @@ from vitae_hf.commands import evaluate, train, verify
 from vitae_hf.data.sources import load_labelled_images
 from vitae_hf.failures import EXTRAS
 from vitae_hf.files import ASSETS, find_model
+from vitae_hf.web.visitors import Models
 
 
 NANO = "vitae-nano-fashion"
@@ -75,6 +76,12 @@ def test_a_pipeline_takes_the_model_that_ships():
     classify = pipeline("image-classification", model=find_model(NANO))
     found = classify(Image.open(BytesIO(row["image"]["bytes"])), top_k=1)[0]["label"]
     assert found == classify.model.config.id2label[row["label"]]
+
+
+def test_the_page_offers_the_model_that_ships_by_its_name():
+    models = Models([NANO])
+    model, processor = models.load(NANO)
+    assert models.names() == [NANO] and model.config.num_labels == 10 and processor.size.height == 64
 
 
 def test_a_folder_in_the_working_directory_goes_before_the_model_that_ships(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@
     vitae convert ViTAE-S.pth.tar --output vitae-s --verify
 
 The folder holds configuration, safetensors weights, image processor, model code, class names, checksums and a model
-card: `vitae push` takes it as it is. Nothing in the checkpoint is executed, resized or left out; a tensor
+card: `vitae push` takes it as it is. Nothing in the checkpoint is executed, and no tensor is resized or left out; one
 that does not fit is an error that names it.
 """
 

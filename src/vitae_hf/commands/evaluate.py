@@ -1,11 +1,13 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """How good is a trained classifier on labelled images, overall and class by class?
 
-    vitae evaluate --model_name_or_path outputs/vitae-nano-fashion --dataset examples/fashion_mnist_mini
+    vitae evaluate --model_name_or_path vitae-nano-fashion --dataset examples/fashion_mnist_mini
 
-`--dataset` is as for `vitae train`. Size and crop are the saved image processor's unless given. The whole split
-counts; with `--on_bad_sample skip`, unreadable pictures are left out and counted. Writes `eval_metrics.json` (all
-figures, accuracy by class, confusion matrix), `confusion_matrix.png` and `per_class_accuracy.png`.
+`vitae-nano-fashion` is the small model that the package carries; a folder or a name on the Hub works as well.
+`--dataset` is as for `vitae train`. Size and crop are those of the saved image processor unless given. Every picture of
+the split is evaluated; with `--on_bad_sample skip`, those that cannot be read are left out and counted. Writes
+`eval_metrics.json` (all figures, accuracy by class, confusion matrix), `confusion_matrix.png` and
+`per_class_accuracy.png`.
 """
 
 import argparse
@@ -35,7 +37,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "vitae evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model_name_or_path", required=True, help="folder or Hub name of a classifier")
+    parser.add_argument("--model_name_or_path", required=True, help="folder or name of a classifier")
     parser.add_argument("--dataset", required=True, help="Hub name or local folder of labelled images")
     parser.add_argument("--dataset_name", help="its configuration, if several")
     parser.add_argument("--split", help="default: validation, else test")

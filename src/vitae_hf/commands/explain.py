@@ -1,7 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """What did a classifier see in my pictures, and which branch of its cells saw it?
 
-    vitae explain outputs/vitae-nano-fashion src/vitae_hf/assets/sneaker.png
+    vitae explain vitae-nano-fashion src/vitae_hf/assets/sneaker.png
 
 Writes a picture for each image: the scores, Grad-CAM, where attention looks, and how much attention and convolution add
 to each token, cell by cell. Prints a JSON line for each, then one for all. An image that cannot be read is named, the
