@@ -4,8 +4,8 @@
     vitae app          # then open the address that it prints
 
 Offers the classifiers in `outputs` (what `make demo` and `vitae train` write there), those that `--model` names (by
-default the demo's, else the small one that the package carries), and whatever Hub name is typed; such a model is all that
-it ever loads from elsewhere. With `--host 0.0.0.0`, others can
+default the demo's, else the small one that the package carries), and whatever Hub name is typed; such a model is all
+that it ever loads from elsewhere. With `--host 0.0.0.0`, others can
 use the page, by this machine's names and addresses: then Hub names cannot be typed, unless `--hub_names` allows it.
 Behind a proxy, `--trusted_host` says by which name people open the page.
 """
