@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 class Command(NamedTuple):
     summary: str
-    extra: str | None = None  # what `pip install "vitae-hf[EXTRA]"` adds for it
+    extra: str | None = None  # of the package, which the command needs
 
 
 COMMANDS = {

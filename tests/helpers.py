@@ -79,6 +79,21 @@ def original_weights(config: ViTAEConfig, seed: int = 0) -> dict[str, torch.Tens
     return weights
 
 
+class RunsCode:
+    """Pickled, it makes whoever unpickles it run a command of the shell."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def write_malicious(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """A file of `torch.save` that writes `PATH.executed` if anything in it is called."""
+    torch.save({"state_dict": weights, "args": RunsCode(f"touch {path}.executed")}, path)
+
+
 def images(batch: int = 2, height: int = 64, width: int = 64) -> torch.Tensor:
     return torch.from_numpy(golden_weights.images(batch, height, width))
 

@@ -93,13 +93,12 @@ def test_a_card_states_no_measured_figure_but_those_in_the_results(preset):
     stated = paragraph(text, "**Equal to the authors' network**")
     if preset in measured["errors"]:
         errors = measured["errors"][preset]
-        found = re.search(r"at most (\S+) of .* float32, (\S+) % .* bfloat16 and (\S+) % in float16 \((.+?);", stated)
-        assert float(found[1]) == pytest.approx(errors["float32"]["max_over_std"], rel=0.05)
-        assert float(found[2]) == pytest.approx(100 * errors["bfloat16"]["max_over_range"], abs=0.005)
-        assert float(found[3]) == pytest.approx(100 * errors["float16"]["max_over_range"], abs=0.005)
-        assert found[4] == f"{measured['device']}, torch {measured['torch']}, {measured['date']}"
+        half = {dtype: f"{100 * errors[dtype]['max_over_range']:.2f} %" for dtype in ("bfloat16", "float16")}
+        assert f"at most {errors['float32']['max_over_std']:.1e} of their standard deviation in float32" in stated
+        assert f"{half['bfloat16']} of their range in bfloat16 and {half['float16']} in float16" in stated
+        assert f"({measured['device']}, torch {measured['torch']}, {measured['date']};" in stated
     else:
-        assert "not measured for this variant" in stated and not re.search(r"\d\.\d|%", stated)
+        assert "not measured for this variant" in stated and "%" not in stated
     assert len(re.findall("measured", text)) == 2  # there, and where it says that accuracy is not
     if VARIANTS[preset].printed:
         assert "as printed by the authors** for the variant; we have measured none of it" in text
@@ -113,9 +112,9 @@ def test_recipes_expect_what_the_authors_print(preset):
     assert VARIANTS[preset].papers[-1].arxiv in about["source"]
 
 
-@pytest.mark.parametrize("preset", VARIANTS)
+@pytest.mark.parametrize("preset", ["vitae-t", "vitae-b", "vitaev2-s"])
 def test_the_code_in_a_card_runs_as_it_is_written(preset, tmp_path, monkeypatch, capsys):
-    """With one cell instead of all, in a folder that has the model and the picture of which the code speaks."""
+    """A card of each architecture, with one cell instead of all, in a folder that has the model and the picture."""
     depths = config_from_preset(preset).depths
     config = config_from_preset(preset, depths=(*[0] * (len(depths) - 1), 1))
     AutoModelForImageClassification.from_config(config).save_pretrained(tmp_path / "org" / preset)

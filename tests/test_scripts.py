@@ -3,11 +3,11 @@
 import json
 import re
 
+import PIL.Image
 import pytest
 import torch
-from helpers import ASSETS, REPOSITORY, last_line, original_weights, run
+from helpers import ASSETS, REPOSITORY, last_line, original_weights, run, write_malicious
 from hub_server import HubServer
-from test_conversion import write_malicious
 
 from vitae_hf import config_from_preset
 
@@ -27,7 +27,9 @@ def test_the_demo_trains_saves_evaluates_and_draws(demo):
     assert {"config.json", "model.safetensors", "modeling_vitae.py", "preprocessor_config.json"} <= {
         path.name for path in folder.iterdir()
     }
-    assert (folder / "predictions.png").stat().st_size > 20_000
+    with PIL.Image.open(folder / "predictions.png") as picture:  # whose titles are green or red, right or wrong
+        colours = {colour[:3] for _, colour in picture.getcolors(10**6)}
+        assert picture.size == (1380, 768) and {(44, 160, 44), (214, 39, 40)} & colours
     assert "%|" in done.stderr  # the Trainer's progress bar
     assert json.loads((folder / "config.json").read_text())["id2label"]["9"] == "Ankle boot"
 
