@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Fashion-MNIST as parquet files that `datasets` reads, whole or a part drawn by class.
+"""Writes Fashion-MNIST as parquet files that `datasets` reads: all of it, or some images of each class.
 
     python scripts/build_fashion_mnist.py IDX_FOLDER --output data/fashion_mnist          # `make data-fashion-mnist`
     python scripts/build_fashion_mnist.py IDX_FOLDER --output examples/fashion_mnist_mini --per_class 600 100
@@ -41,6 +41,7 @@ def read_idx(path: Path, header_bytes: int) -> np.ndarray:
 
 
 def read_split(folder: Path, split: str, per_class: int | None, seed: int) -> Dataset:
+    """The images and labels of a split, or `per_class` of each class."""
     images = read_idx(folder / f"{PREFIXES[split]}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
     labels = read_idx(folder / f"{PREFIXES[split]}-labels-idx1-ubyte.gz", 8)
     indices = np.arange(len(labels)) if per_class is None else draw(labels, per_class, seed)

@@ -4,8 +4,8 @@
     python scripts/build_garment_scenes.py --output examples/garment_scenes
 
 Each scene has 2 to 5 Fashion-MNIST images from `examples/fashion_mnist_mini`, at random scales, places and tints,
-painted one over the other on a coloured background. A garment is where its image is not black. Scenes for validation
-use garments of the test split. The same seed gives the same pixels.
+painted one over the other on a coloured background. The pixels of an image that are not black are its garment. Scenes
+for validation use garments of the test split. The same seed gives the same pixels.
 """
 
 import argparse
@@ -23,7 +23,7 @@ SOURCE = Path(__file__).parents[1] / "examples" / "fashion_mnist_mini"
 SPLITS = {"train": "train", "validation": "test"}  # split of scenes -> split of garments
 HEIGHT, WIDTH = 96, 128
 THRESHOLD = 24  # a garment's pixels are brighter than this, of 255
-MIN_VISIBLE = 0.25  # an object with a smaller part of it to be seen gets no box; its pixels stay in the mask
+MIN_VISIBLE = 0.25  # an object of which a smaller share is visible gets no box; its pixels stay in the mask
 
 
 def resize(values: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -58,7 +58,7 @@ def place_garment(generator: np.random.Generator, garment: np.ndarray) -> tuple[
 
 
 def render_scene(generator: np.random.Generator, garments: Dataset) -> dict:
-    """One row: the picture, its mask (0: background, else class of the garment), and boxes `[x, y, width, height]`."""
+    """One row: picture, mask (0 is background, any other number a class of garments), boxes `[x, y, width, height]`."""
     scene = render_background(generator)
     instances = np.zeros((HEIGHT, WIDTH), np.uint8)
     classes, areas = [0], [0]

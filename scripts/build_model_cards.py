@@ -1,11 +1,11 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Do the model cards of the published variants say what is known? Builds them from one source of figures.
+"""Do the model cards of the authors' variants say what is known? Builds them from one source of figures.
 
     python scripts/build_model_cards.py          # writes model_cards/vitae-*.md
     python scripts/build_model_cards.py --check  # writes nothing; status 1 if a card there is another one
 
-Figures come from `hub/variants.py`, `hub/parity_cpu.json` and the recipes of the package, the text from its template
-`published.md`.
+The package has the figures, in `hub/variants.py`, `hub/parity_cpu.json` and the recipes, and the text, in
+`hub/templates/variant.md`.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.hub.cards import published_card
-from vitae_hf.hub.variants import PUBLISHED
+from vitae_hf.hub.cards import variant_card
+from vitae_hf.hub.variants import VARIANTS
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "model_cards", help="folder of the cards")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     arguments = parser.parse_args(argv)
-    cards = {arguments.output / f"{preset}.md": str(published_card(preset)) for preset in PUBLISHED}
+    cards = {arguments.output / f"{preset}.md": str(variant_card(preset)) for preset in VARIANTS}
     stale = [path for path, card in cards.items() if not path.is_file() or path.read_text() != card]
     if arguments.check and stale:
         parser.exit(1, f"error: not as built: {', '.join(map(str, stale))}; run this without --check\n")

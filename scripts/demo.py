@@ -6,16 +6,23 @@
 Reads 6,000 Fashion-MNIST images from `examples/fashion_mnist_mini`, trains with the Trainer, saves a folder, reloads it
 with `AutoModelForImageClassification`, measures its accuracy on 1,000 test images, classifies some of them with
 `pipeline`, and draws these with their three likeliest labels. The folder gets a model card, as publishing it takes.
+
+The package carries one such model, `vitae-nano-fashion`. To renew it, run this in the root of the repository:
+
+    python scripts/demo.py --asset src/vitae_hf/assets/vitae-nano-fashion
 """
 
 import argparse
+import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import matplotlib
 import torch
 from datasets import Dataset, load_dataset
+from huggingface_hub import ModelCard
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
@@ -30,6 +37,7 @@ from vitae_hf.environment import environment
 from vitae_hf.evaluation.metrics import TopKAccuracy
 from vitae_hf.failures import run_command
 from vitae_hf.hub.cards import TEMPLATES, draw_curves, model_card
+from vitae_hf.hub.checksums import write_sums
 
 
 matplotlib.use("Agg")
@@ -38,6 +46,9 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
+LICENCE_OF_DATA = """The images are of
+[Fashion-MNIST](https://github.com/zalandoresearch/fashion-mnist), copyright 2017 Zalando SE, under the MIT licence; the
+weights were trained on nothing else."""
 
 
 def preprocess(split: Dataset, processor, batch_size: int = 500) -> list[dict[str, torch.Tensor]]:
@@ -105,18 +116,26 @@ def evaluate(folder: Path, split: Dataset, batch_size: int = 250) -> dict[str, f
     return {**top, "loss": torch.nn.functional.cross_entropy(logits, labels).item()}
 
 
-def write_card(trainer: Trainer, data, metrics: dict[str, float]) -> None:
-    """`training_curves.png` and the model card, so that the folder can be published."""
-    training, model, output = trainer.args, trainer.model, Path(trainer.args.output_dir)
-    processor, found = trainer.processing_class, environment()
-    draw_curves(trainer.state.log_history, output / "training_curves.png")
-    card = model_card(
+def build_card(
+    trainer: Trainer, data, metrics: dict[str, float], name: str, licence: str, is_carried: bool
+) -> ModelCard:
+    """The card of the trained model.
+
+    Args:
+        metrics: of [`evaluate`].
+        name: of the model.
+        licence: what the card says about the licence of data and weights.
+        is_carried: whether the package carries the model: the card then says how it is found by its name.
+    """
+    training, model, processor = trainer.args, trainer.model, trainer.processing_class
+    found = environment()
+    return model_card(
         TEMPLATES / "trained.md",
-        model_name=output.name,
+        model_name=name,
         architecture=type(model).__name__,
         parameters=model.num_parameters(),
         num_labels=model.config.num_labels,
-        origin="trained from scratch",
+        origin="trained from scratch by `scripts/demo.py` of the repository",
         dataset=os.path.relpath(DATA),
         train_images=f"{len(data['train']):,}",
         eval_split="test",
@@ -128,18 +147,40 @@ def write_card(trainer: Trainer, data, metrics: dict[str, float]) -> None:
         averaged=False,
         metrics=metrics,
         skipped=0,
-        settings={
-            "optimizer": training.optim.value,
-            "learning rate": f"{training.learning_rate:g}, cosine",
-            "weight decay": f"{training.weight_decay:g}",
-            "epochs": round(trainer.state.epoch, 2),
-            "batch": training.per_device_train_batch_size,
-            "label smoothing": training.label_smoothing_factor,
-            "seed": training.seed,
-        },
+        settings=settings_of(training, trainer.state.epoch),
         environment=", ".join(f"{name} {found[name]}" for name in ("device", "torch", "transformers", "date")),
+        licence=licence,
+        is_carried=is_carried,
     )
-    card.save(output / "README.md")
+
+
+def settings_of(training: TrainingArguments, epochs: float) -> dict:
+    return {
+        "optimizer": training.optim.value,
+        "learning rate": f"{training.learning_rate:g}, cosine",
+        "weight decay": f"{training.weight_decay:g}",
+        "epochs": round(epochs, 2),
+        "batch": training.per_device_train_batch_size,
+        "label smoothing": training.label_smoothing_factor,
+        "seed": training.seed,
+    }
+
+
+def write_asset(trainer: Trainer, data, metrics: dict[str, float], folder: Path) -> None:
+    """The trained model as the package carries it: without pictures, and without code, which is the package's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = Path(trainer.args.output_dir)
+    shutil.copyfile(trained / "model.safetensors", folder / "model.safetensors")
+    for name in ("config.json", "preprocessor_config.json"):
+        fields = json.loads((trained / name).read_text())
+        del fields["auto_map"]
+        (folder / name).write_text(json.dumps(fields, indent=2) + "\n")
+    licence = f"{LICENCE_OF_DATA} Like the package, they are under the Apache License, Version 2.0."
+    card = build_card(trainer, data, metrics, folder.name, licence, is_carried=True)
+    card.data.license = "apache-2.0"
+    card.save(folder / "README.md")
+    names = ("README.md", "config.json", "model.safetensors", "preprocessor_config.json")
+    write_sums(folder, [folder / name for name in names])
 
 
 def draw_predictions(folder: Path, split: Dataset, path: Path, count: int = 10) -> list[dict]:
@@ -167,14 +208,21 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--epochs", type=float, default=14)
     parser.add_argument("--learning_rate", type=float, default=4e-3)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--asset", type=Path, help="also write the model as the package carries it, into this folder")
     arguments = parser.parse_args(argv)
-    arguments.output.mkdir(parents=True, exist_ok=True)  # before anything is done in vain
+    arguments.output.mkdir(parents=True, exist_ok=True)  # at the beginning: no training for a folder that cannot be
     started = time.perf_counter()
     set_seed(arguments.seed)
     data = load_dataset("parquet", data_files={split: str(DATA / f"{split}-*.parquet") for split in ("train", "test")})
     trainer = train(data, arguments.output, arguments)
     metrics = evaluate(arguments.output, data["test"])
-    write_card(trainer, data, metrics)
+    draw_curves(trainer.state.log_history, arguments.output / "training_curves.png")
+    licence = f"{LICENCE_OF_DATA} State the licence of the weights before publishing."
+    build_card(trainer, data, metrics, arguments.output.name, licence, is_carried=False).save(
+        arguments.output / "README.md"
+    )
+    if arguments.asset is not None:
+        write_asset(trainer, data, metrics, arguments.asset)
     picture = arguments.output / "predictions.png"
     draw_predictions(arguments.output, data["test"], picture)
     return {

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from vitae_hf.environment import environment
 from vitae_hf.evaluation.explanation import BRANCH_COLOURS, Explanation, draw_heat, explain
 from vitae_hf.failures import about, run_command
-from vitae_hf.loading import load_classifier, load_processor
+from vitae_hf.loading import load_trained
 
 
 TEST = Path(__file__).parents[1] / "examples" / "fashion_mnist_mini" / "test-*.parquet"
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--images", type=int, default=1000, help="how many")
     arguments = parser.parse_args(argv)
     with about(arguments.model_name_or_path):
-        model, processor = load_classifier(arguments.model_name_or_path), load_processor(arguments.model_name_or_path)
+        model, processor = load_trained(arguments.model_name_or_path)
     split = load_dataset("parquet", data_files={"test": str(TEST)}, split="test")
     split = split.select(range(min(arguments.images, len(split))))
     record = {"model": arguments.model_name_or_path, **measure(model, processor, split), **environment()}

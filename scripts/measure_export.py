@@ -25,7 +25,7 @@ from measure_parity import golden_state_dict
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from vitae_hf import ViTAEImageProcessorPil, config_from_preset, convert_original_state_dict, prepare_for_inference
-from vitae_hf.data.samples import decode
+from vitae_hf.data.pictures import decode
 from vitae_hf.data.sources import load_labelled_images
 from vitae_hf.deployment.benchmarking import interleave
 from vitae_hf.deployment.exporting import export_folder, forward_inputs, load_exported, load_for_export
@@ -62,7 +62,7 @@ def load_all(source: Path, records: dict[str, dict]) -> dict:
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads
     session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads cost the others
-    model = load_for_export(source)
+    model, _ = load_for_export(source)
     runs = {
         "torch_float32": prepare_for_inference(copy.deepcopy(model)),
         "torch_bfloat16": prepare_for_inference(model, dtype=torch.bfloat16),

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 class Command(NamedTuple):
     summary: str
-    extra: str | None = None  # what `pip install "vitae-hf[EXTRA]"` adds for it
+    extra: str | None = None  # of the package, which the command needs
 
 
 COMMANDS = {
@@ -55,10 +55,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(name: str, words: list[str]) -> None:
-    from vitae_hf.failures import run_command
+    """Run a command, and end the process as [`run_command`] does."""
+    from vitae_hf.failures import of_a_missing_package, run_command
 
     def main(words: list[str]) -> dict | None:
-        return load(name).main(words)
+        try:
+            return load(name).main(words)
+        except ModuleNotFoundError as error:
+            if sentence := of_a_missing_package(error, f"`vitae {name}`", COMMANDS[name].extra):
+                raise ImportError(sentence) from error
+            raise
 
     def status(record: dict) -> int:
         return getattr(load(name), "status", lambda record: 0)(record)
@@ -67,20 +73,8 @@ def run(name: str, words: list[str]) -> None:
 
 
 def load(name: str):
-    """The module of a command.
-
-    Raises:
-        ImportError: a package is not installed; the message says how to install it.
-    """
-    try:
-        return importlib.import_module(f"vitae_hf.commands.{name}")
-    except ModuleNotFoundError as error:
-        extra = COMMANDS[name].extra
-        if extra is None or (error.name or "").partition(".")[0] == "vitae_hf":
-            raise
-        raise ImportError(
-            f'`vitae {name}` needs {error.name}, which is not installed: pip install "vitae-hf[{extra}]"'
-        ) from error
+    """The module of a command."""
+    return importlib.import_module(f"vitae_hf.commands.{name}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 
 from vitae_cli import COMMANDS
 from vitae_hf import ViTAEConfig, ViTAEv2Config, config_from_preset
-from vitae_hf.hub.conversion import original_layout
+from vitae_hf.hub.original_names import original_layout
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -77,6 +77,21 @@ def original_weights(config: ViTAEConfig, seed: int = 0) -> dict[str, torch.Tens
         shape = (len(parts) * shape[0], *shape[1:]) if shape else ()
         weights[name] = torch.from_numpy(np.asarray(golden_weights.tensor(name, shape, seed)))
     return weights
+
+
+class RunsCode:
+    """Pickled, it makes whoever unpickles it run a command of the shell."""
+
+    def __init__(self, command: str):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def write_malicious(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """A file of `torch.save` that writes `PATH.executed` if anything in it is called."""
+    torch.save({"state_dict": weights, "args": RunsCode(f"touch {path}.executed")}, path)
 
 
 def images(batch: int = 2, height: int = 64, width: int = 64) -> torch.Tensor:

@@ -13,7 +13,7 @@ from vitae_hf.commands import benchmark
 from vitae_hf.deployment import benchmarking
 from vitae_hf.deployment.benchmarking import Case, Workload, count_work, interleave, peak_memory, saved_activations
 from vitae_hf.deployment.inference import FoldedBatchNorm
-from vitae_hf.hub.variants import PUBLISHED
+from vitae_hf.hub.variants import VARIANTS
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_what_it_does_not_know_is_refused_before_anything_is_measured(arguments,
 @pytest.mark.parametrize("name", ["vitae-t", "vitaev2-s"])
 def test_the_work_is_the_published_figure(name):
     parameters, gmacs = count_work(name, (224, 224))
-    assert (parameters, round(gmacs, 3)) == (PUBLISHED[name].parameters, PUBLISHED[name].gmacs)
+    assert (parameters, round(gmacs, 3)) == (VARIANTS[name].parameters, VARIANTS[name].gmacs)
 
 
 def test_the_work_of_others_is_that_of_their_papers():

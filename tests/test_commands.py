@@ -13,7 +13,7 @@ from hub_server import HubServer
 import vitae_hf
 from vitae_cli import COMMANDS
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config_from_preset
-from vitae_hf.failures import about, plain_words, run_command
+from vitae_hf.failures import about, of_a_missing_package, plain_words, run_command
 
 
 DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
@@ -254,6 +254,16 @@ def test_a_missing_extra_is_one_sentence_with_what_mends_it(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     expected = 'error: `vitae evaluate` needs datasets, which is not installed: pip install "vitae-hf[train]"'
     assert done.stderr.splitlines()[-1] == expected
+
+
+def test_a_package_that_is_missed_later_is_told_too_and_others_are_not_taken_for_an_extra():
+    missing = ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib.figure")
+    expected = 'this needs matplotlib, which is not installed: pip install "vitae-hf[train]"'
+    assert plain_words(missing) == expected
+    assert of_a_missing_package(missing, "x", "explain") == expected.replace("this", "x").replace("train", "explain")
+    assert of_a_missing_package(missing, "x", "export") == expected.replace("this", "x")
+    assert of_a_missing_package(ModuleNotFoundError("No module named 'vitae_hf.x'", name="vitae_hf.x")) is None
+    assert of_a_missing_package(ImportError("cannot import name 'x'", name="matplotlib")) is None
 
 
 def test_a_name_that_the_hub_does_not_have_ends_the_process_with_one_sentence(tmp_path):

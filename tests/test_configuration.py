@@ -17,11 +17,11 @@ from vitae_hf import (
     config_from_preset,
     configuration_vitae,
 )
-from vitae_hf.hub.conversion import original_layout
-from vitae_hf.hub.variants import IMAGENET_1K, PUBLISHED
+from vitae_hf.hub.original_names import original_layout
+from vitae_hf.hub.variants import IMAGENET_1K, VARIANTS
 
 
-FIGURES = {name: (variant.parameters, variant.gmacs) for name, variant in PUBLISHED.items()}
+FIGURES = {name: (variant.parameters, variant.gmacs) for name, variant in VARIANTS.items()}
 FIGURES |= {
     "vitae-nano": (216_074, 0.012),
     "vitaev2-nano": (192_970, 0.011),
@@ -45,8 +45,8 @@ def test_the_readme_states_these_figures():
     for name, (parameters, gmacs) in FIGURES.items():
         row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |"))
         assert f" {parameters:,} | {gmacs:.5g} |" in row.replace("**", ""), name
-        if name in PUBLISHED:
-            printed = PUBLISHED[name].printed.get(IMAGENET_1K)
+        if name in VARIANTS:
+            printed = VARIANTS[name].printed.get(IMAGENET_1K)
             accuracy = " / ".join("–" if value is None else str(value) for value in printed) if printed else "–"
             assert row.split(" | ")[3] == accuracy, name
 

@@ -2,14 +2,22 @@
 
 import argparse
 import json
-import os
 import pathlib
 import pickle
+import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import ASSETS, class_token_config, images, original_weights, pyramid_config
+from helpers import (
+    ASSETS,
+    RunsCode,
+    class_token_config,
+    images,
+    original_weights,
+    pyramid_config,
+    write_malicious,
+)
 from safetensors.torch import load_file
 
 from vitae_hf import (
@@ -19,7 +27,8 @@ from vitae_hf import (
     detect_preset,
     load_original_checkpoint,
 )
-from vitae_hf.hub.conversion import config_from_original, convert_checkpoint, original_layout
+from vitae_hf.hub.conversion import config_from_original, convert_checkpoint, read_labels
+from vitae_hf.hub.original_names import original_layout
 
 
 def meta_weights(name: str, **overrides) -> dict[str, torch.Tensor]:
@@ -109,18 +118,6 @@ def test_every_layout_is_read(layout, prefix, zipped, tmp_path):
     assert read.keys() == weights.keys() and all(torch.equal(read[name], weights[name]) for name in weights)
 
 
-class RunsCode:
-    def __init__(self, command):
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
-def write_malicious(path, weights):
-    torch.save({"state_dict": weights, "args": RunsCode(f"touch {path}.executed")}, path)
-
-
 def write_malicious_pickle(path, weights):
     path.write_bytes(pickle.dumps(RunsCode(f"touch {path}.executed")))
 
@@ -199,6 +196,7 @@ def test_a_folder_holds_the_weights_labels_and_image_size(nano_checkpoint, tmp_p
         "width": 64,
     }
     assert not list(tmp_path.glob(".*"))
+    assert not (tmp_path / "out" / "README.md").exists()  # there is nothing that the authors publish about `vitae-nano`
 
 
 def test_a_used_folder_and_wrong_labels_are_refused_before_anything_is_written(nano_checkpoint, tmp_path):
@@ -240,6 +238,13 @@ def test_imagenet_classes_get_their_names(tmp_path):
     convert_checkpoint(tmp_path / "nano.pth", tmp_path / "out")
     names = json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]
     assert (names["0"], names["281"], len(names)) == ("tench, Tinca tinca", "tabby, tabby cat", 1000)
+
+
+def test_without_timm_the_sentence_says_what_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm.data", None)
+    with pytest.raises(ImportError, match=r'needs timm, .*: pip install "vitae-hf\[train\]", or pass --labels'):
+        read_labels(None, 1000)
+    assert read_labels(None, 10) is None
 
 
 def test_a_class_token_checkpoint_of_any_depth_converts():

@@ -15,7 +15,8 @@ import torch
 from helpers import REPOSITORY
 from torch.utils.data import DataLoader
 
-from vitae_hf.data.samples import IGNORED_LABEL, ImageDataset, RepeatedAugmentation, collate, decode
+from vitae_hf.data.pictures import decode
+from vitae_hf.data.samples import IGNORED_LABEL, ImageDataset, RepeatedAugmentation, collate
 from vitae_hf.data.sources import class_names, draw_by_class, hold_out, load_images, load_labelled_images
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from vitae_hf import config_from_preset, convert_original_state_dict, detect_preset, prepare_for_inference
-from vitae_hf.hub.conversion import original_layout
+from vitae_hf.hub.original_names import original_layout
 from vitae_hf.modeling_vitae import random_feature_attention
 
 

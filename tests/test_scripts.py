@@ -3,11 +3,11 @@
 import json
 import re
 
+import PIL.Image
 import pytest
 import torch
-from helpers import REPOSITORY, last_line, original_weights, run
+from helpers import ASSETS, REPOSITORY, last_line, original_weights, run, write_malicious
 from hub_server import HubServer
-from test_conversion import write_malicious
 
 from vitae_hf import config_from_preset
 
@@ -17,7 +17,7 @@ def demo(tmp_path_factory):
     """A folder as `make demo` leaves it, but for a few steps of training, and the script's record."""
     root = tmp_path_factory.mktemp("demo")
     output = root / "outputs" / "vitae-nano-fashion"
-    return root, run("demo", "--epochs", 0.2, "--output", output)
+    return root, run("demo", "--epochs", 0.2, "--output", output, "--asset", root / "asset")
 
 
 def test_the_demo_trains_saves_evaluates_and_draws(demo):
@@ -27,9 +27,24 @@ def test_the_demo_trains_saves_evaluates_and_draws(demo):
     assert {"config.json", "model.safetensors", "modeling_vitae.py", "preprocessor_config.json"} <= {
         path.name for path in folder.iterdir()
     }
-    assert (folder / "predictions.png").stat().st_size > 20_000
+    with PIL.Image.open(folder / "predictions.png") as picture:  # whose titles are green or red, right or wrong
+        colours = {colour[:3] for _, colour in picture.getcolors(10**6)}
+        assert picture.size == (1380, 768) and {(44, 160, 44), (214, 39, 40)} & colours
     assert "%|" in done.stderr  # the Trainer's progress bar
     assert json.loads((folder / "config.json").read_text())["id2label"]["9"] == "Ankle boot"
+
+
+def test_the_demo_renews_the_model_that_ships(demo):
+    """The same files, configuration and card as those of the package, but for what another training changes."""
+    found, ships = demo[0] / "asset", ASSETS / "vitae-nano-fashion"
+    assert {path.name for path in found.iterdir()} == {path.name for path in ships.iterdir()}
+    for name in ("config.json", "preprocessor_config.json"):
+        own, theirs = (json.loads((folder / name).read_text()) for folder in (found, ships))
+        assert {**own, "transformers_version": None} == {**theirs, "transformers_version": None}
+    lines = [set((folder / "README.md").read_text().splitlines()) for folder in (found, ships)]
+    assert {"license: apache-2.0", "## Limits"} <= lines[0] & lines[1] and len(lines[1] - lines[0]) < 12
+    trained = demo[0] / "outputs" / "vitae-nano-fashion" / "model.safetensors"
+    assert (found / "model.safetensors").read_bytes() == trained.read_bytes()
 
 
 def test_the_demos_folder_is_published_as_it_is(demo, tmp_path):

@@ -13,6 +13,7 @@ from transformers import (
 from .configuration_vitae import ViTAEConfig
 from .configuration_vitaev2 import ViTAEv2Config
 from .deployment.inference import prepare_for_inference
+from .files import find_model
 from .hub.conversion import convert_original_state_dict, detect_preset, load_original_checkpoint
 from .image_processing_vitae import ViTAEImageProcessor, ViTAEImageProcessorPil
 from .modeling_vitae import (
@@ -61,6 +62,7 @@ __all__ = [
     "config_from_preset",
     "convert_original_state_dict",
     "detect_preset",
+    "find_model",
     "load_original_checkpoint",
     "prepare_for_inference",
 ]

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where a figure was measured: what every script's last line says beside its figures."""
+"""Where and when figures were measured: every command and script prints this beside its figures."""
 
 import datetime
 import platform

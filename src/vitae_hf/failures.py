@@ -19,7 +19,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# What files, names, arguments, data and the network cause; anything else is a mistake of ours and keeps its traceback.
+# What files, names, arguments, data and the network cause. Anything else is a mistake in this package and keeps its
+# traceback.
 FAILURES = (
     OSError,
     ValueError,
@@ -27,9 +28,16 @@ FAILURES = (
     FloatingPointError,
     StrictDataclassError,
     SafetensorError,
-    httpx.HTTPError,  # no OSError
+    httpx.HTTPError,  # which is no OSError
     torch.OutOfMemoryError,
 )
+EXTRAS = {
+    "train": ("torchvision", "accelerate", "datasets", "evaluate", "timm", "matplotlib", "tensorboard"),
+    "explain": ("pytorch_grad_cam", "matplotlib"),
+    "export": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+}
+EXTRAS["demo"] = (*EXTRAS["train"], *EXTRAS["explain"], "gradio")
+"""What `pip install "vitae-hf[EXTRA]"` installs, as it is imported; `setup.cfg` has the versions."""
 OF_A_WORKER = re.compile(r"Original Traceback.*\n[\w.]+: ", re.DOTALL)
 
 
@@ -43,7 +51,8 @@ def run_command(
     Under torchrun the first process alone prints the record. TRANSFORMERS_VERBOSITY=debug shows where a failure arose.
 
     Args:
-        main: what the command does with its arguments; it may fail with one of `FAILURES`, or for the sake of one.
+        main: what the command does with its arguments. An error that is one of `FAILURES`, or was raised from one,
+            becomes the sentence; any other is raised.
         argv: default: of this process.
         status: exit status for a record.
     """
@@ -62,7 +71,10 @@ def run_command(
 
 @contextmanager
 def about(subject: str) -> Iterator[None]:
-    """A failure within is about this folder, repository or data set, which errors of the network do not name."""
+    """Note on every error raised within which folder, repository or data set it is about.
+
+    Errors of the network do not say so; [`plain_words`] then does.
+    """
     try:
         yield
     except Exception as error:
@@ -71,10 +83,14 @@ def about(subject: str) -> Iterator[None]:
 
 
 def device(name: str) -> str:
-    """A `--device` that there is, for argparse."""
+    """The type of an argument `--device`, for argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: this machine has no such device.
+    """
     try:
         torch.empty(0, device=name)
-    except Exception as error:  # of every kind, by the device
+    except Exception as error:  # each kind of device raises errors of its own
         raise argparse.ArgumentTypeError(f"there is no device {name!r} here ({first_line(error)})") from error
     return name
 
@@ -88,10 +104,12 @@ def causes(error: BaseException) -> list[BaseException]:
 
 
 def is_of_datasets(error: BaseException) -> bool:
-    return type(error).__module__ == "datasets.exceptions"  # of which some are plain exceptions
+    """Whether it is an error of `datasets`, some of whose classes are derived from `Exception` alone."""
+    return type(error).__module__ == "datasets.exceptions"
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
@@ -100,40 +118,59 @@ def plain_words(error: BaseException) -> str:
     """What went wrong in one sentence, without the token; see [`about`] for what it was about."""
     chain = causes(error)
     notes = [note for cause in chain for note in getattr(cause, "__notes__", [])]
-    subject = notes[0] if notes else "what was asked for"
-    response = next((cause.response for cause in chain if isinstance(cause, HfHubHTTPError)), None)
-    status = None if response is None else response.status_code
-    if status == 401 or isinstance(error, LocalTokenNotFoundError):
-        problem = "not accepted" if get_token() else "missing"
-        sentence = (
-            f"{subject} is not there for you: the Hub token is {problem}; log in with `hf auth login` or set HF_TOKEN"
-        )
-    elif status == 403:
-        sentence = f"the Hub token may not do this to {subject}: it takes one that may write"
-    elif status == 412:
-        sentence = f"{subject} was changed by somebody else in the meantime; nothing was uploaded, run it again"
-    elif status is not None and (status >= 500 or status == 429):
-        sentence = f"the Hub failed with status {status} for {subject}; run it again, it goes on where it is needed"
-    elif status is None and any(isinstance(cause, (httpx.HTTPError, ConnectionError)) for cause in chain):
-        sentence = (
-            f"no connection to {constants.ENDPOINT} for {subject} ({first_line(chain[-1])}); run it again, it goes on"
-            " where it is needed"
-        )
-    elif status == 404:
-        sentence = f"{subject} is not on the Hub ({first_line(error)})"
-    elif any(isinstance(cause, HFValidationError) for cause in chain):
-        sentence = f"{subject} is neither a folder nor a name on the Hub"
-    else:
+    sentence = of_a_missing_package(error) or of_the_hub(chain, notes[0] if notes else "what was asked for")
+    if sentence is None:
         sentence = what_it_says(chain)
-        if notes and subject not in sentence:
-            sentence = f"{subject}: {sentence}"
+        if notes and notes[0] not in sentence:
+            sentence = f"{notes[0]}: {sentence}"
     sentence = sentence.replace(get_token() or "\n", "…")
     return re.sub(r"\bhf_\w{20,}", "…", sentence)
 
 
+def of_the_hub(chain: list[BaseException], subject: str) -> str | None:
+    """What the Hub or the network says of a subject, if the failure is theirs."""
+    response = next((cause.response for cause in chain if isinstance(cause, HfHubHTTPError)), None)
+    status = None if response is None else response.status_code
+    if status == 401 or isinstance(chain[0], LocalTokenNotFoundError):
+        problem = "not accepted" if get_token() else "missing"
+        return (
+            f"{subject} is not there for you: the Hub token is {problem}; log in with `hf auth login` or set HF_TOKEN"
+        )
+    if status == 403:
+        return f"the Hub token may not do this to {subject}: it takes one that may write"
+    if status == 412:
+        return f"{subject} was changed by somebody else in the meantime; nothing was uploaded, run it again"
+    if status is not None and (status >= 500 or status == 429):
+        return f"the Hub failed with status {status} for {subject}; run it again, it goes on where it is needed"
+    if status is None and any(isinstance(cause, (httpx.HTTPError, ConnectionError)) for cause in chain):
+        place = f"{constants.ENDPOINT} for {subject} ({first_line(chain[-1])})"
+        return f"no connection to {place}; run it again, it goes on where it is needed"
+    if status == 404:
+        return f"{subject} is not on the Hub ({first_line(chain[0])})"
+    if any(isinstance(cause, HFValidationError) for cause in chain):
+        return f"{subject} is neither a folder nor a name on the Hub"
+    return None
+
+
+def of_a_missing_package(error: BaseException, needed_by: str = "this", extra: str | None = None) -> str | None:
+    """Which package is not installed and what installs it, if the failure is that an extra of `EXTRAS` is.
+
+    Args:
+        needed_by: what needs the package.
+        extra: which to install of several that have the package; default: the first.
+    """
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    found = [name for name, modules in EXTRAS.items() if module in modules]
+    if not found:
+        return None
+    chosen = extra if extra in found else found[0]
+    return f'{needed_by} needs {module}, which is not installed: pip install "vitae-hf[{chosen}]"'
+
+
 def what_it_says(chain: list[BaseException]) -> str:
     """The message of an error in one line, without the traceback that a data loader's worker puts before it."""
-    error = chain[-1] if type(chain[0]).__name__ == "DatasetGenerationError" else chain[0]  # which says no more
+    # A `DatasetGenerationError` says only that there was another error.
+    error = chain[-1] if type(chain[0]).__name__ == "DatasetGenerationError" else chain[0]
     said = OF_A_WORKER.sub("", str(error)) if "Original Traceback" in str(error) else str(error)
     said = re.sub(r"^Caught \w+ in DataLoader worker process \d+\.", "", said)
     return " ".join(line.strip() for line in said.splitlines() if line.strip()) or type(error).__name__

@@ -1,12 +1,19 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""A trained classifier and its image processor, from a folder or by name."""
+"""A trained network and its image processor: both complete, or an error that says what is wrong."""
 
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HFValidationError, httpx
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+)
 
+from .files import find_model
 from .image_processing_vitae import ViTAEImageProcessor, ViTAEImageProcessorPil
 from .messages import listed
 from .model_folders import MODEL_FILES, check_model, read_json, reason_of
@@ -16,84 +23,116 @@ OUR_PROCESSORS = (ViTAEImageProcessor, ViTAEImageProcessorPil)
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "token")
 
 
-def check_source(name: str | Path, **options) -> None:
-    """[`check_model`] of a folder, or of a Hub name after its download.
+def load_trained(
+    name: str | Path,
+    image_size: list[int] | None = None,
+    crop_pct: float | None = None,
+    *,
+    dtype: str = "float32",
+    headless: bool = False,
+    **options,
+):
+    """A model with all its trained weights, in evaluation mode, and its image processor.
 
     Args:
-        options: for `from_pretrained`, which says what is wrong with a name that leads nowhere.
+        name: as [`find_model`] takes it.
+        image_size, crop_pct: of the image processor, see [`load_processor`].
+        dtype: of the weights; `"auto"`: as they were saved.
+        headless: take a network without a classifier too, if one was saved.
+        options: for `from_pretrained`.
+
+    Returns:
+        Model and image processor.
+
+    Raises:
+        OSError: there is no such folder or repository.
+        ValueError: weights are missing, as those of the classifier in a backbone's folder, they are not those of the
+            network that the configuration describes, or the image processor does not go with the model.
     """
-    folder = name
-    if not Path(name).is_dir():
+    source = find_model(name)
+    check_source(source, **options)
+    shared = {option: options[option] for option in (*HUB_OPTIONS, "trust_remote_code") if option in options}
+    auto_class = AutoModelForImageClassification
+    if headless and "ForImageClassification" not in saved_architecture(source, **shared):
+        auto_class = AutoModel
+    model, loading = auto_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    if missing := sorted(loading["missing_keys"]):
+        if headless:
+            raise ValueError(f"the weights of {name} lack {len(missing)} tensors of the network: {listed(missing)}")
+        raise ValueError(f"{name} is not a trained image classifier: it lacks {listed(missing)}")
+    return model.eval(), load_processor(source, image_size, crop_pct, model.config, **shared)
+
+
+def saved_architecture(source: str, **options) -> str:
+    """The class whose `save_pretrained` wrote a model, as its configuration says; "" if it does not."""
+    return (AutoConfig.from_pretrained(source, **options).architectures or [""])[0]
+
+
+def check_source(source: str, **options) -> None:
+    """[`check_model`] of a folder, or of a repository after its download.
+
+    A name that leads nowhere is left to `from_pretrained`, which says what is wrong with it.
+
+    Args:
+        options: for `from_pretrained`.
+    """
+    folder = source
+    if not Path(source).is_dir():
         try:
             hub = {option: options[option] for option in HUB_OPTIONS if option in options}
-            folder = snapshot_download(str(name), allow_patterns=MODEL_FILES, **hub)
+            folder = snapshot_download(source, allow_patterns=MODEL_FILES, **hub)
         except (OSError, HFValidationError, httpx.HTTPError):
             return
     check_model(folder)
 
 
-def load_classifier(name: str | Path, dtype: str = "float32", **options) -> PreTrainedModel:
-    """A model with all its trained weights, from a folder or by its Hub name, in evaluation mode.
-
-    Args:
-        options: for `from_pretrained`.
-
-    Raises:
-        ValueError: it is no image classifier, of which a backbone would get a random head, or its weights are not those
-            of the network that its configuration describes.
-    """
-    check_source(name, **options)
-    model, loading = AutoModelForImageClassification.from_pretrained(
-        name, dtype=dtype, output_loading_info=True, **options
-    )
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"{name} is not a trained image classifier: it lacks {listed(missing)}")
-    return model
-
-
-def check_channels(processor: ViTAEImageProcessor | ViTAEImageProcessorPil, config: PreTrainedConfig | None) -> None:
-    """See that there is a mean for each channel, where there is more than one number for all."""
-    num_channels, means = getattr(config, "num_channels", None), processor.image_mean
-    if isinstance(means, (list, tuple)) and num_channels not in (None, len(means)):
-        raise ValueError(f"it has means of {len(means)} channels, the model takes {num_channels}")
-
-
 def load_processor(
-    name: str | Path,
-    image_size: list[int] | None = None,
-    crop_pct: float | None = None,
-    config: PreTrainedConfig | None = None,
+    source: str,
+    image_size: list[int] | None,
+    crop_pct: float | None,
+    config: PreTrainedConfig,
     **options,
 ):
     """The saved image processor, with another size or crop where one is given.
 
     Args:
-        name: folder or Hub name.
+        source: folder or Hub name.
         image_size: side, or height and width, in pixels.
         crop_pct: share of the resized side that the centre crop keeps.
-        config: of the model that it is for.
+        config: of the model whose images it prepares.
         options: for `from_pretrained`.
 
     Raises:
-        ValueError: it takes no `crop_pct`, as those of other families, its settings are out of bounds, or it has means
-            for other channels than the model.
+        ValueError: the processor takes no `crop_pct`, as those of other families; its settings are out of bounds; or
+            it has means for another number of channels than the model.
     """
     if image_size is not None:
         options["size"] = {"height": image_size[0], "width": image_size[-1]}
     if crop_pct is not None:
         options["crop_pct"] = crop_pct
-    for path in (Path(name, "preprocessor_config.json"), Path(name, "processor_config.json")):
+    for path in (Path(source, "preprocessor_config.json"), Path(source, "processor_config.json")):
         if path.exists():
             read_json(path)
     try:
-        processor = AutoImageProcessor.from_pretrained(name, **options)
+        processor = AutoImageProcessor.from_pretrained(source, **options)
         if isinstance(processor, OUR_PROCESSORS):
             processor.validate()
             check_channels(processor, config)
     except OSError:
         raise
-    except Exception as error:  # of every kind, from values that are no numbers
-        raise ValueError(f"the image processor of {name} cannot be used: {reason_of(error)}") from None
+    except Exception as error:  # settings that are no numbers raise errors of every kind
+        raise ValueError(f"the image processor of {source} cannot be used: {reason_of(error)}") from None
     if crop_pct is not None and not hasattr(type(processor), "crop_pct"):
-        raise ValueError(f"`crop_pct` does not go with the image processor of {name}, a {type(processor).__name__}")
+        raise ValueError(f"`crop_pct` does not go with the image processor of {source}, a {type(processor).__name__}")
     return processor
+
+
+def check_channels(processor: ViTAEImageProcessor | ViTAEImageProcessorPil, config: PreTrainedConfig) -> None:
+    """See that the processor has one mean for all channels, or one for each channel of the model.
+
+    Raises:
+        ValueError: it has another number of means.
+    """
+    num_channels, means = getattr(config, "num_channels", None), processor.image_mean
+    if isinstance(means, (list, tuple)) and num_channels not in (None, len(means)):
+        raise ValueError(f"it has means of {len(means)} channels, the model takes {num_channels}")

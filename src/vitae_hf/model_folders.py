@@ -1,7 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Model folders of strangers: what a configuration would build is held against the weights before anything is built.
+"""Checks model folders of strangers: before a network is built, its configuration is compared with the weights.
 
-Reads `config.json` and the headers of the safetensors, which name every tensor and its shape; no weights.
+A configuration can describe a network of any size; the weights that come with it cannot lie about theirs. This reads
+`config.json` and the headers of the safetensors, which name every tensor and its shape, but no weights.
 """
 
 import copy
@@ -19,25 +20,26 @@ from .configuration_vitaev2 import ViTAEv2Config
 from .messages import listed, printable
 
 
-MOST_JSON = 8 * 2**20  # bytes; the names of ImageNet-21k's classes are two million
+MOST_JSON = 8 * 2**20  # bytes of a JSON file; the names of ImageNet-21k's classes take two million
 MOST_HEADER = 8 * 2**20  # bytes of a safetensors header
 MOST_TENSORS = 20_000  # of a network; the largest variant has 2,000
-MOST_STAGES, MOST_CONVOLUTIONS = 32, 1000  # of reduction cells; each stage halves the picture at least
-MOST_LABELS = 100_000  # where there is no classifier
-MOST_SETTINGS = 2**16  # letters of a configuration beside the classes
-MOST_REACH = 64  # of a dilation or a window, of which no weights tell
+MOST_STAGES = 32  # each halves the picture at least
+MOST_CONVOLUTIONS = 1000  # of all reduction cells
+MOST_LABELS = 100_000  # of a configuration whose weights have no classifier to compare with
+MOST_SETTINGS = 2**16  # letters of a configuration without the names of the classes
+MOST_REACH = 64  # pixels of a dilation or side of a window: the shapes of the weights do not tell these
 MODEL_FILES = ["config.json", "preprocessor_config.json", "model*.safetensors", "model.safetensors.index.json"]
 FAMILY = {config.model_type: config for config in (ViTAEConfig, ViTAEv2Config)}
-# What a `config.json` can say to be read in part, or to have something else read in its place.
+# Fields of a `config.json` that make the library read other files than those that are checked here.
 REDIRECTIONS = ("configuration_files", "transformers_weights")
 CELL = re.compile(r"(.*\bstages\.([0-9]{1,5})\.normal_cells\.)([0-9]{1,5})(\..*)")
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file of at most eight megabytes.
+    """The object in a JSON file.
 
     Raises:
-        ValueError: there is no such file, or something else in it.
+        ValueError: there is no such file, it has more than `MOST_JSON` bytes, or it holds no JSON object.
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing, or no file")
@@ -53,10 +55,10 @@ def read_json(path: Path) -> dict:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors that `from_pretrained` reads, one or several by their index; none if there are none.
+    """The safetensors files that `from_pretrained` reads: one, or those that an index names; the list may be empty.
 
     Raises:
-        ValueError: the index cannot be read, or names what is no file of the folder.
+        ValueError: the index cannot be read, or names a file that is not in the folder.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
@@ -73,6 +75,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def is_name(value: object) -> bool:
+    """Whether it is the name of a file, without a folder."""
     return isinstance(value, str) and value == Path(value).name
 
 
@@ -80,7 +83,7 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a safetensors file by name.
 
     Raises:
-        ValueError: it is no such file, or its header is larger than that of any network.
+        ValueError: it is not a safetensors file, or its header has more than `MOST_HEADER` bytes.
     """
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -96,8 +99,8 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 def check_model(folder: str | Path) -> None:
     """See that a folder's weights are those of the network that its configuration describes, before it is built.
 
-    Of other families than this one, only sizes that cost much before anything is built are looked at. What is missing
-    of a network of which the rest is there, as a new classifier, is left to the loading.
+    Of models of other families, only the number of classes is compared, for which the library makes a name each. Some
+    tensors of a network may be missing, as those of a new classifier; whoever loads it decides about that.
 
     Args:
         folder: where `save_pretrained` wrote a model of any task, or adapters to one.
@@ -116,7 +119,7 @@ def check_model(folder: str | Path) -> None:
     header = {name: shape for path in files for name, shape in read_header(path).items()}
     is_family = fields.get("model_type") in FAMILY
     if not files and not is_family:
-        return  # in another format
+        return  # its weights are in another format
     if not header:
         raise ValueError(f"{folder} has {'weights without tensors' if files else 'no weights in safetensors'}")
     check_labels(folder, fields, header)
@@ -125,7 +128,7 @@ def check_model(folder: str | Path) -> None:
 
 
 def check_labels(folder: Path, fields: dict, header: dict[str, tuple[int, ...]]) -> None:
-    """Compare the number of classes with the tensors: of the former alone, the library makes a name for each."""
+    """Compare the number of classes with the tensors, before the library makes a name for each class."""
     num_labels, rows = fields.get("num_labels"), max(max(shape, default=0) for shape in header.values())
     if num_labels is not None and not (isinstance(num_labels, int) and 0 <= num_labels <= rows):
         raise ValueError(f"{folder} claims {printable(num_labels)} classes, but its weights have at most {rows} rows")
@@ -141,7 +144,11 @@ def check_labels(folder: Path, fields: dict, header: dict[str, tuple[int, ...]])
 
 
 def check_network(folder: Path, fields: dict, header: dict[str, tuple[int, ...]]) -> None:
-    """Compare a configuration of this family with the names and shapes of the weights."""
+    """See that a configuration of this family reads no other files and describes the network of the weights.
+
+    Raises:
+        ValueError: it does not.
+    """
     if found := [name for name in REDIRECTIONS if name in fields]:
         raise ValueError(f"the configuration of {folder} has {listed(found)}, which leads to other files")
     architectures = fields.get("architectures") or []
@@ -159,23 +166,25 @@ def check_network(folder: Path, fields: dict, header: dict[str, tuple[int, ...]]
     try:
         config = FAMILY[fields["model_type"]].from_dict(dict(fields))
         shapes = shallow_shapes(config)
-    except Exception as error:  # the library's too, of every kind
+    except Exception as error:  # the library raises errors of every kind about values of a wrong type
         raise ValueError(f"the configuration of {folder} describes no network: {reason_of(error)}") from None
     compare(folder, shapes, config, header)
 
 
 def reason_of(error: BaseException) -> str:
-    """The line of an error that says what is wrong: of a configuration's, the last."""
+    """The line of an error that says what is wrong: the last of an error about a configuration, the first of others."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = lines[-1] if isinstance(error, StrictDataclassError) else lines[0]
     return printable(line.strip().removeprefix("ValueError: "), 300)
 
 
 def shallow_shapes(config: ViTAEFamilyConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of a classifier whose stages have one normal cell at most, by name; nothing is allocated.
+    """Shapes of a classifier, by name, of which each stage has one normal cell at most; no memory is allocated for it.
+
+    All normal cells of a stage have the same shapes, so one stands for any number of them.
 
     Raises:
-        ValueError: it has more stages or convolutions in the pyramids than any network.
+        ValueError: it has more stages or convolutions, or a larger dilation or window, than any network of this family.
     """
     convolutions = sum(map(len, config.reduction_dilations))
     if config.num_stages > MOST_STAGES or convolutions > MOST_CONVOLUTIONS:
@@ -193,10 +202,15 @@ def shallow_shapes(config: ViTAEFamilyConfig) -> dict[str, tuple[int, ...]]:
 
 
 def compare(folder: Path, shapes: dict, config: ViTAEFamilyConfig, header: dict[str, tuple[int, ...]]) -> None:
-    """Compare the weights with a network of which [`shallow_shapes`] has one cell for all of a stage.
+    """Compare the tensors of the weights with the network of a configuration.
+
+    Args:
+        folder: for messages.
+        shapes: of [`shallow_shapes`].
+        header: shapes of the tensors of the weights, by name.
 
     Raises:
-        ValueError: a tensor has another shape, or most of the network is not there.
+        ValueError: a tensor has another shape, or more than half of the network's tensors are missing.
     """
     expected = sum(config.depths[int(cell[2])] if (cell := CELL.fullmatch(name)) else 1 for name in shapes)
     found, misfits = 0, []

@@ -3,8 +3,9 @@
 
     vitae app          # then open the address that it prints
 
-Offers the classifiers in `outputs` (what `make demo` and `vitae train` write there), those that `--model` names,
-and whatever Hub name is typed; such a model is all that it ever loads from elsewhere. With `--host 0.0.0.0`, others can
+Offers the classifiers in `outputs` (what `make demo` and `vitae train` write there), those that `--model` names (by
+default the demo's, else the small one that the package carries), and whatever Hub name is typed; such a model is all
+that it ever loads from elsewhere. With `--host 0.0.0.0`, others can
 use the page, by this machine's names and addresses: then Hub names cannot be typed, unless `--hub_names` allows it.
 Behind a proxy, `--trusted_host` says by which name people open the page.
 """
@@ -21,7 +22,8 @@ from ..web.page import serve  # noqa: E402
 from ..web.visitors import Models  # noqa: E402
 
 
-DEMO = ["outputs/vitae-nano-fashion"] if Path("outputs/vitae-nano-fashion/config.json").is_file() else []
+DEMO = "outputs/vitae-nano-fashion"  # what `make demo` trains here
+CARRIED = "vitae-nano-fashion"  # what it trained for the package
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -48,5 +50,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse(argv)
-    models = Models(arguments.model or DEMO, arguments.models, arguments.hub_names)
+    own = DEMO if Path(DEMO, "config.json").is_file() else CARRIED
+    models = Models(arguments.model or [own], arguments.models, arguments.hub_names)
     serve(models, PICTURES, arguments.host, arguments.port, arguments.trusted_host)

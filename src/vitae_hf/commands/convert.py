@@ -4,7 +4,7 @@
     vitae convert ViTAE-S.pth.tar --output vitae-s --verify
 
 The folder holds configuration, safetensors weights, image processor, model code, class names, checksums and a model
-card: `vitae push` takes it as it is. Nothing in the checkpoint is executed, resized or left out; a tensor
+card: `vitae push` takes it as it is. Nothing in the checkpoint is executed, and no tensor is resized or left out; one
 that does not fit is an error that names it.
 """
 
@@ -13,17 +13,8 @@ from pathlib import Path
 
 from ..environment import environment
 from ..files import PICTURES
-from ..hub.cards import published_card
 from ..hub.conversion import convert_checkpoint
-from ..hub.variants import PUBLISHED
 from ..presets import PRESETS
-
-
-def write_card(folder: Path, record: dict) -> None:
-    """The card of the published variant as `README.md`; a network of our own, like `vitae-nano`, gets none."""
-    if record["preset"] in PUBLISHED:
-        card = published_card(record["preset"], Path(record["output"]).name, record)
-        card.save(folder / "README.md")
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -46,6 +37,6 @@ def main(argv: list[str] | None = None) -> dict:
     )
     arguments = parser.parse_args(argv)
     record = convert_checkpoint(
-        arguments.checkpoint, arguments.output, arguments.preset, arguments.labels, arguments.verify, write_card
+        arguments.checkpoint, arguments.output, arguments.preset, arguments.labels, arguments.verify
     )
     return {**record, **environment()}

@@ -1,11 +1,13 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """How good is a trained classifier on labelled images, overall and class by class?
 
-    vitae evaluate --model_name_or_path outputs/vitae-nano-fashion --dataset examples/fashion_mnist_mini
+    vitae evaluate --model_name_or_path vitae-nano-fashion --dataset examples/fashion_mnist_mini
 
-`--dataset` is as for `vitae train`. Size and crop are the saved image processor's unless given. The whole split
-counts; with `--on_bad_sample skip`, unreadable pictures are left out and counted. Writes `eval_metrics.json` (all
-figures, accuracy by class, confusion matrix), `confusion_matrix.png` and `per_class_accuracy.png`.
+`vitae-nano-fashion` is the small model that the package carries; a folder or a name on the Hub works as well.
+`--dataset` is as for `vitae train`. Size and crop are those of the saved image processor unless given. Every picture of
+the split is evaluated; with `--on_bad_sample skip`, those that cannot be read are left out and counted. Writes
+`eval_metrics.json` (all figures, accuracy by class, confusion matrix), `confusion_matrix.png` and
+`per_class_accuracy.png`.
 """
 
 import argparse
@@ -28,14 +30,14 @@ from ..evaluation.scores import (
     read_real_labels,
 )
 from ..failures import about, device
-from ..loading import load_classifier, load_processor
+from ..loading import load_trained
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "vitae evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model_name_or_path", required=True, help="folder or Hub name of a classifier")
+    parser.add_argument("--model_name_or_path", required=True, help="folder or name of a classifier")
     parser.add_argument("--dataset", required=True, help="Hub name or local folder of labelled images")
     parser.add_argument("--dataset_name", help="its configuration, if several")
     parser.add_argument("--split", help="default: validation, else test")
@@ -63,9 +65,9 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:
     splits = load_labelled_images(arguments.dataset, arguments.dataset_name)
     split = splits[pick_split(splits, *([arguments.split] if arguments.split else ("validation", "test")))]
     with about(arguments.model_name_or_path):
-        model = load_classifier(arguments.model_name_or_path, arguments.dtype).to(arguments.device)
         size = arguments.image_size, arguments.crop_pct
-        processor = load_processor(arguments.model_name_or_path, *size, config=model.config)
+        model, processor = load_trained(arguments.model_name_or_path, *size, dtype=arguments.dtype)
+    model.to(arguments.device)
     classes = align_labels(split.features["label"].names, model.config.id2label)
     real = None if arguments.real_labels is None else read_real_labels(arguments.real_labels, split)
     data = ImageDataset(split, partial(evaluation_pixels, processor), arguments.on_bad_sample, drop_bad=True)

@@ -1,7 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """What did a classifier see in my pictures, and which branch of its cells saw it?
 
-    vitae explain outputs/vitae-nano-fashion src/vitae_hf/assets/sneaker.png
+    vitae explain vitae-nano-fashion src/vitae_hf/assets/sneaker.png
 
 Writes a picture for each image: the scores, Grad-CAM, where attention looks, and how much attention and convolution add
 to each token, cell by cell. Prints a JSON line for each, then one for all. An image that cannot be read is named, the
@@ -19,7 +19,7 @@ from ..environment import environment
 from ..evaluation.explanation import Explanation, class_of, draw, explain
 from ..failures import about, device
 from ..image_processing_vitae import read_image
-from ..loading import load_classifier, load_processor
+from ..loading import load_trained
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -64,8 +64,8 @@ def summary(image: str, picture: Path, explanation: Explanation) -> dict:
 def main(argv: list[str] | None = None) -> dict:
     arguments = parse(argv)
     with about(arguments.model_name_or_path):
-        model = load_classifier(arguments.model_name_or_path, arguments.dtype).to(arguments.device)
-        processor = load_processor(arguments.model_name_or_path, arguments.image_size, config=model.config)
+        model, processor = load_trained(arguments.model_name_or_path, arguments.image_size, dtype=arguments.dtype)
+    model.to(arguments.device)
     target = None if arguments.target is None else class_of(arguments.target, model.config.id2label)
     arguments.output.mkdir(parents=True, exist_ok=True)
     failed = []

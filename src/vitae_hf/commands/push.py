@@ -1,10 +1,10 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How do I publish a model? Checks a folder, uploads what belongs to the model, loads it by name and compares.
+"""How do I publish a model? Checks its folder, uploads what belongs to it, loads it by name and compares the two.
 
     vitae push outputs/mine --repo_id org/vitae-mine --private
 
-The folder is what `save_pretrained`, `vitae train` or `vitae convert` wrote, with a model
-card (`README.md`). Everything goes into one commit; if it fails, run it again. Nothing is uploaded twice.
+The folder is what `save_pretrained`, `vitae train` or `vitae convert` wrote, with a model card (`README.md`).
+Everything goes into one commit. If that fails, run the command again: it uploads nothing twice.
 """
 
 import argparse

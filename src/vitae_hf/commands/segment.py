@@ -45,6 +45,7 @@ from ..dense.segmentation import (
 )
 from ..environment import environment
 from ..failures import about
+from ..files import find_model
 from ..hub.cards import TEMPLATES, draw_curves, model_card
 from ..training.arguments import parse_arguments
 from ..training.checkpoints import last_checkpoint
@@ -114,7 +115,7 @@ def build_model(run: RunArguments, names: dict[int, str]):
     if run.preset is not None:
         return new_segmenter(dense_config(config_from_preset(run.preset), **changes), names, run.head_channels)
     with about(run.model_name_or_path):
-        return load_segmenter(run.model_name_or_path, names, run.head_channels, **changes)
+        return load_segmenter(find_model(run.model_name_or_path), names, run.head_channels, **changes)
 
 
 def build_trainer(

@@ -41,7 +41,7 @@ from ..data.sources import (
 from ..environment import environment
 from ..evaluation.metrics import TopKAccuracy
 from ..failures import about
-from ..files import PICTURES
+from ..files import PICTURES, find_model
 from ..hub.cards import TEMPLATES, draw_curves, model_card
 from ..hub.publishing import publish
 from ..training.arguments import parse_arguments
@@ -125,7 +125,7 @@ def build_model(run: RunArguments, names: dict[int, str]):
         return AutoModelForImageClassification.from_config(config_from_preset(run.preset, **size, **overrides))
     with about(run.model_name_or_path):
         model = AutoModelForImageClassification.from_pretrained(
-            run.model_name_or_path, ignore_mismatched_sizes=True, **overrides
+            find_model(run.model_name_or_path), ignore_mismatched_sizes=True, **overrides
         )
     if run.image_size not in (None, model.config.image_size):
         model.resize_position_embeddings(run.image_size)

@@ -1,8 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """What a local folder of pictures holds: which of its files belong to which split, and which pictures to which class.
 
-`datasets` finds splits by keywords in paths, of which it knows some, and lets the rest fall into one of them or drop
-out. Here nothing is mixed or left out without a word, links to folders are followed, and names may have any characters.
+`datasets` finds splits by keywords in paths. Files without a keyword it puts into one of the splits, or leaves out, and
+says nothing. Here such a folder is an error. Links to folders are followed, and names may have any characters.
 """
 
 import os
@@ -28,12 +28,12 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What a folder or shard is called, in any case, and the split that it is."""
+"""The split that a folder or shard holds, by a word of its name in lower case."""
 PLAIN_WORDS = {"data", "dataset", "image", "images", "img", "imgs", "of", "part", "set", "shard", "split"}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SHARDS = (".parquet", ".tar", ".arrow", ".zip")
 NUMBERED = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\b.*")
-"""How `datasets` names shards: the split, whatever it is called, and which of how many."""
+"""How `datasets` names shards: `SPLIT-00000-of-00002.parquet`, where the split may have any name."""
 
 
 def split_of(name: str) -> str | None:
@@ -103,7 +103,11 @@ class Folder:
         return {split: parts[split] for split in ("train", "validation", "test") if split in parts}
 
     def _named(self, folders: list[str]) -> dict[str, str]:
-        """Which of these folders are splits: those that are called so, else all of them if each has such a word."""
+        """The split of each folder that is one.
+
+        These are the folders that are named after splits. If none is, all of them are splits as long as each name has
+        a word for another split in it, as `my_train_images` and `my_test_images`.
+        """
         if named := {folder: split for folder in folders if (split := split_of(folder))}:
             return named
         words = {
@@ -130,7 +134,7 @@ class Folder:
             raise ValueError(f"{root} holds splits inside other folders, {found}: put the folders of the splits first")
 
     def _splits_of_shards(self, root: Path, files: list[Path]) -> dict[str, tuple[Path, list[Path]]]:
-        """By the names of the files, where any is named after a split."""
+        """The splits of shards that lie in one folder, by their names; all are `train` if no name says another."""
         parts = {}
         for file in files:
             words = {SPLITS[word] for word in words_of(file.stem) if word in SPLITS}
@@ -148,7 +152,7 @@ class Folder:
 
     @property
     def data_files(self) -> dict[str, list[str]]:
-        """By split, what `datasets` is to read: paths, with metadata those of the metadata alone.
+        """By split, the paths that `datasets` is to read; where there is metadata, those of its files alone.
 
         Raises:
             ValueError: some splits have metadata and others have none.
@@ -163,13 +167,13 @@ class Folder:
         return found
 
     def class_folders(self, labelled: bool) -> datasets.DatasetDict:
-        """Pictures in folders: undecoded, and with their classes, the first folders of each split, where all have one.
+        """Pictures in folders, undecoded. The first folders of a split are the classes, if all its pictures are in one.
 
         Args:
-            labelled: whether they must have one.
+            labelled: whether pictures beside the folders of the classes are an error; else there are then no classes.
 
         Raises:
-            ValueError: some pictures lie beside the class folders.
+            ValueError: there are such pictures, and labels are needed.
         """
         classes, loose = set(), []
         for root, files in self.splits.values():
@@ -194,10 +198,13 @@ class Folder:
 
 
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files below a folder but hidden ones, through links too, except those that lead back to where they are.
+    """All files below a folder but hidden ones. Links to folders are followed, unless they lead to a folder above.
+
+    Args:
+        above: real paths of the folders above.
 
     Raises:
-        ValueError: a name is no text.
+        ValueError: a name is not UTF-8.
     """
     real = os.path.realpath(folder)
     if real in above:
@@ -216,7 +223,7 @@ def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
 
 
 def kind_of(path: Path) -> str | None:
-    """What a file is: metadata, a picture, a shard of some ending, or nothing of interest."""
+    """What a file is: `"metadata"`, `"pictures"`, the ending of a shard, or `None` for any other."""
     if path.name in METADATA:
         return "metadata"
     ending = path.suffix.lower()
@@ -226,5 +233,5 @@ def kind_of(path: Path) -> str | None:
 
 
 def as_data_files(paths: list[str]) -> DataFilesList:
-    """Paths for `datasets`, which takes strings for patterns; it reads files again that have changed since."""
+    """Paths for `datasets`, which would take strings for patterns; files that have changed since are read again."""
     return DataFilesList(paths, [(str(os.path.getmtime(path)),) for path in paths])

@@ -1,10 +1,12 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""From rows with undecoded pictures to batches: what cannot be read is named or counted, and draws can be repeated."""
+"""Data sets whose samples the networks train on: a picture's pixels, its label, and its name for messages.
+
+Bad pictures are named or counted. The draws of a random transform depend on the seed and the place of a sample alone.
+"""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from typing import Literal
 
 import numpy as np
@@ -13,27 +15,30 @@ import torch
 from torch.utils.data import Dataset, Sampler, get_worker_info
 from transformers.utils import logging
 
-from ..image_processing_vitae import to_rgb
+from .pictures import decode
 
 
 logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100
-"""Label of no image: losses leave it out (torch's `ignore_index`), and metrics must."""
+"""The label of a sample that stands for no picture. Losses leave it out (torch's `ignore_index`); metrics must too."""
 
 
 class PictureDataset:
-    """What data sets in memory and streamed ones share: reading, counting bad pictures, seeding the transform.
+    """What data sets in memory and streamed ones share: reading pictures, counting bad ones, seeding the transform.
 
     Attributes:
-        deals_rows (`bool`): whether it gives each process its own rows itself, and a data loader must not.
+        deals_rows (`bool`): whether the data set itself gives each process other rows, so that a data loader must not.
 
     Args:
-        transform: upright RGB picture -> tensor.
+        transform: makes a tensor of an upright RGB picture.
         on_bad_sample: what to do about a picture that cannot be read or has no label.
         seed: of a random transform. What it draws depends on seed, epoch ([`set_epoch`]) and sample alone, so that a
-            resumed run sees the same pictures; other random states are left as they are.
-        num_labels: labels from this number on are bad; none: not checked.
+            resumed run sees the same pictures; the random states of the process stay as they are.
+        num_labels: how many classes there are; a label that is none of them is bad; default: labels are not checked.
+
+    Raises:
+        ValueError: `on_bad_sample` is neither `"error"` nor `"skip"`.
     """
 
     deals_rows = False
@@ -49,7 +54,7 @@ class PictureDataset:
             raise ValueError(f'`on_bad_sample` must be "error" or "skip", got {on_bad_sample!r}')
         self.transform, self.on_bad_sample, self.seed = transform, on_bad_sample, seed
         self.num_labels = num_labels
-        # shared with the workers of a data loader; each counts in a place of its own
+        # In memory that the workers of a data loader share with this process; each worker counts in a place of its own.
         self._epoch, self._batches_done = (torch.zeros((), dtype=torch.int64).share_memory_() for _ in range(2))
         self._skipped = torch.zeros(1024, dtype=torch.int64).share_memory_()
 
@@ -59,7 +64,7 @@ class PictureDataset:
 
     @property
     def batches_done(self) -> int:
-        """How many batches of this epoch were trained before the run was resumed."""
+        """How many batches of this epoch a resumed run had trained before it stopped."""
         return int(self._batches_done)
 
     @batches_done.setter
@@ -75,11 +80,14 @@ class PictureDataset:
         self._epoch.fill_(epoch)
 
     def read_picture(self, row: dict, name: str) -> PIL.Image.Image | None:
-        """The picture of a row, or none if it is bad and to be skipped, which is then counted.
+        """The picture of a row, or none, and one more to count in `skipped`, if it is bad and bad ones are skipped.
 
         Args:
-            row: with an undecoded `image` and, unless the data are without labels, a `label`.
-            name: of the row, for a picture without a path.
+            row: with an undecoded `image` and, where the data have labels, a `label`.
+            name: of the row, for messages about a picture without a path.
+
+        Raises:
+            ValueError: the picture is bad, and `on_bad_sample` is `"error"`.
         """
         try:
             return decode(row, self.num_labels, name)
@@ -92,9 +100,13 @@ class PictureDataset:
             return None
 
     def make_sample(self, picture: PIL.Image.Image, row: dict, name: str | int, *position: int) -> dict:
-        """`{"pixel_values", "labels", "names"}`, the last for messages: a path, or a row's number.
+        """`{"pixel_values", "labels", "names"}` of a row, without `labels` if it has no `label`.
 
-        A row without `label` gives no `labels`.
+        Args:
+            picture: of the row.
+            row: whose `label` is taken.
+            name: for messages, a path or the number of a row.
+            position: what the draws of the transform depend on beside the seed.
         """
         labels = {"labels": row["label"]} if "label" in row else {}
         with seeded(self.seed, *position):
@@ -102,20 +114,20 @@ class PictureDataset:
 
 
 class ImageDataset(PictureDataset, Dataset):
-    """One split as `{"pixel_values", "labels", "names"}` for the Trainer.
+    """One split in memory, as `{"pixel_values", "labels", "names"}` for the Trainer.
 
-    Indices from `len` up are the same pictures again, which a random transform makes other ones
-    ([`RepeatedAugmentation`]); an iteration over the split ends at `len`.
+    An index from `len` on means a picture once more, for which the transform draws anew ([`RepeatedAugmentation`]).
+    Iterating over the data set ends at `len`.
 
-    A picture that cannot be read, or one without a label, is an error that names it (`on_bad_sample="error"`), or is
-    counted in `skipped` with a warning (`"skip"`): then the next good picture takes its place, so that batches keep
-    their size, unless `drop_bad`, as for evaluation, where the sample becomes `None` for [`collate`] to blank out.
+    A bad picture is an error that names it (`on_bad_sample="error"`), or is counted in `skipped` with a warning
+    (`"skip"`). The next good picture takes the place of a skipped one, so that batches keep their size. With
+    `drop_bad`, as for evaluation, none does: the sample is `None`, and [`collate`] blanks it out.
 
     Args:
         split: with undecoded `image` and `label`, as [`load_labelled_images`] gives it; without `label`, its samples
             have no `labels`.
-        transform: upright RGB picture -> tensor.
-        seed: see [`PictureDataset`].
+        drop_bad: see above.
+        transform, on_bad_sample, seed: see [`PictureDataset`].
     """
 
     def __init__(
@@ -148,11 +160,13 @@ class ImageDataset(PictureDataset, Dataset):
 
 
 class RepeatedAugmentation(Sampler):
-    """Every picture of a batch several times, each time transformed otherwise; an epoch has as many samples as before.
+    """Indices that put each picture `repeats` times in a row, so that one batch has it in several transformations.
+
+    An epoch has as many samples as without it, and so a part of the pictures only.
 
     Args:
         dataset: whose epoch and seed the order follows.
-        repeats: how often a picture is in its batch.
+        repeats: how often each picture is taken.
 
     Source: Hoffer et al. 2020, "Augment your batch"; Touvron et al. 2021, DeiT (three times).
     """
@@ -171,7 +185,10 @@ class RepeatedAugmentation(Sampler):
 
 @contextmanager
 def seeded(seed: int | None, *position: int):
-    """Draws of `random`, NumPy and torch that depend on a seed and a position only, undone at the end; none without."""
+    """Within, what `random`, NumPy and torch draw depends on seed and position alone; afterwards all is as before.
+
+    Without a seed, nothing changes.
+    """
     if seed is None:
         yield
         return
@@ -188,58 +205,18 @@ def seeded(seed: int | None, *position: int):
         torch.set_rng_state(states[2])
 
 
-def decode(row: dict, num_labels: int | None = None, name: str = "a row") -> PIL.Image.Image:
-    """The upright RGB picture of a row with an undecoded `image`.
-
-    Raises:
-        ValueError: the picture is missing or damaged, or the row's `label`, if it has the column, is empty, or
-            `num_labels` or more, or text; the message has the file, or the row's name where there is none.
-    """
-    label, where = row.get("label", 0), place(row["image"], name)
-    if isinstance(label, str):
-        raise ValueError(f"{where} has label {label!r}, which is none of the classes")
-    if label is None or label < 0:
-        raise ValueError(f"{where} has no label")
-    if num_labels is not None and label >= num_labels:
-        raise ValueError(f"{where} has label {label}, but there are {num_labels} classes, counted from 0")
-    return decode_image(row["image"], name)
-
-
-def place(image: dict | None, name: str) -> str:
-    """Where an undecoded image is from: its file, or the name of its row; an error if there is no picture."""
-    image = image or {}
-    where = image.get("path") or name
-    if not image.get("bytes") and not image.get("path"):
-        raise ValueError(f"{where} has no picture")
-    return where
-
-
-def decode_image(image: dict | None, name: str, convert: Callable = to_rgb):
-    """What `convert` makes of an undecoded image; see [`decode`]."""
-    where = place(image, name)
-    try:
-        with PIL.Image.open(BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
-            return convert(picture)
-    except Exception as error:  # Pillow's plugins raise of every kind
-        raise ValueError(f"cannot read {where}: {error}") from error
-
-
 def evaluation_pixels(processor, picture: PIL.Image.Image) -> torch.Tensor:
     """What an image processor makes of one picture: with `functools.partial`, the transform of an evaluation."""
     return processor(picture, return_tensors="pt").pixel_values[0]
 
 
-def as_pictures(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> np.ndarray:
-    """Normalised pixels `(B, 3, height, width)` -> uint8 `(B, height, width, 3)`, what is NaN in grey."""
-    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (image_mean, image_std))
-    pixels = pixel_values.float().cpu() * std + mean
-    return (pixels.nan_to_num(0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-
-
 def collate(samples: list[dict | None]) -> dict[str, torch.Tensor]:
-    """A batch of samples, with zeros and `IGNORED_LABEL` in place of each that was dropped.
+    """A batch of samples, with zeros and `IGNORED_LABEL` in place of each that is `None`.
 
-    So batches keep their size, and what several processes evaluate can be put together again.
+    So every batch has its full size, and what several processes evaluated can be put together again.
+
+    Returns:
+        `pixel_values` `(B, 3, height, width)`, `labels` `(B,)` if the samples have them, and `names`, a list.
 
     Raises:
         ValueError: every sample was dropped.

@@ -1,9 +1,10 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Labelled pictures read from parquet or tar shards as they come, dealt to processes and workers row by row.
+"""Pictures streamed from parquet or tar shards, whose rows are shared out among processes and their workers.
 
-An epoch is the shards in a new order, one after the other. Each process takes an equal stretch of these rows and deals
-it to its workers in whole batches, so that every row is seen once, every process takes as many steps as the others, and
-where a run stopped is a number of rows. That needs the number of rows of every shard before the first epoch.
+An epoch is the shards in a new order, one after the other. Each process takes an equal stretch of these rows and gives
+it to its workers in whole batches. So every row is seen once, all processes take the same number of steps, and the
+place where a run stopped is a number of rows. For that, the number of rows of every shard must be known before the
+first epoch.
 """
 
 import json
@@ -25,12 +26,12 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
-from .sources import find_columns, find_data_files, find_image, is_text, load_features, number_or_text
 from .samples import PictureDataset
+from .sources import find_columns, find_data_files, find_image, is_text, load_features, number_or_text
 
 
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
-"""Members of a tar: the name of the sample, and after its first dot what the member is of it; others do not count."""
+"""A member of a tar: the name of its sample, and after the first dot which part of it. Other members are left out."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Shards:
         paths: local paths or URLs that `fsspec` opens, all `.parquet` or all `.tar`.
         rows: of each.
         image: name of the column, or ending in the tar, that holds the picture.
-        label: the same for the label; none: rows have no `label`.
-        classes: of labels that are text, in order; none: labels are numbers.
+        label: the same for the label; `None`: rows have no `label`.
+        classes: the labels that are text, in the order of their numbers; `None`: labels are numbers.
     """
 
     paths: tuple[str, ...]
@@ -52,7 +53,7 @@ class Shards:
     classes: tuple[str, ...] | None = None
 
     def read(self, shard: int, start: int, stop: int) -> Iterator[dict]:
-        """Rows `start` to `stop` of a shard, `{"image": {"bytes", "path"}, "label"}` with an undecoded picture."""
+        """Rows `start` to `stop - 1` of a shard: `{"image": {"bytes", "path"}, "label"}`, the picture undecoded."""
         reader = _read_tar if self.paths[shard].endswith(".tar") else _read_parquet
         numbers = {text: number for number, text in enumerate(self.classes or ())}
         for row in reader(self.paths[shard], start, stop, self.image, self.label):
@@ -70,9 +71,9 @@ def find_shards(
 ) -> Shards:
     """The shards of a split of a Hub data set or local folder.
 
-    Rows are counted in the footers of parquet files, and in tars by `sizes.json` beside them (`{"file.tar": rows}`),
-    else by reading their headers, which takes long over a network. So does collecting the classes of labels that are
-    text, unless they are given.
+    The number of rows is in the footer of a parquet file, and for tars in a `sizes.json` beside them
+    (`{"file.tar": rows}`). Without that file, tars are read through once, which takes long over a network; so does
+    collecting the classes of labels that are text, unless `names` are given.
 
     Args:
         source: as `datasets.load_dataset` takes it.
@@ -138,7 +139,7 @@ def _count_rows(path: str) -> int:
 
 
 def _tar_samples(path: str) -> Iterator[Iterator[tuple]]:
-    """Members of a tar, `(name, file)`, grouped by what precedes the first dot of their names."""
+    """The samples of a tar: successive members `(name, file)` whose names are alike up to the first dot."""
     members = (member for member in datasets.StreamingDownloadManager().iter_archive(path) if _NAME.match(member[0]))
     return (group for _, group in groupby(members, key=lambda member: _NAME.match(member[0])[1]))
 
@@ -182,23 +183,27 @@ def _read_parquet(path: str, start: int, stop: int, image: str, label: str | Non
 class StreamedImageDataset(PictureDataset, IterableDataset):
     """One split as `{"pixel_values", "labels", "names"}`, streamed: what [`ImageDataset`] is for data in memory.
 
-    A data loader with this `batch_size` gives `batches` batches in an epoch, with any number of workers. If the rows do
-    not divide by the processes, the last process begins again until all have as many, as torch's `DistributedSampler`
-    does; with `drop_last` what does not fill a batch everywhere is left out, another part in each epoch.
+    A data loader with this `batch_size` gives `batches` batches in an epoch, with any number of workers. If the rows
+    cannot be shared out equally, the last process takes rows from the beginning of the epoch again until it has as many
+    as the others; torch's `DistributedSampler` does so too. With `drop_last`, rows that do not fill a batch of every
+    process are left out, other ones in each epoch.
 
-    Which rows a worker reads depends on the number of processes and workers and on the batch size: a run is resumed in
-    the middle of an epoch with the same ones.
+    Which rows a worker reads depends on the number of processes, the number of workers and the batch size, so a run
+    that is resumed in the middle of an epoch needs the same ones.
 
-    A bad picture is treated as in `ImageDataset`; with `"skip"` the last good one is seen again in its place.
+    A bad picture is treated as in `ImageDataset`, but in the place of a skipped one the last good one is seen again.
 
     Args:
         shards: see [`find_shards`].
-        transform: upright RGB picture -> tensor.
+        transform, on_bad_sample, num_labels: see [`PictureDataset`].
         batch_size: rows per batch and process.
-        seed: of the order of shards and rows, and of the transform; all follow from seed, epoch and place alone.
-        shuffle_buffer: rows that a worker holds, undecoded, to draw the next one from; 0 keeps the order of the files.
-        rank: this process among `world_size`.
-        num_labels: labels from this number on are bad.
+        seed: of the order of shards and rows, and of the transform; these depend on seed, epoch and place alone.
+        shuffle_buffer: how many rows a worker holds, undecoded, to draw the next one from; 0: rows stay in order.
+        drop_last: see above.
+        rank, world_size: number of this process, and how many there are.
+
+    Raises:
+        ValueError: with `drop_last`, the rows do not fill one batch of every process.
     """
 
     deals_rows = True
@@ -235,13 +240,13 @@ class StreamedImageDataset(PictureDataset, IterableDataset):
         return -(-self.rows // self.batch_size)
 
     def lane(self, worker: int, workers: int) -> tuple[int, int]:
-        """Where in an epoch's rows a worker of this process begins, and how many it reads: its batches' worth."""
+        """The place in an epoch's rows at which a worker of this process begins, and how many rows its batches take."""
         sizes = [min(self.batch_size, self.rows - batch * self.batch_size) for batch in range(self.batches)]
         counts = [sum(sizes[other::workers]) for other in range(worker + 1)]
         return self.rank * self.rows + sum(counts[:worker]), counts[worker]
 
     def read_rows(self, epoch: int, start: int, count: int) -> Iterator[dict]:
-        """Rows of an epoch from a place on, around its end if need be."""
+        """`count` rows of an epoch from a place on; after its last row come its first ones."""
         order = np.arange(len(self.shards.rows))
         if self.shuffle_buffer:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
@@ -264,13 +269,13 @@ class StreamedImageDataset(PictureDataset, IterableDataset):
         if self.shuffle_buffer:
             rows = shuffled(rows, self.shuffle_buffer, np.random.default_rng([self.seed, epoch, self.rank, worker]))
         done = min(count, len(range(worker, self.batches_done, workers)) * self.batch_size)
-        for _ in islice(rows, done):  # what a resumed run has seen: its loader drops these
+        for _ in islice(rows, done):  # a resumed run has trained these: its data loader drops their batches
             yield {"pixel_values": torch.empty(0), "labels": 0, "names": None}
         for place, (picture, row) in enumerate(self._good(rows), start + done):
             yield self.make_sample(picture, row, row["image"]["path"] or f"row at {place}", epoch, place)
 
     def _good(self, rows: Iterator[dict]) -> Iterator[tuple[PIL.Image.Image, dict]]:
-        """As many readable pictures as there are rows."""
+        """As many readable pictures as there are rows: in the place of a bad one, the last good one once more."""
         last, owed = None, 0
         for row in rows:
             picture = self.read_picture(row, "a row of the stream")
@@ -284,7 +289,7 @@ class StreamedImageDataset(PictureDataset, IterableDataset):
 
 
 def shuffled(rows: Iterator[dict], size: int, generator: np.random.Generator) -> Iterator[dict]:
-    """Rows in the order in which they leave a buffer of `size` at random."""
+    """The rows in another order: each is drawn at random from a buffer that holds the next `size` rows."""
     buffer = list(islice(rows, size))
     for row in rows:
         index = generator.integers(size)

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures through `datasets`, with labels or without, whatever form they are kept in."""
+"""Loads pictures by `datasets`, with labels or without, from parquet files, tars, metadata or plain folders."""
 
 import os
 from collections.abc import Iterable
@@ -13,8 +13,8 @@ from huggingface_hub import metadata_load
 from transformers.utils import logging
 
 from ..failures import about
-from .folders import Folder, as_data_files
 from ..messages import listed
+from .folders import Folder, as_data_files
 
 
 logger = logging.get_logger(__name__)
@@ -23,12 +23,12 @@ LABEL_COLUMNS = ("label", "labels", "cls", "class", "class_name", "category", "t
 
 
 def number_or_text(content: bytes) -> int | str | None:
-    """What a member of a tar says that is a label."""
+    """The label in a member of a tar: a number if it has only digits, else text; `None` if it is empty."""
     text = content.decode().strip()
     return int(text) if text.isdigit() else text or None
 
 
-WebDataset.DECODERS["cls"] = number_or_text  # for `datasets`, only numbers
+WebDataset.DECODERS["cls"] = number_or_text  # `datasets` itself takes numbers alone
 
 
 def load_labelled_images(
@@ -95,14 +95,18 @@ def find_data_files(source: str, name: str | None = None) -> dict[str, list[str]
 
 
 def load_features(source: str, name: str | None, split: str) -> datasets.Features:
-    """The columns of a data set, of which nothing is read but the beginning."""
+    """The columns of a data set; only the beginning of its files is read."""
     folder = local_folder(source, name)
     files = {} if folder is None else {"data_files": {split: as_data_files(folder.data_files[split])}}
     return datasets.load_dataset(source, name, split=split, streaming=True, **files).features
 
 
 def local_folder(source: str, name: str | None = None) -> Folder | None:
-    """The folder, unless the data set is on the Hub or a card in the folder says which files it has.
+    """The local folder that a data set is, to be read as [`Folder`] says.
+
+    Returns:
+        `None` for a name on the Hub, and for a folder that `datasets` must read itself: one whose card names its files,
+        or of which a configuration was asked for.
 
     Raises:
         ValueError: a path is no folder.
@@ -123,7 +127,7 @@ def load_any(
     """Load a data set with whatever columns it has; see [`load_labelled_images`].
 
     Args:
-        labelled: whether pictures in a folder of their own for each class must all be in one.
+        labelled: whether a picture beside the folders of the classes is an error.
     """
     folder = local_folder(source, name)
     if folder is None:
@@ -136,7 +140,7 @@ def load_any(
         data = folder.class_folders(labelled)
         return datasets.DatasetDict({split: data[split] for split in wanted})
     patterns = {split: as_data_files(files) for split, files in data_files.items()}
-    if kind == "metadata":  # whose columns may differ if some files are not read
+    if kind == "metadata":  # all of it is read: a part could lack columns
         data = datasets.load_dataset("imagefolder", data_files=patterns)
         return datasets.DatasetDict({split: data[split] for split in wanted})
     described = DatasetInfosDict.from_directory(source)  # by the folder's card
@@ -158,7 +162,7 @@ def is_text(feature) -> bool:
 
 
 def _number_text(data: datasets.DatasetDict, names: list[str] | None, source: str) -> datasets.DatasetDict:
-    """Labels that are text as numbers of classes."""
+    """Turn labels that are text into numbers of classes."""
     texts = {split: part["label"][:] for split, part in data.items()}
     found = sorted({text for column in texts.values() for text in column if text is not None})
     names = found if names is None else names
@@ -188,8 +192,13 @@ def find_image(features: datasets.Features, source: str) -> str:
 
 
 def find_columns(features: datasets.Features, source: str) -> dict[str, str]:
-    """Which columns are the `image` and the `label`: the only pictures, and the only class labels, else whole numbers
-    or text in a column that is called as in `LABEL_COLUMNS`.
+    """Which column is the `image`, and which the `label`.
+
+    The image is the only column of pictures. The label is the only column of class labels; if there is none, the only
+    column of whole numbers or text whose name is in `LABEL_COLUMNS`.
+
+    Returns:
+        `"image"` and `"label"` by the names of the columns.
 
     Raises:
         ValueError: there is not one of each.
@@ -216,8 +225,8 @@ def pick_split(available: Iterable[str], *names: str) -> str:
     for name in names:
         if name in available:
             return name
-    listed = ", ".join(repr(str(name)) for name in available)
-    raise ValueError(f"there is no split {' or '.join(map(repr, names))}; there are {listed}")
+    found = ", ".join(repr(str(name)) for name in available)
+    raise ValueError(f"there is no split {' or '.join(map(repr, names))}; there are {found}")
 
 
 def class_names(splits: datasets.DatasetDict) -> dict[int, str]:
@@ -239,10 +248,16 @@ def read_class_names(file: Path) -> list[str]:
 
 
 def hold_out(split: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """What stays for training, and what `--eval_share` holds out: of every class that has two pictures at least one.
+    """Hold a part of the training pictures out for evaluation: at least one of every class that has two or more.
+
+    Args:
+        share: of the pictures to hold out, the command's `--eval_share`.
+
+    Returns:
+        The pictures that stay for training, and those that are held out.
 
     Raises:
-        ValueError: no class has two, or the share is none.
+        ValueError: no class has two pictures, or the share is not above 0 and below 1.
     """
     counts = _count_classes(split)
     if not any(count > 1 for count in counts.values()):
@@ -259,17 +274,20 @@ def hold_out(split: datasets.Dataset, share: float, seed: int) -> tuple[datasets
 def draw_by_class(
     split: datasets.Dataset, share: float, seed: int, argument: str, leave: int = 0
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """A share of the pictures, in which the classes have the shares that they have in the whole, and the rest.
+    """Draw a share of every class.
 
     Args:
-        split: with a column `label`, or all of one class.
-        share: above 0 and below 1; every class gives at least one picture all the same.
+        split: with a column `label`, or else of one class.
+        share: above 0 and below 1; at least one picture of every class is drawn.
         seed: of the draw.
-        argument: that says the share, for messages.
-        leave: how many pictures of a class must be in the rest, and then none of a class that has no more.
+        argument: name of the command's argument for the share, for messages.
+        leave: how many pictures of every class must be left; none is drawn of a class that has no more than these.
+
+    Returns:
+        The pictures that were drawn, and the others.
 
     Raises:
-        ValueError: the share is none.
+        ValueError: the share is not above 0 and below 1.
     """
     if not 0 < share < 1:
         raise ValueError(f"{argument} must be above 0 and below 1, got {share}")
@@ -294,7 +312,7 @@ def _labels(split: datasets.Dataset) -> np.ndarray:
 
 
 def _count_classes(split: datasets.Dataset) -> dict[str, int]:
-    """How many pictures each class has, but those that have none."""
+    """How many pictures each class has; a class without any is left out."""
     classes, counts = np.unique(_labels(split), return_counts=True)
     names = split.features["label"].names if "label" in split.features else ["pictures"]
     return {names[label] if label >= 0 else "no label": int(count) for label, count in zip(classes, counts)}

@@ -16,7 +16,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..data.samples import PictureDataset, decode_image, seeded
+from ..data.pictures import decode_image
+from ..data.samples import PictureDataset, seeded
 from ..data.sources import load_any, read_class_names
 from ..image_processing_vitae import to_rgb
 

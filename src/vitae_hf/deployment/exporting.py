@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from ..files import find_model
 from ..hub.conversion import whole_folder
-from ..loading import check_source, load_processor
-from ..messages import listed
+from ..loading import check_source, load_trained
 from .inference import fold_batch_norms
 
 
@@ -51,26 +51,21 @@ def check_format(name: str) -> None:
         )
 
 
-def load_for_export(source: str | Path) -> PreTrainedModel:
-    """A classifier, or else the network without a head, with all its trained weights, in float32.
+def load_for_export(source: str | Path):
+    """A classifier, or else the network without a head, in float32, and its image processor.
 
     Raises:
-        OSError: there is no such folder or repository.
-        ValueError: it is another network, or some weights are missing.
+        OSError, ValueError: see [`load_trained`]; or it is another network.
     """
-    check_source(source)
-    config = AutoConfig.from_pretrained(source)
+    check_source(find_model(source))
+    config = AutoConfig.from_pretrained(find_model(source))
     architecture = (config.architectures or [""])[0]
     if not config.model_type.startswith("vitae") or architecture.endswith("Backbone"):
         raise ValueError(
             f"{source} holds {architecture or config.model_type}: only classifiers and headless models of ViTAE and"
             " ViTAEv2 are exported"
         )
-    auto_class = AutoModelForImageClassification if "ForImageClassification" in architecture else AutoModel
-    model, loading = auto_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"the weights of {source} lack {len(missing)} tensors of the network: {listed(missing)}")
-    return model.eval()
+    return load_trained(source, headless=True)
 
 
 @contextmanager
@@ -282,8 +277,7 @@ def export_folder(
     output = Path(output or Path(source, f"{format}_int8" if int8 else format)).resolve()
     started = time.perf_counter()
     with replaced_folder(output) as unfinished:
-        model = load_for_export(source)
-        processor = load_processor(source, config=model.config)
+        model, processor = load_for_export(source)
         export_model(model, format, int8_quantizer() if int8 else None).save_pretrained(unfinished)
         checks = verify(load_exported(unfinished), model, processor, pictures, int8)
         size = sum(path.stat().st_size for path in unfinished.iterdir())

@@ -22,7 +22,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
-from ..data.samples import as_pictures
+from ..data.pictures import as_pictures
 from ..layers_vitae import (
     ViTAECell,
     ViTAEFamilyPreTrainedModel,

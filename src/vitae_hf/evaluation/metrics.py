@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Metrics as `evaluate` modules that need no network: top-k accuracy, ReaL for ImageNet's cleaned labels, mean IoU."""
+"""Metrics as classes of `evaluate`, without network: top-k accuracy, ReaL (ImageNet's cleaned labels), mean IoU."""
 
 import datasets
 import evaluate
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many classes score higher than the label, 0 for the top one; ties go to the class with the lower index.
+    """How many classes have a higher score than the label, 0 for the top one; of equal scores the first is the higher.
 
     Args:
         scores: `(N, classes)`.
@@ -137,7 +137,7 @@ class MeanIoU(evaluate.Metric):
         self.add_batch(predictions=prediction, references=reference)
 
     def add_batch(self, *, predictions=None, references=None, **kwargs) -> None:
-        """Count pixels: classes and masks of one shape, whichever."""
+        """Count the pixels of predictions and masks, which have one shape, whichever."""
         predictions, references = np.asarray(predictions), np.asarray(references)
         if predictions.shape != references.shape:
             raise ValueError(f"predictions {predictions.shape} and masks {references.shape} must have one shape")

@@ -1,7 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What a classifier does on a whole split: its scores, the figures they give, overall and by class, and two pictures.
+"""A classifier on a whole split: its scores, figures from them, overall and by class, and two pictures of these.
 
-Everything counts in the classes of the model: [`align_labels`] translates the labels of a data set.
+Classes are numbered as the model numbers them; [`align_labels`] translates the labels of a data set.
 """
 
 import json
@@ -26,16 +26,20 @@ OFFICIAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 def align_labels(names: list[str], id2label: dict[int, str]) -> np.ndarray:
-    """The class of a model for each label of a data set, by name; by index if the model has only generic `LABEL_i`.
+    """The class of a model for each label of a data set: the one of the same name.
 
-    The data set may lack classes: those that are text, or folders, are known only where there are pictures of them.
+    If the model has only the generic names `LABEL_0`, `LABEL_1` and so on, it is the one of the same number. The data
+    set may lack classes of the model, as a folder without pictures of a class does not know it.
 
     Args:
-        names: the data set's, by label.
-        id2label: the model's.
+        names: of the data set's classes, by label.
+        id2label: the model's names.
+
+    Returns:
+        `(labels,)` numbers of classes.
 
     Raises:
-        ValueError: the model lacks classes of the data set; the message has both.
+        ValueError: the model lacks classes of the data set; the message names those that only one of them has.
     """
     model_names = [id2label[index] for index in range(len(id2label))]
     is_generic = all(name == f"LABEL_{index}" for index, name in enumerate(model_names))
@@ -50,7 +54,7 @@ def align_labels(names: list[str], id2label: dict[int, str]) -> np.ndarray:
 
 
 def _listed(names: list[str], others: list[str], most: int = 10) -> str:
-    """How many classes, and those that the other side lacks."""
+    """How many names there are, and those of them that are not among the others."""
     alone = [name for name in names if name not in set(others)]
     which = ", ".join(map(repr, alone[:most])) + (", …" if len(alone) > most else "")
     return f"{len(names)} classes" + (f", {len(alone)} of them alone: {which}" if alone else "")
@@ -59,8 +63,9 @@ def _listed(names: list[str], others: list[str], most: int = 10) -> str:
 def read_real_labels(path: str | os.PathLike, split: datasets.Dataset) -> list[list[int]]:
     """The labels that people confirmed for each picture of a split: the published `real.json`.
 
-    The file has a list of labels for each picture of ImageNet's validation set, in the order of the official names. A
-    split whose files bear such names (`ILSVRC2012_val_00000001…`) may be in any order or a part; others go row by row.
+    The file has a list of labels for each picture of ImageNet's validation set, in the order of the official names. If
+    the files of the split have such names (`ILSVRC2012_val_00000001…`), the split may be in any order, or a part of the
+    set. If they have others, its rows must be in the order of the file.
 
     Args:
         path: of the file.
@@ -133,13 +138,13 @@ def _collate_with_presence(samples: list[dict | None]) -> tuple[dict | None, lis
 
 
 def all_figures(scores: np.ndarray, labels: np.ndarray, names: list[str], real: list[list[int]] | None = None) -> dict:
-    """All figures, ready for JSON: accuracies in percent, loss, accuracy by class name, confusion matrix.
+    """All figures, ready for JSON: accuracies in percent, loss, accuracy by class, confusion matrix.
 
     Args:
         scores: `(N, classes)`.
         labels: `(N,)`.
         names: of the classes.
-        real: confirmed labels of each image, for the ReaL accuracy.
+        real: the labels of each image that people confirmed, for the ReaL accuracy.
 
     Returns:
         `top5_percent` only for more than five classes. A class without images has `None` for its accuracy. The rows
@@ -216,7 +221,7 @@ def draw_confusion(figures: dict) -> Figure:
 
 
 def _largest(shares: np.ndarray, block: int) -> np.ndarray:
-    """The largest of each `block` × `block` cells: alone, a cell of a large matrix is smaller than a pixel."""
+    """The largest of each `block` × `block` cells: a single cell of a large matrix would be smaller than a pixel."""
     rows = -(-len(shares) // block)
     padded = np.pad(shares, (0, rows * block - len(shares)))
     return padded.reshape(rows, block, rows, block).max((1, 3))

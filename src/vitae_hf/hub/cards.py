@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""For people to read: the curves of a training run, and model cards, of a run and of a published variant."""
+"""Model cards, of what was trained and of the authors' variants, and the curves of a training run."""
 
 import json
 from pathlib import Path
@@ -10,20 +10,19 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..files import RECIPES
 from ..image_processing_vitae import ViTAEImageProcessorPil
 from ..presets import config_from_preset
-from .variants import IMAGENET_1K, PUBLISHED, Accuracy, Variant
+from .variants import IMAGENET_1K, VARIANTS, Accuracy, Variant
 
 
 TEMPLATES = Path(__file__).parent / "templates"
 PARITY = Path(__file__).with_name("parity_cpu.json")  # what `scripts/measure_parity.py` measured
-COMMON = {  # metadata of all cards
+COMMON = {  # metadata of a classifier's card
     "library_name": "transformers",
     "pipeline_tag": "image-classification",
     "tags": ["vitae", "vision", "image-classification"],
     "metrics": ["accuracy"],
 }
 
-
-# What a task's metadata call its figures: metric type, name, and key among the metrics.
+# What the metadata of a task call its figures: metric type, name, and key among the metrics.
 FIGURES = {
     "image-classification": (
         ("accuracy", "top-1 accuracy (%)", "top1"),
@@ -86,7 +85,7 @@ def model_card(
         values: whatever else the template names.
 
     Raises:
-        jinja2.UndefinedError: the template uses a value that is missing in a way that cannot be printed.
+        jinja2.UndefinedError: the template formats a value that is missing.
     """
     is_hub_name = not Path(dataset).exists()
     task_metadata = {
@@ -116,30 +115,30 @@ def model_card(
     )
 
 
-def published_card(preset: str, name: str | None = None, source: dict | None = None) -> ModelCard:
-    """The card of a published variant, or of a checkpoint of it that was converted.
+def variant_card(preset: str, name: str | None = None, source: dict | None = None) -> ModelCard:
+    """The card of a variant of the authors, or of a checkpoint of it that was converted.
 
     Args:
-        preset: one of `PUBLISHED`.
+        preset: one of `VARIANTS`.
         name: under which users load it; default: `org/` and the preset.
-        source: what `convert_checkpoint` returned of the file that was converted; default: the variant itself.
+        source: of a converted checkpoint, what `convert_checkpoint` returns; default: the card is about no weights.
 
     Raises:
-        KeyError: the preset is not a published one.
+        KeyError: the preset is not a variant of the authors.
     """
-    variant, name = PUBLISHED[preset], name or f"org/{preset}"
+    variant, name = VARIANTS[preset], name or f"org/{preset}"
     about = {"parameters": variant.parameters, "num_labels": 1000, "image_size": 224, "is_imagenet_1k": True}
     about |= {key: source[key] for key in about if source}
     processor = ViTAEImageProcessorPil(size=about["image_size"])
     recipe = variant.recipe or preset
     parity = json.loads(PARITY.read_text())
     is_comparable = about["is_imagenet_1k"] and about["image_size"] == 224
-    # A file does not say which it is of several checkpoints of a variant for which the authors print figures.
+    # Where the authors print figures of several checkpoints, a file does not say which of these it is.
     is_known = variant.has_weights and is_comparable and (source is None or len(variant.printed) == 1)
-    data = published_metadata(variant, name.split("/")[-1], about["is_imagenet_1k"], is_known)
+    data = variant_metadata(variant, name.split("/")[-1], about["is_imagenet_1k"], is_known)
     return ModelCard.from_template(
         data,
-        template_path=str(TEMPLATES / "published.md"),
+        template_path=str(TEMPLATES / "variant.md"),
         name=name,
         preset=preset,
         variant=variant,
@@ -158,8 +157,14 @@ def published_card(preset: str, name: str | None = None, source: dict | None = N
     )
 
 
-def published_metadata(variant: Variant, name: str, is_imagenet_1k: bool, has_results: bool) -> ModelCardData:
-    """Metadata of a published variant's card, with or without what the authors print of its accuracy."""
+def variant_metadata(variant: Variant, name: str, is_imagenet_1k: bool, has_results: bool) -> ModelCardData:
+    """Metadata of a variant's card.
+
+    Args:
+        name: of the model.
+        is_imagenet_1k: whether its classes are those.
+        has_results: whether the accuracies that the authors print for ImageNet-1k are those of its weights.
+    """
     results = printed_results(variant.printed[IMAGENET_1K], variant.papers[-1].url) if has_results else None
     return ModelCardData(
         license="other",
@@ -173,7 +178,7 @@ def published_metadata(variant: Variant, name: str, is_imagenet_1k: bool, has_re
 
 
 def printed_results(accuracy: Accuracy, url: str) -> list[EvalResult]:
-    """What the authors print, for a card's metadata."""
+    """Accuracies for a card's metadata, as the authors print them at `url`."""
     names = {"top1": "top-1 accuracy (%)", "top5": "top-5 accuracy (%)", "real": "top-1 accuracy with ReaL labels (%)"}
     return [
         EvalResult(
@@ -197,7 +202,7 @@ def pretraining_card(template: Path, *, dataset: str, **values: object) -> Model
     """The card of a masked autoencoder.
 
     Args:
-        template: Jinja file; see `templates/pretraining.md`.
+        template: Jinja file in `templates/`.
         dataset: Hub name or folder.
         values: whatever else the template names.
     """

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Whether the files of a model are what was published: a flipped byte of weights loads without a word otherwise."""
+"""Are the files of a model those that were published? Without this check, weights with a flipped byte load silently."""
 
 import hashlib
 import re
@@ -20,13 +20,17 @@ def sha256(path: Path) -> str:
 
 
 def git_sha1(path: Path) -> str:
-    """Git's name of a file's content, which the Hub gives to files outside LFS."""
+    """Git's name of a file's content; the Hub's cache calls files so that are not in LFS."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def write_sums(folder: Path, files: list[Path]) -> list[Path]:
-    """Write `SHA256SUMS` of a folder's files, whole or not at all, and return them with it."""
+    """Write a `SHA256SUMS` of these files of a folder, whole or not at all.
+
+    Returns:
+        The files, and `SHA256SUMS` itself.
+    """
     files = [path for path in files if path.name != SUMS_NAME]
     unfinished = folder / f".{SUMS_NAME}.unfinished"
     unfinished.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in files))
@@ -34,10 +38,10 @@ def write_sums(folder: Path, files: list[Path]) -> list[Path]:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """SHA-256 by file name, as the folder's `SHA256SUMS` has them; none if there is no such file.
+    """The lines of a folder's `SHA256SUMS`, as SHA-256 by file name; none if it has no such file.
 
     Raises:
-        ValueError: a line is no sum and name of a file in the folder.
+        ValueError: a line is not a SHA-256 and a file name.
     """
     sums, path = {}, folder / SUMS_NAME
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
@@ -49,7 +53,7 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def header_problem(path: Path) -> str | None:
-    """What keeps the header of a safetensors file from being read, if anything does."""
+    """Why the header of a safetensors file cannot be read; `None` if it can."""
     try:
         with safe_open(path, framework="pt"):
             return None
@@ -58,11 +62,16 @@ def header_problem(path: Path) -> str | None:
 
 
 def problems_of_file(path: Path, expected_sum: str | None) -> list[str]:
-    """What is wrong with a file, by its sum, by the name the Hub's cache gave to its content, and by its header."""
+    """What is wrong with a file.
+
+    Args:
+        expected_sum: from `SHA256SUMS`. A file in the Hub's cache is also compared with the Hub's own sum of it, and
+            the header of a safetensors file is read.
+    """
     problems = []
     if expected_sum is not None and sha256(path) != expected_sum:
         problems.append(f"its SHA-256 is not the one in {SUMS_NAME}")
-    blob = path.resolve().name if path.is_symlink() else ""  # of a cache: a link to a file named by its content
+    blob = path.resolve().name if path.is_symlink() else ""  # the cache links to a file whose name is the Hub's sum
     if re.fullmatch("[0-9a-f]{64}", blob) and sha256(path) != blob:
         problems.append("its SHA-256 is not the Hub's")
     if re.fullmatch("[0-9a-f]{40}", blob) and git_sha1(path) != blob:
@@ -81,14 +90,14 @@ def verify_checkpoint(
     """Compare every file of a model with its checksums.
 
     Args:
-        source: folder, or name of a Hub repository, of which what is not yet in the cache is downloaded.
+        source: folder, or name of a Hub repository, whose files are downloaded if they are not in the cache.
         revision: branch, tag or commit of the repository.
         cache_dir: where downloads are kept; default: the library's cache.
         token: default: the one that is logged in.
 
     Returns:
-        `folder`; `checked`, the names of files compared with a sum; `unchecked`, those without one; and `problems`: for
-        each damaged or missing file what is wrong with it.
+        `folder`; `checked`, the names of the files that have a sum; `unchecked`, of those that have none; and
+        `problems`, by the name of a damaged or missing file what is wrong with it.
 
     Raises:
         OSError: there is no such folder or repository, or the Hub cannot be reached.
@@ -103,6 +112,6 @@ def verify_checkpoint(
         (checked if path.name in sums or path.is_symlink() else unchecked).append(path.name)
         if found := problems_of_file(path, sums.get(path.name)):
             problems[path.name] = found
-    if is_folder or not constants.HF_HUB_OFFLINE:  # offline, a cache may hold only what was loaded
+    if is_folder or not constants.HF_HUB_OFFLINE:  # offline, the cache may have only those files that were loaded
         problems |= {name: ["missing"] for name in sums if not (folder / name).exists()}
     return {"folder": str(folder), "checked": checked, "unchecked": unchecked, "problems": problems}

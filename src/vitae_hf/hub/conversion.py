@@ -1,98 +1,32 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""The authors' checkpoints: read without running their code, recognised, and renamed tensor by tensor."""
+"""The authors' checkpoints: read without running code from them, recognised, renamed and written as model folders."""
 
 import json
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ..configuration_vitae import ViTAEFamilyConfig
+from ..failures import of_a_missing_package
 from ..image_processing_vitae import ViTAEImageProcessorPil
+from ..loading import load_trained
 from ..messages import listed, printable
 from ..presets import PRESETS, config_from_preset
+from .cards import variant_card
 from .checksums import sha256, write_sums
+from .original_names import original_layout
 from .torch_files import NoTensor, read_torch_file
+from .variants import VARIANTS
 
 
-# Our tensor names -> the authors'. All patterns of a model type are applied, in this order.
-_BOTH = [
-    (r"^classifier\.", "head."),
-    (r"^vitae(?:v2)?\.stages\.(\d+)\.reduction_cell\.", r"layers.\1.RC."),
-    (r"^vitae(?:v2)?\.stages\.(\d+)\.normal_cells\.", r"layers.\1.NC."),
-    # reduction cell
-    (r"(RC)\.(?:pyramid_reduction\.)?convs\.(\d+)\.", r"\1.PRM.convs.\2.0."),
-    (r"(RC)\.layernorm_before\.", r"\1.attn.norm1."),
-    (r"(RC)\.layernorm_after\.", r"\1.attn.norm2."),
-    # normal cell
-    (r"(NC\.\d+)\.layernorm_before\.", r"\1.norm1."),
-    (r"(NC\.\d+)\.layernorm_after\.", r"\1.norm2."),
-    (r"(NC\.\d+)\.attention\.[qkv]_proj\.", r"\1.attn.qkv."),
-    (r"(NC\.\d+)\.attention\.o_proj\.", r"\1.attn.proj."),
-]
-_CONV_BRANCH = [  # of a normal cell, and of ViTAEv2's reduction cell
-    (r"\.conv_branch\.0\.conv\.", ".PCM.0."),
-    (r"\.conv_branch\.0\.norm\.", ".PCM.1."),
-    (r"\.conv_branch\.1\.conv\.", ".PCM.3."),
-    (r"\.conv_branch\.1\.norm\.", ".PCM.4."),
-    (r"\.conv_branch\.2\.conv\.", ".PCM.6."),
-]
-PATTERNS = {
-    "vitae": [
-        *_BOTH,
-        (r"^vitae\.pooler\.layernorm\.", "fc_norm."),
-        (r"^vitae\.embeddings\.projection\.", "layers.0.RC.PRM.proj."),
-        (r"^vitae\.embeddings\.cls_token$", "layers.0.RC.cls_token"),
-        (r"^vitae\.embeddings\.position_embeddings$", "layers.0.RC.pos_embed"),
-        (r"(RC)\.attention\.random_projection$", r"\1.attn.w"),
-        (r"(RC)\.attention\.[qkv]_proj\.", r"\1.attn.kqv."),
-        (r"(RC)\.attention\.o_proj\.", r"\1.attn.proj."),
-        (r"(RC)\.mlp\.fc1\.", r"\1.attn.mlp.0."),
-        (r"(RC)\.mlp\.fc2\.", r"\1.attn.mlp.2."),
-        (r"(RC)\.conv_branch\.0\.conv\.", r"\1.PCM.0."),
-        (r"(RC)\.conv_branch\.1\.conv\.", r"\1.PCM.2."),
-        (r"(RC)\.conv_branch\.1\.norm\.", r"\1.PCM.3."),
-        (r"(RC)\.conv_branch\.2\.conv\.", r"\1.PCM.5."),
-        *_CONV_BRANCH,
-    ],
-    "vitaev2": [
-        *_BOTH,
-        (r"(RC)\.attention\.[qkv]_proj\.", r"\1.attn.attn.qkv."),
-        (r"(RC)\.attention\.o_proj\.", r"\1.attn.attn.proj."),
-        (r"(RC)\.mlp\.", r"\1.attn.mlp."),
-        *_CONV_BRANCH,
-    ],
-}
-# A table of ViTAEv2's windows that no network reads.
 IGNORED = "relative_position_index"
-
-
-def original_name(name: str, config: ViTAEFamilyConfig) -> str:
-    """The authors' name of the tensor that holds our tensor `name` of a classifier with this configuration."""
-    if config.has_class_token:  # their plain variants have three stages, of which only the last has normal cells
-        name = name.replace("vitae.stages.0.", "vitae.stages.2.")
-    for pattern, replacement in PATTERNS[config.model_type]:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def original_layout(config: ViTAEFamilyConfig) -> dict[str, dict[str, torch.Size]]:
-    """Every tensor of an original checkpoint, and our tensors (name -> shape) that it holds, stacked in this order."""
-    with torch.device("meta"):
-        ours = AutoModelForImageClassification.from_config(config).state_dict()
-    layout = {}
-    for name, tensor in ours.items():
-        layout.setdefault(original_name(name, config), {})[name] = tensor.shape
-    for original, parts in layout.items():
-        if fused := re.search(r"\.(kqv|qkv)\.", original):
-            order = [f"{letter}_proj" for letter in fused.group(1)]
-            layout[original] = dict(sorted(parts.items(), key=lambda part: order.index(part[0].split(".")[-2])))
-    return layout
+"""A table of ViTAEv2's windows that is in the authors' checkpoints, though no network reads it."""
 
 
 def detect_preset(state_dict: Mapping[str, torch.Tensor]) -> str:
@@ -131,7 +65,7 @@ def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | N
     if "head.weight" not in state_dict or state_dict["head.weight"].ndim != 2:
         raise ValueError("there is no classifier (a matrix `head.weight`) in this checkpoint")
     num_labels, width = state_dict["head.weight"].shape
-    # Of a head that does not fit, rows may be as many as the file has bytes: no classes are named for them.
+    # A classifier of another width does not fit anyway, and may claim millions of rows: it gets no names of classes.
     overrides = {"num_labels": num_labels} if width == config.hidden_size else {}
     if config.has_class_token and "layers.0.RC.pos_embed" in state_dict:
         if state_dict["layers.0.RC.pos_embed"].ndim != 3:
@@ -149,13 +83,13 @@ def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | N
 def convert_original_state_dict(
     state_dict: Mapping[str, torch.Tensor], config: ViTAEFamilyConfig | None = None
 ) -> dict[str, torch.Tensor]:
-    """Rename the tensors of an original state dict, splitting fused projections. Nothing is resized or left out.
+    """Rename the tensors of an original state dict and split fused projections.
 
-    (But for ViTAEv2's `relative_position_index`, which no network reads.)
+    Nothing is resized, and nothing is left out but ViTAEv2's `relative_position_index`, which no network reads.
 
     Args:
-        state_dict: the authors' names, with or without `module.` before them, -> tensors.
-        config: what network it is; default: recognised by [`config_from_original`].
+        state_dict: tensors by the authors' names, with or without `module.` before them.
+        config: of the network; default: recognised by [`config_from_original`].
 
     Returns:
         The state dict of a classifier with that configuration.
@@ -238,8 +172,9 @@ def read_labels(path: str | Path | None, num_labels: int) -> dict[int, str] | No
     elif num_labels == 1000:
         try:
             from timm.data import ImageNetInfo
-        except ImportError as error:
-            raise ImportError("ImageNet's class names come from timm: `pip install timm`, or pass --labels") from error
+        except ModuleNotFoundError as error:
+            sentence = of_a_missing_package(error, "the list of ImageNet's class names")
+            raise ImportError(f"{sentence}, or pass --labels") from error
         names = ImageNetInfo("imagenet-1k").label_descriptions()
     else:
         return None
@@ -252,9 +187,10 @@ def convert_checkpoint(
     preset: str | None = None,
     labels: str | Path | None = None,
     verify: str | Path | None = None,
-    write_card: Callable[[Path, dict], None] | None = None,
 ) -> dict:
     """Write an original checkpoint as a folder for `from_pretrained` and the Hub, whole or not at all.
+
+    The folder has a model card, unless the network is one that the authors have not published, as `vitae-nano`.
 
     Args:
         checkpoint: one of the authors' files.
@@ -262,7 +198,6 @@ def convert_checkpoint(
         preset: which network it is; default: recognised from the tensors.
         labels: JSON list of class names; default: ImageNet-1k's for 1,000 classes, else generic ones.
         verify: image to classify with the reloaded folder.
-        write_card: adds a model card to the folder, for which it gets what is returned; default: there will be none.
 
     Returns:
         The folder, and what was found: name and SHA-256 of the file, preset, parameters, labels, whether these are
@@ -275,35 +210,42 @@ def convert_checkpoint(
     output = Path(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists already and is not an empty folder")
-    state_dict = load_original_checkpoint(checkpoint)
-    preset = preset or detect_preset(state_dict)
-    config = config_from_original(state_dict, preset)
-    if id2label := read_labels(labels, config.num_labels):
-        config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
-    weights = convert_original_state_dict(
-        state_dict, config
-    )  # before the model, which costs what the configuration says
-    model = AutoModelForImageClassification.from_config(config)
-    model.load_state_dict(weights)
+    model, preset = load_original_model(checkpoint, preset, labels)
     record = {
         "output": str(output),
         "file": Path(checkpoint).name,
         "sha256": sha256(Path(checkpoint)),
         "preset": preset,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "num_labels": config.num_labels,
-        "is_imagenet_1k": labels is None and config.num_labels == 1000,
-        "image_size": config.image_size,
+        "num_labels": model.config.num_labels,
+        "is_imagenet_1k": labels is None and model.config.num_labels == 1000,
+        "image_size": model.config.image_size,
     }
     with whole_folder(output) as unfinished:
         model.save_pretrained(unfinished)
-        ViTAEImageProcessorPil(size=config.image_size).save_pretrained(unfinished)
-        if write_card is not None:
-            write_card(unfinished, record)
+        ViTAEImageProcessorPil(size=model.config.image_size).save_pretrained(unfinished)
+        if preset in VARIANTS:
+            variant_card(preset, output.name, record).save(unfinished / "README.md")
         write_sums(unfinished, sorted(unfinished.iterdir()))
         if verify is not None:
             record["verified"] = verify_folder(unfinished, verify)
     return record
+
+
+def load_original_model(
+    checkpoint: str | Path, preset: str | None = None, labels: str | Path | None = None
+) -> tuple[PreTrainedModel, str]:
+    """A classifier with the weights of an original checkpoint, and its preset's name; see [`convert_checkpoint`]."""
+    state_dict = load_original_checkpoint(checkpoint)
+    preset = preset or detect_preset(state_dict)
+    config = config_from_original(state_dict, preset)
+    if id2label := read_labels(labels, config.num_labels):
+        config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
+    # Before the model is built: what does not fit may describe one of any size.
+    weights = convert_original_state_dict(state_dict, config)
+    model = AutoModelForImageClassification.from_config(config)
+    model.load_state_dict(weights)
+    return model, preset
 
 
 @contextmanager
@@ -331,9 +273,8 @@ def verify_folder(folder: str | Path, image: str | Path) -> list[dict]:
     Raises:
         ValueError: a logit is not finite, or the image cannot be read.
     """
-    processor = AutoImageProcessor.from_pretrained(folder)
-    model = AutoModelForImageClassification.from_pretrained(folder).eval()
-    logits = model(**processor(image, return_tensors="pt")).logits[0]
+    model, processor = load_trained(folder, dtype="auto")
+    logits = model(processor(image, return_tensors="pt").pixel_values).logits[0]
     if not logits.isfinite().all():
         raise ValueError(f"the converted network gives logits that are not finite for {image}")
     scores, indices = logits.softmax(-1).topk(min(5, logits.numel()))

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""From a folder to a Hub repository: check it, upload what belongs to the model, load it back and compare."""
+"""From a folder to a Hub repository: check it, upload what belongs to the model, load the model back and compare."""
 
 import json
 import tempfile
@@ -8,19 +8,18 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
 from transformers.dynamic_module_utils import get_relative_imports
 
 from .. import configuration_vitae
 from ..failures import first_line
+from ..loading import load_trained
 from ..messages import listed, printable
-from ..model_folders import check_model
 from ..training.checkpoints import not_finite
 from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
 
 
-# Of a folder, what a model is made of; its code files come on top. Whatever else lies there stays there: checkpoints,
-# optimizer state, `training_args.bin` (a pickle), logs.
+# The files of a folder that belong to a model, beside its code. Nothing else is uploaded: no checkpoints, optimizer
+# state or logs, and not `training_args.bin`, which is a pickle.
 BELONGS = [
     "config.json",
     "preprocessor_config.json",
@@ -47,43 +46,40 @@ def code_files(folder: Path) -> list[str]:
         for references in json.loads(path.read_text()).get("auto_map", {}).values():
             for reference in references.values() if isinstance(references, dict) else [references]:
                 names.append(reference.split("--")[-1].split(".")[0] + ".py")
-    for name in names:  # which grows
+    for name in names:  # the list grows while it is gone through
         if (folder / name).is_file():
             names += {f"{module}.py" for module in get_relative_imports(folder / name)} - set(names)
     return sorted(set(names))
 
 
 @torch.no_grad()
-def compute_outputs(source: str | Path, image: str | Path, **kwargs) -> torch.Tensor:
-    """The logits for an image, or the pooled output of a base model, as users of `source` get them.
+def compute_outputs(source: str | Path, image: str | Path, **options) -> torch.Tensor:
+    """The logits for an image, or the pooled output of a network without a classifier, as users of `source` get them.
 
     Args:
-        kwargs: for `from_pretrained`: `revision`, `cache_dir`.
+        options: for `from_pretrained`: `revision`, `cache_dir`, `token`.
+
+    Returns:
+        `(1, classes)`, or `(1, hidden size)`.
 
     Raises:
         ValueError: the weights lack tensors of the network, or hold values that are not finite.
     """
-    processor = AutoImageProcessor.from_pretrained(source, **kwargs)
-    architecture = (AutoConfig.from_pretrained(source, **kwargs).architectures or [""])[0]
-    auto_class = AutoModelForImageClassification if "ForImageClassification" in architecture else AutoModel
-    model, loading = auto_class.from_pretrained(source, output_loading_info=True, **kwargs)
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"the weights of {source} lack {len(missing)} tensors of the network: {listed(missing)}")
+    model, processor = load_trained(source, dtype="auto", headless=True, **options)
     if names := not_finite(model):
         raise ValueError(f"not all values of {source} are finite: {listed(names)}")
-    pixel_values = processor(image, return_tensors="pt").pixel_values.to(model.dtype)
-    outputs = model.eval()(pixel_values)
-    return outputs.logits if auto_class is AutoModelForImageClassification else outputs.pooler_output
+    outputs = model(processor(image, return_tensors="pt").pixel_values.to(model.dtype))
+    return outputs.logits if "logits" in outputs else outputs.pooler_output
 
 
 def find_files(folder: Path) -> list[Path]:
     """The files of a folder that are uploaded.
 
-    The averaged weights in `ema/` are a model of their own, which the card and the results of a training run are about.
-    They never go along as a second model that nobody loads by name.
+    A folder with averaged weights in `ema/` is refused. They are a model of their own, the one that the card and the
+    results of the training are about; uploaded beside the others, they would be a second model that nobody can load.
 
     Raises:
-        ValueError: something is missing, does not belong to a model that loads safely, or there are averaged weights.
+        ValueError: a file is missing, weights are in a format that can run code, or there are averaged weights.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
@@ -122,10 +118,10 @@ def check_code(folder: Path) -> None:
 
 
 def check_folder(folder: Path, image: str | Path) -> tuple[list[Path], torch.Tensor]:
-    """Make sure that a folder can be published.
+    """See that a folder can be published.
 
     Returns:
-        The files to upload, and what the model makes of the image.
+        The files to upload, and the outputs of the model for the image.
 
     Raises:
         ValueError: it cannot; the message names the file and says why.
@@ -134,12 +130,11 @@ def check_folder(folder: Path, image: str | Path) -> tuple[list[Path], torch.Ten
     check_code(folder)
     try:
         ModelCard.load(folder / "README.md").data.to_yaml()
-    except Exception as error:  # of the YAML parser
+    except Exception as error:  # the parser of YAML raises errors of its own
         raise ValueError(f"{folder / 'README.md'} has no valid metadata ({first_line(error)})") from error
     for path in files:
         if path.suffix == ".safetensors" and (problem := header_problem(path)):
             raise ValueError(f"{path} is damaged ({problem})")
-    check_model(folder)
     outputs = compute_outputs(folder, image)
     if not outputs.isfinite().all():
         raise ValueError(f"{folder} gives logits that are not finite for {image}")
@@ -154,16 +149,18 @@ def upload(
     create_pr: bool = False,
     revision: str | None = None,
 ) -> tuple[str, CommitInfo, bool]:
-    """Bring a repository to hold these files, in one commit, or none if it does already.
+    """Make a repository hold these files, in one commit; in none if it holds them already.
 
-    Weights of before that are not among the files are deleted in the same commit, lest they be loaded in their place.
+    The same commit deletes weights that lie in the repository and are not among the files: they could be loaded in the
+    place of the new ones.
 
     Returns:
         The repository's full name, the commit that has the files, and whether it is new.
 
     Raises:
-        OSError, httpx.HTTPError or RuntimeError from one: nothing was changed, or, if the answer was lost, all was;
-            trying again is always right.
+        OSError, httpx.HTTPError or RuntimeError: the Hub failed. Either nothing was changed, or everything was and the
+            answer was lost; it is always right to try again.
+        ValueError: the repository is to be private, exists, and is public.
     """
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
     if revision not in (None, constants.DEFAULT_REVISION):
@@ -189,7 +186,7 @@ def upload(
 def check_published(
     repo_id: str, commit: str, files: list[Path], image: str | Path, outputs: torch.Tensor, token: str | None = None
 ) -> None:
-    """Download a commit by name into an empty cache, and compare its files and what the model makes of the image.
+    """Download a commit by name into an empty cache, and compare its files, and the outputs of the model for the image.
 
     Raises:
         ValueError: something differs; the message names it.
@@ -214,7 +211,11 @@ def check_published(
 
 
 def list_files(files: list[Path], folder: Path) -> int:
-    """Print what is uploaded, and return how many bytes that is."""
+    """Print names and sizes of what is uploaded, and names of what is not.
+
+    Returns:
+        The sum of the sizes, in bytes.
+    """
     sizes = {path.name: path.stat().st_size for path in files}
     for name, size in sizes.items():
         print(f"{size:>15,}  {printable(name)}")
@@ -238,17 +239,18 @@ def publish(
     """Check a folder, print what is uploaded, upload it, load it by name and compare.
 
     Args:
-        folder: what `save_pretrained` wrote, with a model card; it gets a `SHA256SUMS`.
+        folder: what `save_pretrained` wrote, with a model card; a `SHA256SUMS` is added to it.
         repo_id: organisation or user, and name.
-        image: what to try the model on, before and after.
-        private: whether a new repository is only for those invited.
+        image: what the model is tried on, before and after.
+        private: whether a new repository is private.
         create_pr: propose the files as a pull request.
         revision: branch, made if need be; default: `main`.
         dry_run: stop before anything is written or sent.
         token: default: the one that is logged in.
 
     Returns:
-        Number and bytes of the files; the repository, its commit, whether that is new, and the pull request.
+        A record of what was uploaded: repository, number and bytes of the files, the commit, whether it is new, and the
+        pull request.
 
     Raises:
         ValueError, OSError, httpx.HTTPError, RuntimeError: as [`check_folder`], [`upload`] and [`check_published`] say.
@@ -266,4 +268,5 @@ def publish(
 
 
 def in_words(problems: dict[str, list[str]]) -> str:
+    """The `problems` of [`verify_checkpoint`] in one line."""
     return listed((f"{printable(name)}: {', '.join(found)}" for name, found in problems.items()), "; ")

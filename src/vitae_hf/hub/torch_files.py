@@ -1,9 +1,9 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Tensors out of files of `torch.save`, whoever wrote them: nothing in them is called, and no more made than they hold.
+"""Reads tensors from files of `torch.save`, of any origin: calls nothing in them, allocates no more than they hold.
 
-`torch.load(weights_only=True)` runs no code either, but it calls what a file asks for within its own list: codecs, and
-constructors that allocate whatever they are told to. Here a name in a pickle stands for a rule of this module, or for
-nothing.
+`torch.load(weights_only=True)` runs no code either, but it calls what a file asks for if it is in a list of torch's:
+codecs, and constructors that allocate whatever they are told to. Here a name in a pickle stands for a rule of this
+module, or for nothing.
 """
 
 import io
@@ -22,8 +22,8 @@ from ..messages import printable
 
 
 MOST_PICKLED = 4 * 2**20
-"""Bytes of names, shapes and settings; a training checkpoint of the largest variant has one megabyte of them."""
-# How a file of before torch 1.6 begins: a magic number and the version of its format, each a pickle.
+"""Bytes of names, shapes and settings that are read. A training checkpoint of the largest variant has one megabyte."""
+# How a file from before torch 1.6 begins: a magic number and the version of its format, each a pickle.
 LEGACY_BEGINNING = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
 OTHER_ORDER = "was written by a machine with another order of bytes"
 # Pickle's opcodes that `torch.save` writes.
@@ -45,24 +45,24 @@ STORAGES = {
     "BoolStorage": torch.bool,
     "ComplexDoubleStorage": torch.complex128,
     "ComplexFloatStorage": torch.complex64,
-    "QInt8Storage": torch.int8,  # what follows of these is not read
+    "QInt8Storage": torch.int8,  # of quantised tensors only the storage is read; see `RULES`
     "QUInt8Storage": torch.uint8,
     "QInt32Storage": torch.int32,
 }
 
 
 class Refused(Exception):
-    """What a file asks for or claims, as the end of a sentence that begins with its path."""
+    """A file is not read; the message is the end of a sentence that begins with its path."""
 
 
 class NoTensor(NamedTuple):
-    """In the place of a tensor that cannot be a weight."""
+    """Stands for a tensor that cannot be a weight, and says why."""
 
     problem: str
 
 
 class Ignored:
-    """In the place of settings and metrics, whatever they are made from."""
+    """Stands for an object that is not needed, as settings and metrics are; takes any arguments and keeps none."""
 
     def __init__(self, *arguments):
         pass
@@ -72,7 +72,7 @@ class Ignored:
 
 
 class Container(dict):
-    """In the place of all kinds of dictionaries: begins empty."""
+    """Stands for every kind of dictionary, and begins empty."""
 
     def __init__(self, *arguments):
         super().__init__()
@@ -82,7 +82,7 @@ class Container(dict):
 
 
 class Rule:
-    """What a name in a pickle stands for where something is made: it can be called, and not be changed."""
+    """Stands for a function that a pickle calls by name. A pickle cannot change it."""
 
     __slots__ = ("function",)
 
@@ -97,7 +97,7 @@ class Rule:
 
 
 def strided(values: torch.Tensor, offset: int, size: tuple, stride: tuple, *others) -> torch.Tensor | NoTensor:
-    """A tensor on a storage's values; none if its shape claims more of them than there are."""
+    """A tensor of this size and stride on the values of a storage, or why there is none."""
     if values.is_complex():
         return NoTensor("complex")
     if math.prod(size) > values.numel():
@@ -137,11 +137,14 @@ GLOBALS = {
 
 
 class WeightsUnpickler(pickle.Unpickler):
-    """Python's unpickler with nothing to call but the rules of this module.
+    """Python's unpickler, to which no name is known but those of this module.
 
     Args:
-        stream: at the beginning of a pickle, which [`check_opcodes`] has seen.
-        storage: gives the values `(numel,)` of a dtype that the file has under a key.
+        stream: at the beginning of a pickle that passed [`check_opcodes`].
+        storage: function of dtype, key and number of values that gives these values `(numel,)` of the file.
+
+    Raises:
+        Refused: the pickle asks for another name.
     """
 
     def __init__(self, stream: BinaryIO, storage: Callable[[torch.dtype, str, int], torch.Tensor] | None = None):
@@ -169,8 +172,8 @@ def check_opcodes(stream: BinaryIO) -> None:
     """Look through a pickle without doing what it says, and go back to its beginning.
 
     Raises:
-        pickle.UnpicklingError: it has what `torch.save` does not write, or would make the unpickler's memory explode:
-            that reserves as many places as the highest number under which a pickle keeps something.
+        pickle.UnpicklingError: it has opcodes that `torch.save` does not write, or would make the unpickler fill the
+            memory, which reserves places up to the highest number under which a pickle keeps something.
     """
     start = stream.tell()
     for opcode, argument, position in pickletools.genops(stream):
@@ -178,7 +181,7 @@ def check_opcodes(stream: BinaryIO) -> None:
             raise pickle.UnpicklingError(f"opcode {opcode.name}")
         if opcode.name == "LONG_BINPUT" and argument > position:
             raise pickle.UnpicklingError("a memo of too many places")
-        if opcode.name == "LONG1" and argument.bit_length() > 64:  # many of them could share one place in a dictionary
+        if opcode.name == "LONG1" and argument.bit_length() > 64:  # as keys they could all have one hash
             raise pickle.UnpicklingError("a number of too many digits")
     stream.seek(start)
 
@@ -189,7 +192,11 @@ def unpickle(stream: BinaryIO, storage: Callable[[torch.dtype, str, int], torch.
 
 
 class Storages:
-    """The values of a file, made once for each key, and in all not more bytes than the file has."""
+    """Gives the values of a file, each key's once; the sum of their bytes is limited.
+
+    Args:
+        most_bytes: the limit, the size of the file.
+    """
 
     def __init__(self, most_bytes: int):
         self.left, self.made = most_bytes, {}
@@ -208,7 +215,7 @@ class Storages:
         return values
 
     def fill(self, key: str) -> None:
-        """Read the values, if they can be read already."""
+        """Read the values of a key at once, where the format allows that."""
 
     def read_into(self, key: str, file: BinaryIO) -> None:
         raw = self.made[key].numpy()
@@ -227,7 +234,7 @@ class ZipStorages(Storages):
 
 
 def read_zip(file: BinaryIO, size: int):
-    """The content of a file of `torch.save` since torch 1.6, which is a zip archive that compresses nothing."""
+    """The content of a file of `torch.save` since torch 1.6: a zip archive without compression."""
     with zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
         folder = next(iter(members)).partition("/")[0]
@@ -258,7 +265,7 @@ def read_legacy(file: BinaryIO, size: int):
         raise pickle.UnpicklingError("other storages than its tensors have")
     file.seek(stream.tell())
     for key in keys:
-        file.read(8)  # how many values follow, which the pickle has said
+        file.read(8)  # the number of values, which the pickle has said already
         storages.read_into(key, file)
     return content
 
@@ -268,7 +275,8 @@ def read_torch_file(path: str | os.PathLike):
 
     Raises:
         OSError: the file is not there or cannot be read.
-        ValueError: it is no such file, damaged, asks for more than weights need, or claims more than it holds.
+        ValueError: it is not a file of `torch.save`, is damaged, asks for more than weights need, or claims more than
+            it holds.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):

@@ -1,8 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What is known of the published variants: who describes them, how large they are, what the authors print for them.
+"""What is known of the authors' variants: the papers that describe them, their size, the accuracies that are printed.
 
-The README's table and the cards of `model_cards/` take their figures from here; none is measured by us. The authors
-print the accuracies in their papers and in the README of github.com/ViTAE-Transformer/ViTAE-Transformer, that of 13M in
+The README's table and the cards of `model_cards/` take their figures from here. No accuracy is measured by us: the
+authors print them in their papers and in the README of github.com/ViTAE-Transformer/ViTAE-Transformer, that of 13M in
 an earlier version of it.
 """
 
@@ -33,16 +33,16 @@ class Accuracy(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """A published network.
+    """A network of the authors.
 
     Args:
-        papers: that describe it; its figures are those of the last.
+        papers: that describe it; the last one prints its figures.
         parameters: trainable ones, counted from the released network with 1,000 classes at 224².
-        gmacs: its multiply-adds for one image, in 1e9.
-        printed: accuracy by the data that the weights were trained on; empty if none was printed.
+        gmacs: multiply-adds for one image, in 1e9.
+        printed: accuracy by the data that the weights were trained on; empty if the authors print none.
         has_weights: whether the authors released or announced weights.
-        recipe: name in `recipes/`, if it is not the one of the variant's name.
-        note: what else one should know.
+        recipe: name in `recipes/`; default: the variant's own.
+        note: a sentence for the card.
     """
 
     papers: tuple[Paper, ...]
@@ -81,7 +81,7 @@ VITAE_V2 = Paper(
 )
 SCALED_UP = (VITAE, VITAE_V2)  # the second paper scales the first one's cells up
 
-PUBLISHED: dict[str, Variant] = {
+VARIANTS: dict[str, Variant] = {
     "vitae-t": Variant((VITAE,), 4_882_792, 1.757, {IMAGENET_1K: Accuracy(75.3, 92.7, 82.9)}),
     "vitae-6m": Variant((VITAE,), 6_610_024, 2.152, {IMAGENET_1K: Accuracy(77.9, 94.1, 84.9)}),
     "vitae-13m": Variant(
@@ -129,4 +129,4 @@ PUBLISHED: dict[str, Variant] = {
         {IMAGENET_1K: Accuracy(84.6, 96.9, 88.7), IMAGENET_22K: Accuracy(86.1, 97.9, 89.9)},
     ),
 }
-"""Name of a preset -> what is published about it. A preset that is not here, such as `vitae-nano`, is ours."""
+"""What is known of a network, by the name of its preset. A preset that is not here, such as `vitae-nano`, is ours."""

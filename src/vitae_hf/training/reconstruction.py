@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from transformers import Trainer, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from ..data.samples import as_pictures
+from ..data.pictures import as_pictures
 from ..decoder_vitae import patch_statistics, patchify, unpatchify
 from ..modeling_vitae import ViTAEForPreTraining
 

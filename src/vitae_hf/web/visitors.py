@@ -20,8 +20,9 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from transformers.utils import logging
 
 from ..configuration_vitae import ViTAEFamilyConfig
+from ..files import find_model
 from ..image_processing_vitae import to_rgb
-from ..loading import OUR_PROCESSORS, load_classifier, load_processor
+from ..loading import OUR_PROCESSORS, load_trained
 from ..model_folders import FAMILY, MODEL_FILES, read_json, weight_files
 
 
@@ -162,9 +163,7 @@ def load_folder(folder: Path, changed: float):
     Raises:
         ValueError: they do not fit each other, or cost more than this page should.
     """
-    local = {"local_files_only": True, "trust_remote_code": False}
-    model = load_classifier(folder, use_safetensors=True, **local)
-    processor = load_processor(folder, config=model.config, **local)
+    model, processor = load_trained(folder, use_safetensors=True, local_files_only=True, trust_remote_code=False)
     if not isinstance(processor, OUR_PROCESSORS) or not processor.do_resize:
         raise ValueError("its image processor is none of ViTAE's, or does not resize")
     check_cost(model.config, processor.size.height, processor.size.width)
@@ -185,14 +184,15 @@ class Models:
 
     def __init__(self, named: Sequence[str] = (), root: Path | None = None, hub_names: bool = False):
         for name in named:
-            problem = problem_of_config(Path(name)) if Path(name).is_dir() else None
-            if problem or not (Path(name).is_dir() or could_be_hub_name(name)):
+            folder = Path(find_model(name))
+            problem = problem_of_config(folder) if folder.is_dir() else None
+            if problem or not (folder.is_dir() or could_be_hub_name(name)):
                 raise ValueError(f"{name} {problem or 'is neither a folder nor a Hub name (organisation/model)'}")
         self.named, self.root, self.hub_names = list(named), root, hub_names
 
     def folders(self) -> dict[str, Path]:
         """Names that are offered for folders, the latest training first."""
-        found = {name: Path(name) for name in self.named if Path(name).is_dir()}
+        found = {name: Path(find_model(name)) for name in self.named if Path(find_model(name)).is_dir()}
         if self.root is None:
             return found
         configs = [*self.root.glob("*/config.json"), *self.root.glob("*/*/config.json")]

@@ -1,0 +1,67 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Pictures as rows of a data set hold them, undecoded, made into what can be seen; an error names the file or row."""
+
+from collections.abc import Callable
+from io import BytesIO
+
+import numpy as np
+import PIL.Image
+import torch
+
+from ..image_processing_vitae import to_rgb
+
+
+def decode(row: dict, num_labels: int | None = None, name: str = "a row") -> PIL.Image.Image:
+    """The upright RGB picture of a row.
+
+    Args:
+        row: with an undecoded `image`, a dict of `bytes` and `path`, and maybe a `label`.
+        num_labels: how many classes there are; default: labels are not compared with it.
+        name: of the row, for messages about a picture without a path.
+
+    Raises:
+        ValueError: the picture is missing or damaged, or there is a `label` that is empty, text, or no class; the
+            message has the file, or the name of the row.
+    """
+    label, where = row.get("label", 0), origin(row["image"], name)
+    if isinstance(label, str):
+        raise ValueError(f"{where} has label {label!r}, which is none of the classes")
+    if label is None or label < 0:
+        raise ValueError(f"{where} has no label")
+    if num_labels is not None and label >= num_labels:
+        raise ValueError(f"{where} has label {label}, but there are {num_labels} classes, counted from 0")
+    return decode_image(row["image"], name)
+
+
+def origin(image: dict | None, name: str) -> str:
+    """Where an undecoded image is from: its file, or the name of its row.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    image = image or {}
+    where = image.get("path") or name
+    if not image.get("bytes") and not image.get("path"):
+        raise ValueError(f"{where} has no picture")
+    return where
+
+
+def decode_image(image: dict | None, name: str, convert: Callable = to_rgb):
+    """What `convert` makes of an undecoded image.
+
+    Raises:
+        ValueError: it is missing or damaged; the message has the file, or the name of the row.
+    """
+    where = origin(image, name)
+    try:
+        with PIL.Image.open(BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
+            return convert(picture)
+    except Exception as error:  # Pillow's readers raise errors of every kind
+        raise ValueError(f"cannot read {where}: {error}") from error
+
+
+def as_pictures(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> np.ndarray:
+    """Normalised pixels `(B, 3, height, width)` as pictures again, uint8 `(B, height, width, 3)`; NaN becomes grey."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (image_mean, image_std))
+    pixels = pixel_values.float().cpu() * std + mean
+    return (pixels.nan_to_num(0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()

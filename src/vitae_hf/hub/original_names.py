@@ -1,0 +1,87 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What the authors call the tensors of their networks, and which of ours each of them holds."""
+
+import re
+
+import torch
+from transformers import AutoModelForImageClassification
+
+from ..configuration_vitae import ViTAEFamilyConfig
+
+
+_BOTH = [
+    (r"^classifier\.", "head."),
+    (r"^vitae(?:v2)?\.stages\.(\d+)\.reduction_cell\.", r"layers.\1.RC."),
+    (r"^vitae(?:v2)?\.stages\.(\d+)\.normal_cells\.", r"layers.\1.NC."),
+    # reduction cell
+    (r"(RC)\.(?:pyramid_reduction\.)?convs\.(\d+)\.", r"\1.PRM.convs.\2.0."),
+    (r"(RC)\.layernorm_before\.", r"\1.attn.norm1."),
+    (r"(RC)\.layernorm_after\.", r"\1.attn.norm2."),
+    # normal cell
+    (r"(NC\.\d+)\.layernorm_before\.", r"\1.norm1."),
+    (r"(NC\.\d+)\.layernorm_after\.", r"\1.norm2."),
+    (r"(NC\.\d+)\.attention\.[qkv]_proj\.", r"\1.attn.qkv."),
+    (r"(NC\.\d+)\.attention\.o_proj\.", r"\1.attn.proj."),
+]
+_CONV_BRANCH = [  # of a normal cell, and of ViTAEv2's reduction cell
+    (r"\.conv_branch\.0\.conv\.", ".PCM.0."),
+    (r"\.conv_branch\.0\.norm\.", ".PCM.1."),
+    (r"\.conv_branch\.1\.conv\.", ".PCM.3."),
+    (r"\.conv_branch\.1\.norm\.", ".PCM.4."),
+    (r"\.conv_branch\.2\.conv\.", ".PCM.6."),
+]
+# By model type: patterns of our tensor names, and what the authors write for them. All are applied, in this order.
+PATTERNS = {
+    "vitae": [
+        *_BOTH,
+        (r"^vitae\.pooler\.layernorm\.", "fc_norm."),
+        (r"^vitae\.embeddings\.projection\.", "layers.0.RC.PRM.proj."),
+        (r"^vitae\.embeddings\.cls_token$", "layers.0.RC.cls_token"),
+        (r"^vitae\.embeddings\.position_embeddings$", "layers.0.RC.pos_embed"),
+        (r"(RC)\.attention\.random_projection$", r"\1.attn.w"),
+        (r"(RC)\.attention\.[qkv]_proj\.", r"\1.attn.kqv."),
+        (r"(RC)\.attention\.o_proj\.", r"\1.attn.proj."),
+        (r"(RC)\.mlp\.fc1\.", r"\1.attn.mlp.0."),
+        (r"(RC)\.mlp\.fc2\.", r"\1.attn.mlp.2."),
+        (r"(RC)\.conv_branch\.0\.conv\.", r"\1.PCM.0."),
+        (r"(RC)\.conv_branch\.1\.conv\.", r"\1.PCM.2."),
+        (r"(RC)\.conv_branch\.1\.norm\.", r"\1.PCM.3."),
+        (r"(RC)\.conv_branch\.2\.conv\.", r"\1.PCM.5."),
+        *_CONV_BRANCH,
+    ],
+    "vitaev2": [
+        *_BOTH,
+        (r"(RC)\.attention\.[qkv]_proj\.", r"\1.attn.attn.qkv."),
+        (r"(RC)\.attention\.o_proj\.", r"\1.attn.attn.proj."),
+        (r"(RC)\.mlp\.", r"\1.attn.mlp."),
+        *_CONV_BRANCH,
+    ],
+}
+
+
+def original_name(name: str, config: ViTAEFamilyConfig) -> str:
+    """The authors' name of the tensor that holds our tensor `name` of a classifier with this configuration."""
+    if config.has_class_token:  # the authors write these as three stages, of which the last alone has normal cells
+        name = name.replace("vitae.stages.0.", "vitae.stages.2.")
+    for pattern, replacement in PATTERNS[config.model_type]:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def original_layout(config: ViTAEFamilyConfig) -> dict[str, dict[str, torch.Size]]:
+    """What an original checkpoint of a network holds.
+
+    Returns:
+        By the authors' name of a tensor: our names and shapes of the tensors in it. Where there are several, as in a
+        fused projection, they are stacked in this order along the first axis.
+    """
+    with torch.device("meta"):
+        ours = AutoModelForImageClassification.from_config(config).state_dict()
+    layout = {}
+    for name, tensor in ours.items():
+        layout.setdefault(original_name(name, config), {})[name] = tensor.shape
+    for original, parts in layout.items():
+        if fused := re.search(r"\.(kqv|qkv)\.", original):
+            order = [f"{letter}_proj" for letter in fused.group(1)]
+            layout[original] = dict(sorted(parts.items(), key=lambda part: order.index(part[0].split(".")[-2])))
+    return layout
