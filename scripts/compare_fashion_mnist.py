@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import matplotlib
-from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification, set_seed
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
 from vitae_hf.commands import train
@@ -89,7 +89,7 @@ class Comparison:
             if all(record[name] == value for name, value in settings.items()):
                 return record
         with tempfile.TemporaryDirectory() as folder:
-            train.set_seed(settings["seed"])
+            set_seed(settings["seed"])
             NETWORKS[settings["network"]]().save_pretrained(f"{folder}/start")
             values = {
                 **RECIPE,

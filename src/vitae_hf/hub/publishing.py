@@ -14,8 +14,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 from .. import configuration_vitae
 from ..failures import first_line
 from ..messages import listed, printable
-from ..model_folders import check_model
-from ..training.checkpoints import not_finite
+from ..model_folders import check_model, not_finite
 from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
 
 
