@@ -77,7 +77,7 @@ class Comparison:
 
     def __init__(self, arguments: argparse.Namespace):
         self.path = arguments.output.with_suffix(".json")
-        self.path.parent.mkdir(parents=True, exist_ok=True)  # before anything is done in vain
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the first run
         self.networks = {name: network().num_parameters() for name, network in NETWORKS.items()}
         self.results = {"parameters": self.networks, "recipe": RECIPE, "learning_rate_runs": [], "runs": []}
         if self.path.exists():

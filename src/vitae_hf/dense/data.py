@@ -17,14 +17,19 @@ from ..image_processing_vitae import to_rgb
 
 
 IGNORED_CLASS = 255
-"""Value of a mask where nothing is learned and nothing counts."""
+"""Value of a mask at pixels of no class, which neither the loss nor the metrics count."""
 IMAGE_COLUMNS = ("image", "images", "img", "pixel_values")
 MASK_COLUMNS = ("mask", "annotation", "label", "labels", "segmentation", "segmentation_mask", "semantic_mask")
 
 
 def load_masked_images(source: str, name: str | None = None) -> datasets.DatasetDict:
-    """Load a data set by Hub name or local folder: parquet files, or pictures with a `metadata.jsonl` that has
-    `file_name` and `mask_file_name`.
+    """Load pictures and masks by Hub name or from a local folder.
+
+    A folder holds parquet files, or pictures with a `metadata.jsonl` that has `file_name` and `mask_file_name`.
+
+    Args:
+        source: Hub name or folder.
+        name: configuration of a data set on the Hub that has several.
 
     Returns:
         Its splits, with the undecoded columns `image` and `mask`, and `objects` if it has boxes.
@@ -44,10 +49,10 @@ def load_masked_images(source: str, name: str | None = None) -> datasets.Dataset
 
 
 def find_mask_columns(features: datasets.Features, source: str) -> dict[str, str]:
-    """Which column of pictures is the `image` and which the `mask`, by name.
+    """The names of the two columns of pictures, each with its role, `image` or `mask`.
 
     Raises:
-        ValueError: there is not one of each.
+        ValueError: a role has no column, or several.
     """
     pictures = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     found = {}
@@ -63,10 +68,10 @@ def find_mask_columns(features: datasets.Features, source: str) -> dict[str, str
 
 
 def mask_class_names(data: datasets.DatasetDict, file: Path | None = None) -> dict[int, str]:
-    """Names of the classes by the value of the mask: the lines of a file, else those of the `category` of `objects`.
+    """Names of the classes by their value in a mask: the lines of a file, else the categories of the data's `objects`.
 
     Raises:
-        ValueError: there is neither, or a line is empty or there twice.
+        ValueError: the data have no categories and there is no file, or a line of it is empty or a repetition.
     """
     if file is not None:
         return dict(enumerate(read_class_names(file)))
@@ -81,13 +86,13 @@ def read_mask(image: dict | None, name: str, num_labels: int, reduce_labels: boo
     """A mask `(height, width)` in uint8 with a class at each pixel, or 255 for none.
 
     Args:
-        image: undecoded picture of one channel, or with a palette, whose indices then count.
+        image: undecoded picture of one channel. If it has a palette, the indices are the classes.
         name: of the row, for messages.
-        num_labels: classes there are.
+        num_labels: number of classes.
         reduce_labels: whether 0 means "none of the classes", as in ADE20K, and the first class is 1.
 
     Raises:
-        ValueError: it is missing or damaged, has several channels, or a value that is no class.
+        ValueError: the mask is missing or damaged, has several channels, or has a value that is no class.
     """
     mask = decode_image(image, f"the mask of {name}", _single_channel)
     if reduce_labels:
@@ -123,7 +128,8 @@ class SegmentationDataset(PictureDataset, Dataset):
         seed: see [`PictureDataset`].
 
     Raises:
-        ValueError: more than 255 classes; on reading a row: as [`read_mask`], or picture and mask differ in size.
+        ValueError: there are more than 255 classes. On reading a row: as [`read_mask`], the picture is damaged or its
+            EXIF data turn it, or picture and mask differ in size.
     """
 
     def __init__(
@@ -146,7 +152,7 @@ class SegmentationDataset(PictureDataset, Dataset):
         return (self[index] for index in range(len(self)))
 
     def read(self, index: int) -> tuple[PIL.Image.Image, np.ndarray, str]:
-        """Picture, mask and name, for messages, of a row."""
+        """A row's picture, its mask, and its name for messages."""
         row = self.split[index]
         name = (row["image"] or {}).get("path") or f"row {index}"
         picture = decode_image(row["image"], name, _upright)
@@ -158,7 +164,7 @@ class SegmentationDataset(PictureDataset, Dataset):
         return picture, mask, name
 
     def check(self, rows: int = 32) -> None:
-        """Read rows from all over the split, so that data of the wrong kind are found before training begins."""
+        """Read some rows, evenly spread over the split, so that wrong data are found before training begins."""
         if not len(self):
             raise ValueError("the split has no rows")
         for index in np.unique(np.linspace(0, len(self) - 1, rows).astype(int)):
@@ -175,7 +181,7 @@ def collate_masks(samples: list[dict]) -> dict:
     """A batch: `pixel_values` `(B, 3, H, W)`, `labels` `(B, height, width)`.
 
     Raises:
-        ValueError: the pictures differ in size, as they do in most evaluations.
+        ValueError: the pictures or masks differ in size, as in most evaluations.
     """
     for key in ("pixel_values", "labels"):
         sizes = sorted({tuple(sample[key].shape[-2:]) for sample in samples})

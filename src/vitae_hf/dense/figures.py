@@ -12,7 +12,7 @@ MOST_NAMES = 16  # classes in a legend
 
 
 def class_colours(num_labels: int) -> np.ndarray:
-    """A colour for each class, `(num_labels, 3)` from 0 to 1, none twice and none grey; the first 18 are far apart."""
+    """A different colour for each class, `(num_labels, 3)` from 0 to 1; none is grey, the first 18 are far apart."""
     base = np.delete(np.array(colormaps["tab20"].colors), [14, 15], axis=0)
     base = np.concatenate([base[::2], base[1::2]])
     shades = [base * shade for shade in np.linspace(1, 0.3, -(-num_labels // len(base)))]
@@ -22,7 +22,7 @@ def class_colours(num_labels: int) -> np.ndarray:
 def draw_overlays(
     rows: list[tuple[PIL.Image.Image, np.ndarray, np.ndarray]], names: list[str], title: str, opacity: float = 0.65
 ) -> Figure:
-    """Pictures beside their masks and what was predicted, with a legend of the classes that occur.
+    """Pictures beside their true and predicted masks, with a legend of the classes that occur.
 
     Args:
         rows: picture, true mask and prediction, both `(height, width)`.
@@ -51,7 +51,7 @@ def draw_overlays(
 
 
 def _overlay(picture: np.ndarray, classes: np.ndarray, colours: np.ndarray, names: list[str], opacity: float):
-    """A grey picture `(height, width)` tinted by class: `(height, width, 3)`; black where a mask says nothing."""
+    """A grey picture `(height, width)` tinted by class: `(height, width, 3)`; ignored pixels are dark."""
     is_known = classes < len(names)
     tint = np.where(is_known[..., None], colours[np.where(is_known, classes, 0)], 0)
     share = opacity * np.where(is_known, np.array([name != "background" for name in names])[is_known * classes], 1)

@@ -18,8 +18,10 @@ from .data import IGNORED_CLASS
 
 
 def dense_config(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
-    """A backbone's configuration with all of its maps: those of the stages, or in the class-token variants the four of
-    the feature pyramid, 256 wide unless given.
+    """A backbone's configuration whose outputs are all maps that a dense head can use.
+
+    These are the maps of the stages, or, in the class-token variants, the four of the feature pyramid, which are 256
+    channels wide unless `changes` say otherwise.
 
     Args:
         config: of a network or a backbone, such as `config_from_preset("vitae-b")`.
@@ -30,7 +32,9 @@ def dense_config(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
     for derived in ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "architectures"):
         fields.pop(derived, None)
     if getattr(config, "has_class_token", False):
-        fields["feature_pyramid_channels"] = config.feature_pyramid_channels or 256  # its maps are then the default
+        fields["feature_pyramid_channels"] = (
+            config.feature_pyramid_channels or 256
+        )  # with it, the maps of the pyramid are the default
     else:
         fields["out_features"] = config.stage_names[1:]
     return type(config)(**{**fields, **changes})
@@ -39,7 +43,9 @@ def dense_config(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
 def new_segmenter(
     config: PreTrainedConfig, names: dict[int, str], head_channels: int = 512
 ) -> UperNetForSemanticSegmentation:
-    """A UperNet with random weights; with three maps or more, an auxiliary head on the third (stride 16), half as wide.
+    """A UperNet with random weights.
+
+    With three maps or more it has an auxiliary head on the third map (stride 16), half as wide as the main head.
 
     Args:
         config: of the backbone; see [`dense_config`].
@@ -49,33 +55,33 @@ def new_segmenter(
     config = UperNetConfig(
         backbone_config=config,
         hidden_size=head_channels,
-        use_auxiliary_head=len(config.out_features) > 2,  # the library's place for it is the third map
+        use_auxiliary_head=len(config.out_features) > 2,  # the library puts it on the third map
         auxiliary_channels=max(head_channels // 2, 1),
         id2label=names,
         label2id={name: index for index, name in names.items()},
         loss_ignore_index=IGNORED_CLASS,
     )
-    return UperNetForSemanticSegmentation(config).train()  # which is also what freezes stages
+    return UperNetForSemanticSegmentation(config).train()  # `train` freezes the stages of `frozen_stages`
 
 
 def load_segmenter(
     folder: str | Path, names: dict[int, str], head_channels: int = 512, **changes
 ) -> UperNetForSemanticSegmentation:
-    """A UperNet for these classes that begins with what was trained.
+    """A UperNet for these classes that begins with trained weights.
 
     Args:
-        folder: or Hub name, of a classifier, a network without a head or a backbone, to which new heads are added, or
-            of a UperNet, which keeps all of it that fits the classes.
+        folder: or Hub name. A classifier, a network without a head or a backbone gets new heads; a UperNet keeps its
+            weights, but for classifiers of another number of classes.
         names, head_channels: as in [`new_segmenter`]; a UperNet keeps its width.
         changes: as in [`dense_config`].
 
     Raises:
-        ValueError: the folder has not all weights of the backbone; the message names those that it lacks.
+        ValueError: the folder lacks weights of the backbone or UperNet; the message names them.
     """
     config = AutoConfig.from_pretrained(folder)
     if isinstance(config, UperNetConfig):
         fields = {**config.backbone_config.to_dict(), **changes}
-        fields.pop("out_indices")  # says the same as `out_features`, which may have changed
+        fields.pop("out_indices")  # they repeat `out_features`, which `changes` may set
         config.backbone_config = type(config.backbone_config)(**fields)
         config.id2label, config.label2id = names, {name: index for index, name in names.items()}
         model, loading = UperNetForSemanticSegmentation.from_pretrained(
@@ -99,7 +105,7 @@ def load_segmenter(
 
 @torch.no_grad()
 def segment(model: UperNetForSemanticSegmentation, processor, picture: PIL.Image.Image) -> np.ndarray:
-    """The class of each pixel of a picture: `(height, width)`."""
+    """The predicted class of each pixel of a picture: `(height, width)`."""
     pixel_values = processor(picture, return_tensors="pt").pixel_values.to(model.device, model.dtype)
     outputs = model.eval()(pixel_values)
     sizes = [picture.size[::-1]]

@@ -10,18 +10,16 @@ from .data import IGNORED_CLASS
 
 
 class SegmentationTrainer(ViTAETrainer):
-    """Trains and evaluates a segmenter, with all that [`ViTAETrainer`] brings but its cosine: the schedule is
-    `lr_scheduler_type`.
+    """A [`ViTAETrainer`] for segmenters, with the library's schedule (`lr_scheduler_type`) in place of the cosine.
 
-    Evaluation takes the mean IoU of the whole split at the size of the masks, batch by batch (`batch_eval_metrics`), so
-    that no more than one batch of predictions is kept.
+    An evaluation measures the mean IoU of the whole split at the size of the masks. It counts batch by batch
+    (`batch_eval_metrics`), so that it keeps the predictions of one batch only.
 
     Attributes:
-        figures (`dict`, *optional*): of the last evaluation, by class too; see [`MeanIoU`].
+        figures (`dict`, *optional*): of the last evaluation, with those of each class; see [`MeanIoU`].
 
     Raises:
-        ValueError: one picture on the only device that trains, which BatchNorm cannot normalise when the head pools it
-            to one pixel.
+        ValueError: a batch of one picture: the head pools it to one pixel, which BatchNorm cannot normalise.
     """
 
     def __init__(self, model: UperNetForSemanticSegmentation, args, **kwargs):
@@ -31,21 +29,20 @@ class SegmentationTrainer(ViTAETrainer):
                 f" needed in training, got per_device_train_batch_size {args.per_device_train_batch_size}"
             )
         args.batch_eval_metrics = True
-        if (
-            model.backbone.out_features[-1] != model.backbone.stage_names[-1]
-        ):  # what is behind the last map learns nothing
-            args.ddp_find_unused_parameters = True
+        if model.backbone.out_features[-1] != model.backbone.stage_names[-1]:
+            args.ddp_find_unused_parameters = True  # no loss reaches the stages after the last map
         self.figures = None
         self._iou = MeanIoU([model.config.id2label[index] for index in range(model.config.num_labels)])
         super().__init__(model, args, compute_metrics=self._count, **kwargs)
-        # UperNet takes keywords but leaves `num_items_in_batch` alone: accumulation must divide its means of batches.
+        # UperNet takes any keywords but ignores `num_items_in_batch`. Told so, the library divides the sum of the means
+        # of accumulated batches by their number.
         self.model_accepts_loss_kwargs = False
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         return Trainer.create_scheduler(self, num_training_steps, optimizer)
 
     def compute_loss(self, model, inputs: dict, *args, **kwargs):
-        """The network's own, but 0 for a batch whose masks say nothing: the mean over no pixels is no number."""
+        """The network's own loss, but 0 for a batch whose pixels are all ignored, of which the mean would be NaN."""
         if not (inputs["labels"] == IGNORED_CLASS).all():
             return super().compute_loss(model, inputs, *args, **kwargs)
         return 0 * super().compute_loss(
@@ -53,7 +50,7 @@ class SegmentationTrainer(ViTAETrainer):
         )
 
     def evaluation_loop(self, *args, **kwargs):
-        self._iou.reset()  # an evaluation before may have been interrupted
+        self._iou.reset()  # an interrupted evaluation has left its counts
         return super().evaluation_loop(*args, **kwargs)
 
     @torch.no_grad()
@@ -67,7 +64,11 @@ class SegmentationTrainer(ViTAETrainer):
         loss = losses / (labels != IGNORED_CLASS).sum().clamp(min=1)
         if prediction_loss_only:
             return loss, None, None
-        return loss, logits.argmax(1).flatten(1), labels.flatten(1)  # flat, since processes differ in height and width
+        return (
+            loss,
+            logits.argmax(1).flatten(1),
+            labels.flatten(1),
+        )  # flat: the library gathers processes with other heights and widths
 
     def _count(self, result: EvalPrediction, compute_result: bool) -> dict[str, float]:
         self._iou.add_batch(predictions=result.predictions.cpu(), references=result.label_ids.cpu())

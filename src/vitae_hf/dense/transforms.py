@@ -20,16 +20,16 @@ class MaskAugmentationArguments:
     """How to augment pictures and masks together; the defaults are mmsegmentation's for ADE20K."""
 
     short_side: int = 512
-    """Shorter side, in pixels, that pictures are resized to: in evaluation, and in training before the random scale."""
+    """Shorter side, in pixels, of the resized pictures; in training a random scale multiplies it."""
     crop_size: int = 512
-    """Side, in pixels, of the square that one trains on; smaller pictures are filled up, and the mask ignores that."""
+    """Side, in pixels, of the square crop for training; smaller pictures are padded, with an ignored mask there."""
     min_scale: float = 0.5
     max_scale: float = 2.0
     max_class_share: float = 0.75
     """A crop with more than this share of one class is drawn again, up to ten times."""
     flip_prob: float = 0.5
     distortion_prob: float = 0.5
-    """Of each change of brightness, contrast, saturation and hue."""
+    """Probability of each change: of brightness, contrast, saturation and hue."""
 
     def __post_init__(self):
         for name in ("short_side", "crop_size", "min_scale"):
@@ -43,14 +43,14 @@ class MaskAugmentationArguments:
 
 
 class VariedCrop(v2.RandomCrop):
-    """torchvision's random crop of a picture and a mask, drawn up to ten times until no class has too much of it.
+    """torchvision's random crop of a picture and a mask, drawn up to ten times while one class fills most of it.
 
-    What is ignored does not count as part of the crop.
+    Ignored pixels do not count as part of the crop.
 
     Args:
         size: side in pixels.
         max_class_share: largest share of the crop that a class may have.
-        fill: colour, 0 to 255, of what is added to smaller pictures.
+        fill: colour, 0 to 255, of the padding of smaller pictures.
 
     Source: mmsegmentation's `cat_max_ratio`.
     """
@@ -70,14 +70,14 @@ class VariedCrop(v2.RandomCrop):
 
 
 class ColourDistortion(v2.RandomPhotometricDistort):
-    """Brightness, contrast, saturation and hue as mmsegmentation distorts them: torchvision would swap channels too."""
+    """mmsegmentation's distortion of brightness, contrast, saturation and hue; torchvision's swaps channels too."""
 
     def make_params(self, flat_inputs: list) -> dict:
         return {**super().make_params(flat_inputs), "channel_permutation": None}
 
 
 def segmentation_transform(arguments: MaskAugmentationArguments) -> Callable:
-    """What a worker does to a picture and its mask: float pixels `(3, crop, crop)`, normalised, and int64 classes."""
+    """The training transform: picture and mask -> normalised pixels `(3, crop, crop)`, int64 classes `(crop, crop)`."""
     short_sides = (round(arguments.min_scale * arguments.short_side), round(arguments.max_scale * arguments.short_side))
     mean_colour = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
     steps = v2.Compose(
@@ -99,5 +99,5 @@ def _transform_both(steps: Callable, picture: PIL.Image.Image, mask: np.ndarray)
 
 
 def evaluation_sample(processor, picture: PIL.Image.Image, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """What an image processor makes of the picture, and the mask at its own size."""
+    """The transform of an evaluation: the picture as the image processor prepares it, and the mask at its own size."""
     return processor(picture, return_tensors="pt").pixel_values[0], torch.from_numpy(mask).long()
