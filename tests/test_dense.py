@@ -587,6 +587,12 @@ def test_a_model_to_begin_with_is_asked_for(tmp_path):
         segment_command.Segmentation.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
 
 
+def test_publishing_is_refused_before_anything_is_read(tmp_path):
+    words = ["--dataset", "x", "--preset", "vitae-nano", "--output_dir", str(tmp_path), "--push_to_hub"]
+    with pytest.raises(ValueError, match="--push_to_hub is for classifiers; publish a segmenter by its `push_to_hub`"):
+        segment_command.main(words)
+
+
 def test_overlays_tell_many_classes_apart_and_show_what_is_ignored():
     colours = class_colours(150)
     assert len(np.unique(colours.round(6), axis=0)) == 150 and np.ptp(colours, axis=1).min() > 0.01

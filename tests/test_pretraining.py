@@ -434,6 +434,19 @@ def test_data_without_their_labels_are_pictures_alone_in_memory_and_streamed(tmp
     assert len(samples) == 10 and set(collate(samples)) == {"pixel_values", "names"}
 
 
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--push_to_hub", "--push_to_hub does not work here: publish what was fine-tuned"),
+        ("--label_smoothing_factor=0.1", "there are no labels"),
+        ("--pictures=0", "--pictures must be at least 1, got 0"),
+    ],
+)
+def test_arguments_that_make_no_sense_here_are_refused(tmp_path, argument, message):
+    with pytest.raises(ValueError, match=message):
+        Pretraining.parse(["--dataset", "x", "--preset", "vitae-nano-mae", "--output_dir", str(tmp_path), argument])
+
+
 @pytest.mark.parametrize("size", ["b", "l", "h"])
 def test_recipes_are_made_of_arguments_with_the_published_numbers(size, tmp_path):
     path = RECIPES / f"mae-{size}.yaml"

@@ -22,7 +22,7 @@ DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
-def test_every_recipe_is_made_of_arguments_and_the_command_line_counts_more(path, tmp_path):
+def test_every_recipe_is_made_of_arguments_and_the_command_line_overrides_it(path, tmp_path):
     recipe = yaml.safe_load(path.read_text())
     assert {"model", "hardware", "global_batch", "expected", "source"} == set(recipe["about"])
     assert recipe.get("preset", path.stem) == path.stem
@@ -43,7 +43,7 @@ def test_every_recipe_is_made_of_arguments_and_the_command_line_counts_more(path
     assert changed.learning_rate == pytest.approx(float(recipe["base_learning_rate"]))
 
 
-def test_what_is_said_on_the_command_line_counts_more_than_the_recipes_rules(tmp_path):
+def test_a_value_on_the_command_line_overrides_the_recipes_rule_for_it(tmp_path):
     common = [f"--config={RECIPES / 'vitae-t.yaml'}", "--dataset", "x", "--output_dir", str(tmp_path)]
     task = Classification.parse([*common, "--learning_rate", "3e-3", "--ema_decay=0.5"])
     training = task.training

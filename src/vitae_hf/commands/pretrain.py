@@ -29,8 +29,8 @@ from ..training.splits import evaluation_images, find_stream, load_splits, train
 
 
 @dataclass(kw_only=True)
-class RunArguments(ImageArguments):
-    """What to pretrain on what."""
+class PretrainingArguments(ImageArguments):
+    """What to pretrain on what images."""
 
     preset: str = field(metadata={"help": "A name of PRESETS with a class token."})
     eval_share: float = field(
@@ -53,7 +53,7 @@ class RunArguments(ImageArguments):
 class Pretraining(Task):
     """A masked autoencoder of images without labels."""
 
-    run: RunArguments
+    run: PretrainingArguments
     training: ViTAETrainingArguments
 
     command = "vitae pretrain"

@@ -40,8 +40,8 @@ KIND = "image-segmentation"  # the Hub's name for the task
 
 
 @dataclass(kw_only=True)
-class RunArguments(StartArguments):
-    """What to train on what."""
+class SegmentationArguments(StartArguments):
+    """What to train on what pictures and masks."""
 
     reduce_labels: bool = field(
         default=False, metadata={"help": "0 in a mask is no class, and 1 the first, as in ADE20K."}
@@ -63,7 +63,7 @@ class RunArguments(StartArguments):
 class Segmentation(Task):
     """UperNet on pictures with masks."""
 
-    run: RunArguments
+    run: SegmentationArguments
     augmentation: MaskAugmentationArguments
     training: ViTAETrainingArguments
 

@@ -36,8 +36,8 @@ from ..training.trainer import ViTAETrainer
 
 
 @dataclass(kw_only=True)
-class RunArguments(ImageArguments, StartArguments):
-    """What to train on what."""
+class ClassificationArguments(ImageArguments, StartArguments):
+    """What to train on what images."""
 
     train_share: float = field(
         default=1.0, metadata={"help": "Train on this share of every class, drawn with `data_seed` or `seed`."}
@@ -59,7 +59,7 @@ class RunArguments(ImageArguments, StartArguments):
 class Classification(Task):
     """A classifier of labelled images."""
 
-    run: RunArguments
+    run: ClassificationArguments
     augmentation: AugmentationArguments
     training: ViTAETrainingArguments
 

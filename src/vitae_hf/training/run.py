@@ -162,7 +162,7 @@ def make_record(task: Task, trainer: ViTAETrainer, metrics: dict[str, float]) ->
         "images_per_s": speed and round(speed, 1),
         "learning_rate": training.learning_rate,
     }
-    if hasattr(task.run, "on_bad_sample"):
+    if hasattr(task.run, "on_bad_sample"):  # tasks that may skip pictures say how many they did
         skipped = torch.tensor(trainer.train_dataset.skipped + trainer.eval_dataset.skipped, device=training.device)
         record["skipped"] = int(trainer.accelerator.reduce(skipped))
     return {**record, "seed": training.seed, **environment(training.device.type)}
