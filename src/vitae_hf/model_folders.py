@@ -2,6 +2,7 @@
 """Model folders of strangers: what a configuration would build is held against the weights before anything is built.
 
 Reads `config.json` and the headers of the safetensors, which name every tensor and its shape; no weights.
+[`not_finite`] alone looks at weights: those of a model that is loaded.
 """
 
 import copy

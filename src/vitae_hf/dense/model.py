@@ -80,19 +80,7 @@ def load_segmenter(
     """
     config = AutoConfig.from_pretrained(folder)
     if isinstance(config, UperNetConfig):
-        fields = {**config.backbone_config.to_dict(), **changes}
-        fields.pop("out_indices")  # they repeat `out_features`, which `changes` may set
-        config.backbone_config = type(config.backbone_config)(**fields)
-        config.id2label, config.label2id = names, {name: index for index, name in names.items()}
-        model, loading = UperNetForSemanticSegmentation.from_pretrained(
-            folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True
-        )
-        lost = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
-        if lost := sorted(name for name in lost if ".classifier." not in name):
-            raise ValueError(
-                f"{folder} lacks {len(lost)} weights of this network, or has them of other sizes: {lost[:5]}"
-            )
-        return model.train()
+        return _reload_segmenter(folder, config, names, changes)
     config = dense_config(config, **changes)
     backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     backbone, loading = backbone_class.from_pretrained(folder, config=config, output_loading_info=True)
@@ -101,6 +89,23 @@ def load_segmenter(
     model = new_segmenter(backbone.config, names, head_channels)
     model.backbone.load_state_dict(backbone.state_dict())
     return model
+
+
+def _reload_segmenter(
+    folder: str | Path, config: UperNetConfig, names: dict[int, str], changes: dict
+) -> UperNetForSemanticSegmentation:
+    """A trained UperNet with all its weights, but for classifiers of another number of classes."""
+    fields = {**config.backbone_config.to_dict(), **changes}
+    fields.pop("out_indices")  # they repeat `out_features`, which `changes` may set
+    config.backbone_config = type(config.backbone_config)(**fields)
+    config.id2label, config.label2id = names, {name: index for index, name in names.items()}
+    model, loading = UperNetForSemanticSegmentation.from_pretrained(
+        folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    lost = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+    if lost := sorted(name for name in lost if ".classifier." not in name):
+        raise ValueError(f"{folder} lacks {len(lost)} weights of this network, or has them of other sizes: {lost[:5]}")
+    return model.train()
 
 
 @torch.no_grad()

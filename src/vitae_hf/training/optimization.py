@@ -47,11 +47,11 @@ def parameter_groups(
     Args:
         model: a ViTAE model with or without a head, or one wrapped by PEFT or DDP.
         learning_rate: of the head.
-        weight_decay: of what decays.
+        weight_decay: of the parameters that decay.
         layer_decay: 1 for one learning rate everywhere.
 
     Returns:
-        Groups with `params`, `names` (of these parameters), `lr` and `weight_decay`, the deepest layer last.
+        Groups with `params`, `names` (of these parameters), `lr` and `weight_decay`, from the lowest layer to the head.
 
     Raises:
         ValueError: `layer_decay` is not above 0 and at most 1.
@@ -66,15 +66,17 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         match = _LAYER.search(name)
-        layers_above = len(layers) - 1 - layers.index(match.group(1) if match else "head")
+        below_head = layers.index(match.group(1) if match else "head") - (
+            len(layers) - 1
+        )  # 0 for the head, else negative
         decays = parameter.ndim > 1 and not name.endswith(_UNDECAYED)
-        key = (-layers_above if layer_decay < 1 else 0, decays)
+        key = (below_head if layer_decay < 1 else 0, decays)
         group = groups.setdefault(key, {"params": [], "names": []})
         group["params"].append(parameter)
         group["names"].append(name)
     return [
-        {**group, "lr": learning_rate * layer_decay**-depth, "weight_decay": weight_decay if decays else 0.0}
-        for (depth, decays), group in sorted(groups.items())
+        {**group, "lr": learning_rate * layer_decay**-below_head, "weight_decay": weight_decay if decays else 0.0}
+        for (below_head, decays), group in sorted(groups.items())
     ]
 
 
@@ -101,7 +103,7 @@ def cosine_schedule(
     after `steps` are the cool-down. Groups with a smaller learning rate follow in proportion.
 
     Args:
-        learning_rate: the full one; `warmup_learning_rate` and `floor` are absolute at it, and at most as large.
+        learning_rate: the full one. `warmup_learning_rate` and `floor` are rates too; larger ones count as the full one.
         steps: updates until the floor is reached.
     """
     shape = partial(
