@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 
 import matplotlib
-from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification, set_seed
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
 from vitae_hf.commands import train
@@ -77,7 +77,7 @@ class Comparison:
 
     def __init__(self, arguments: argparse.Namespace):
         self.path = arguments.output.with_suffix(".json")
-        self.path.parent.mkdir(parents=True, exist_ok=True)  # before anything is done in vain
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the first run
         self.networks = {name: network().num_parameters() for name, network in NETWORKS.items()}
         self.results = {"parameters": self.networks, "recipe": RECIPE, "learning_rate_runs": [], "runs": []}
         if self.path.exists():
@@ -89,7 +89,7 @@ class Comparison:
             if all(record[name] == value for name, value in settings.items()):
                 return record
         with tempfile.TemporaryDirectory() as folder:
-            train.set_seed(settings["seed"])
+            set_seed(settings["seed"])
             NETWORKS[settings["network"]]().save_pretrained(f"{folder}/start")
             values = {
                 **RECIPE,

@@ -5,10 +5,10 @@
 
 Pretrains a masked autoencoder on the 6,000 training images of `examples/fashion_mnist_mini` without their labels
 (`vitae pretrain`), fine-tunes it on 1 % of them with labels, and trains the same network from scratch on the
-same 60 images for as many updates (`vitae train`), for three seeds, which also draw the 60 images. Either way of
-training first gets the best learning rate of a grid, under a seed of its own: of another draw of 60 training images,
-tested on 1,000 further ones. The test images only give the final figures. A stopped comparison goes on after the last
-run that it finished.
+same 60 images for as many updates (`vitae train`), for three seeds, which also draw the 60 images. First each way of
+training gets the best learning rate of a grid, chosen with another draw of 60 training images and by the accuracy on
+1,000 further ones. The test images only give the final figures. A stopped comparison goes on after its last finished
+run.
 """
 
 import argparse
@@ -57,7 +57,7 @@ TRAINING = {
     "per_device_train_batch_size": 20,
 }
 WAYS = {"scratch": {"layer_decay": 1.0}, "pretrained": {"layer_decay": 0.75}}
-DRAWN_FOR_RATES = 1000  # seed of the 60 images that choose learning rates; no seed of the comparison
+DRAWN_FOR_RATES = 1000  # seed that draws the images for choosing learning rates; the comparison uses others
 
 
 def words(settings: dict) -> list[str]:
@@ -69,7 +69,7 @@ class Comparison:
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments, self.path = arguments, arguments.output
-        self.path.parent.mkdir(parents=True, exist_ok=True)  # before anything is done in vain
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the first run
         self.results = {
             "pretraining": {"recipe": PRETRAINING, "epochs": arguments.pretraining_epochs, "eval_loss": {}},
             "training": {"recipe": TRAINING, "ways": WAYS, "epochs": arguments.epochs, "share": arguments.share},
@@ -124,7 +124,7 @@ class Comparison:
 
 
 def choose_learning_rates(comparison: Comparison, data: Path, share: float, rates: list[float]) -> dict[str, float]:
-    """The best of the grid for each way of training, on images that are not the test's."""
+    """The best of the grid for each way of training, by the accuracy on held-out training images."""
     with tempfile.TemporaryDirectory() as folder:
         images = load_labelled_images(str(data))["train"]
         tested, rest = draw_by_class(images, 1000 / len(images), DRAWN_FOR_RATES, "the share that tests learning rates")

@@ -36,8 +36,9 @@ from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config
 from vitae_hf.environment import environment
 from vitae_hf.evaluation.metrics import TopKAccuracy
 from vitae_hf.failures import run_command
-from vitae_hf.hub.cards import TEMPLATES, draw_curves, model_card
+from vitae_hf.hub.cards import TEMPLATES, model_card
 from vitae_hf.hub.checksums import write_sums
+from vitae_hf.training.curves import draw_curves
 
 
 matplotlib.use("Agg")

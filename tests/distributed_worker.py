@@ -19,7 +19,8 @@ from vitae_hf import ViTAEForImageClassification
 from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
 from vitae_hf.data.samples import IGNORED_LABEL, collate
 from vitae_hf.data.shards import StreamedImageDataset, find_shards
-from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
+from vitae_hf.training.arguments import ViTAETrainingArguments
+from vitae_hf.training.trainer import ViTAETrainer
 
 
 EVALUATED, UNREADABLE = 21, 6
@@ -85,8 +86,11 @@ def whole_run(folder: Path, resume_from: Path | None = None, **options) -> dict:
     trainer = build_trainer(folder, frozen_batch_norm=True, **options)
     trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
     found = {"losses": losses(trainer), "metrics": trainer.evaluate()}
-    if trainer.ema is not None:
-        found |= {"weights": copy_of(trainer.model.state_dict()), "average": copy_of(trainer.ema.module.state_dict())}
+    if trainer.averaged_model is not None:
+        found |= {
+            "weights": copy_of(trainer.model.state_dict()),
+            "average": copy_of(trainer.averaged_model.state_dict()),
+        }
     rank = dist.get_rank() if dist.is_initialized() else 0
     trainer.save_model(folder / f"saved_by_{rank}")
     return found
@@ -124,13 +128,13 @@ def with_random_augmentation(folder: Path, resume: bool = False) -> dict:
         save_steps=2,
     )
     trainer.train(resume_from_checkpoint=str(folder / "checkpoint-2") if resume else None)
-    before = copy_of(trainer.ema.module.state_dict())
+    before = copy_of(trainer.averaged_model.state_dict())
     trainer.evaluate()
     return {
         "draws": augmentation.draws,
         "losses": losses(trainer),
         "weights": copy_of(trainer.model.state_dict()),
-        "average": copy_of(trainer.ema.module.state_dict()),
+        "average": copy_of(trainer.averaged_model.state_dict()),
         "average_before_evaluation": before,
     }
 

@@ -28,29 +28,20 @@ from transformers import (
 
 from vitae_hf import PRESETS, ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, config_from_preset
 from vitae_hf.commands import segment as segment_command
-from vitae_hf.dense.masks import (
+from vitae_hf.dense.data import SegmentationDataset, collate_masks, load_masked_images, mask_class_names
+from vitae_hf.dense.figures import class_colours, draw_overlays
+from vitae_hf.dense.model import dense_config, load_segmenter, new_segmenter, segment
+from vitae_hf.dense.trainer import SegmentationTrainer
+from vitae_hf.dense.transforms import (
     ColourDistortion,
     MaskAugmentationArguments,
-    SegmentationDataset,
     VariedCrop,
-    collate_masks,
     evaluation_sample,
-    load_masked_images,
-    mask_class_names,
     segmentation_transform,
-)
-from vitae_hf.dense.segmentation import (
-    SegmentationTrainer,
-    class_colours,
-    dense_config,
-    draw_overlays,
-    load_segmenter,
-    new_segmenter,
-    segment,
 )
 from vitae_hf.evaluation.metrics import MeanIoU
 from vitae_hf.files import RECIPES
-from vitae_hf.training.trainer import ViTAETrainingArguments
+from vitae_hf.training.arguments import ViTAETrainingArguments
 
 
 SCENES = REPOSITORY / "examples" / "garment_scenes"
@@ -585,15 +576,21 @@ def test_the_recipes_are_made_of_arguments_and_say_what_to_expect(path, tmp_path
     recipe = yaml.safe_load(path.read_text())
     assert {"model", "hardware", "global_batch", "expected", "source"} == set(recipe["about"])
     given = [] if "preset" in recipe else ["--dataset", "x", "--model_name_or_path", "y"]
-    parsed = segment_command.parse(["--config", str(path), "--output_dir", str(tmp_path), *given])
-    values = {name: value for part in parsed for name, value in vars(part).items()}
+    parsed = segment_command.Segmentation.parse(["--config", str(path), "--output_dir", str(tmp_path), *given])
+    values = {name: value for part in vars(parsed).values() for name, value in vars(part).items()}
     different = {name for name, value in recipe.items() if name != "about" and values[name] != value}
     assert different <= {"eval_strategy", "save_strategy", "lr_scheduler_type", "report_to"}  # enumerations, a list
 
 
 def test_a_model_to_begin_with_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match="either --preset, to train from scratch, or --model_name_or_path"):
-        segment_command.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
+        segment_command.Segmentation.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
+
+
+def test_publishing_is_refused_before_anything_is_read(tmp_path):
+    words = ["--dataset", "x", "--preset", "vitae-nano", "--output_dir", str(tmp_path), "--push_to_hub"]
+    with pytest.raises(ValueError, match="--push_to_hub is for classifiers; publish a segmenter by its `push_to_hub`"):
+        segment_command.main(words)
 
 
 def test_overlays_tell_many_classes_apart_and_show_what_is_ignored():

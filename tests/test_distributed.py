@@ -24,9 +24,10 @@ from transformers import AutoModelForImageClassification
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
 from vitae_hf.data.augmentation import soft_target_loss
+from vitae_hf.training.arguments import ViTAETrainingArguments
 from vitae_hf.training.checkpoints import last_checkpoint
 from vitae_hf.training.optimization import parameter_groups
-from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
+from vitae_hf.training.trainer import ViTAETrainer
 
 
 EXAMPLES = REPOSITORY / "examples" / "distributed"
@@ -229,8 +230,8 @@ def test_several_processes_synchronise_batch_norms_and_one_does_not(tmp_path, mo
     trainer = worker.build_trainer(tmp_path, sync_batch_norm=True, ema_decay=0.5)
     converted = [module for module in trainer.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     assert converted and all(isinstance(module, nn.SyncBatchNorm) for module in converted)
-    trainer.start_average()
-    assert trainer.ema.module.state_dict().keys() == alone.model.state_dict().keys()
+    trainer.average.start()
+    assert trainer.averaged_model.state_dict().keys() == alone.model.state_dict().keys()
 
 
 def test_synchronised_and_frozen_statistics_exclude_each_other(tmp_path):

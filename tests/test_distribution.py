@@ -1,6 +1,5 @@
 """What is distributed works outside a checkout: the wheel holds what its commands need, and the sdist what its tests need."""
 
-import json
 import os
 import shutil
 import subprocess

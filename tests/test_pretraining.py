@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoModelForImageClassification, AutoModelFo
 
 from vitae_hf import ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, ViTAEModel, config_from_preset
 from vitae_hf.commands import pretrain, train
+from vitae_hf.commands.pretrain import Pretraining
 from vitae_hf.data.samples import collate
 from vitae_hf.data.shards import StreamedImageDataset, find_shards
 from vitae_hf.data.sources import load_images
@@ -363,7 +364,7 @@ def test_the_loss_falls_on_real_images_without_labels(pretrained):
 def test_every_evaluation_hides_the_same_patches_and_leaves_the_random_state(pretrained, tmp_path):
     root, _ = pretrained
     arguments = options(dataset=root / "images", preset="vitae-nano-mae", output_dir=tmp_path, eval_share=0.1)
-    trainer = pretrain.build_trainer(*pretrain.parse(arguments))
+    trainer = Pretraining.parse(arguments).build_trainer()
     losses = []
     for seed in (1, 2):
         state = torch.manual_seed(seed).get_state()
@@ -433,13 +434,27 @@ def test_data_without_their_labels_are_pictures_alone_in_memory_and_streamed(tmp
     assert len(samples) == 10 and set(collate(samples)) == {"pixel_values", "names"}
 
 
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--push_to_hub", "--push_to_hub does not work here: publish what was fine-tuned"),
+        ("--label_smoothing_factor=0.1", "there are no labels"),
+        ("--pictures=0", "--pictures must be at least 1, got 0"),
+    ],
+)
+def test_arguments_that_make_no_sense_here_are_refused(tmp_path, argument, message):
+    with pytest.raises(ValueError, match=message):
+        Pretraining.parse(["--dataset", "x", "--preset", "vitae-nano-mae", "--output_dir", str(tmp_path), argument])
+
+
 @pytest.mark.parametrize("size", ["b", "l", "h"])
 def test_recipes_are_made_of_arguments_with_the_published_numbers(size, tmp_path):
     path = RECIPES / f"mae-{size}.yaml"
     recipe = yaml.safe_load(path.read_text())
     assert {"model", "hardware", "global_batch", "expected", "source"} == set(recipe["about"])
     common = ["--config", str(path), "--dataset", "imagenet", "--output_dir", str(tmp_path), "--report_to", "none"]
-    run, training = pretrain.parse(common)
+    task = Pretraining.parse(common)
+    run, training = task.run, task.training
     values = {**vars(run), **vars(training)}
     different = {name for name, value in recipe.items() if name != "about" and values[name] != value}
     assert different <= {"eval_strategy", "save_strategy"} and run.preset == f"vitae-{size}"

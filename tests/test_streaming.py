@@ -17,7 +17,8 @@ from vitae_hf import ViTAEForImageClassification
 from vitae_hf.data.samples import ImageDataset, collate
 from vitae_hf.data.shards import StreamedImageDataset, find_shards
 from vitae_hf.data.sources import load_labelled_images
-from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
+from vitae_hf.training.arguments import ViTAETrainingArguments
+from vitae_hf.training.trainer import ViTAETrainer
 
 
 SIZES = (7, 11, 5, 14, 3)  # rows of the shards: 40

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 
 from vitae_hf import PRESETS, ViTAEForImageClassification, config_from_preset
 from vitae_hf.commands import train
+from vitae_hf.commands.train import Classification
 from vitae_hf.files import RECIPES
 
 
@@ -21,34 +22,37 @@ DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
-def test_every_recipe_is_made_of_arguments_and_the_command_line_counts_more(path, tmp_path):
+def test_every_recipe_is_made_of_arguments_and_the_command_line_overrides_it(path, tmp_path):
     recipe = yaml.safe_load(path.read_text())
     assert {"model", "hardware", "global_batch", "expected", "source"} == set(recipe["about"])
     assert recipe.get("preset", path.stem) == path.stem
     common = ["--config", str(path), "--dataset", "imagenet", "--output_dir", str(tmp_path), "--report_to", "none"]
     if "preset" not in recipe:
         common += ["--model_name_or_path", "pretrained"]
-    run_arguments, augmentation, training = train.parse(common)
-    values = {**vars(run_arguments), **vars(augmentation), **vars(training)}
+    task = Classification.parse(common)
+    training = task.training
+    values = {**vars(task.run), **vars(task.augmentation), **vars(training)}
     different = {name for name, value in recipe.items() if name != "about" and values[name] != value}
     assert different <= {"eval_strategy", "save_strategy"}  # those become enumerations
     share = recipe["per_device_train_batch_size"] / 512
     assert training.learning_rate == pytest.approx(float(recipe["base_learning_rate"]) * share)
     if "base_ema_decay" in recipe:
         assert training.ema_decay == pytest.approx(0.99996**share)
-    _, _, changed = train.parse([*common, "--per_device_train_batch_size", "128", "--gradient_accumulation_steps", "4"])
+    larger = ["--per_device_train_batch_size", "128", "--gradient_accumulation_steps", "4"]
+    changed = Classification.parse([*common, *larger]).training
     assert changed.learning_rate == pytest.approx(float(recipe["base_learning_rate"]))
 
 
-def test_what_is_said_on_the_command_line_counts_more_than_the_recipes_rules(tmp_path):
+def test_a_value_on_the_command_line_overrides_the_recipes_rule_for_it(tmp_path):
     common = [f"--config={RECIPES / 'vitae-t.yaml'}", "--dataset", "x", "--output_dir", str(tmp_path)]
-    run_arguments, _, training = train.parse([*common, "--learning_rate", "3e-3", "--ema_decay=0.5"])
-    assert run_arguments.preset == "vitae-t" and training.num_train_epochs == 310
+    task = Classification.parse([*common, "--learning_rate", "3e-3", "--ema_decay=0.5"])
+    training = task.training
+    assert task.run.preset == "vitae-t" and training.num_train_epochs == 310
     assert training.learning_rate == 3e-3 and training.ema_decay == 0.5
     with pytest.raises(ValueError, match="--learning_rate and --base_learning_rate exclude each other"):
-        train.parse([*common, "--learning_rate", "3e-3", "--base_learning_rate", "1e-3"])
+        Classification.parse([*common, "--learning_rate", "3e-3", "--base_learning_rate", "1e-3"])
     with pytest.raises(ValueError, match="--conf"):
-        train.parse(["--conf", "recipe.yaml", *common])
+        Classification.parse(["--conf", "recipe.yaml", *common])
 
 
 def test_every_published_variant_has_a_recipe():
@@ -60,12 +64,12 @@ def test_every_published_variant_has_a_recipe():
 def test_a_wrong_recipe_or_missing_model_is_named(tmp_path):
     (tmp_path / "recipe.yaml").write_text("preset: vitae-t\nmixup_alfa: 0.8\n")
     with pytest.raises(ValueError, match="no argument 'mixup_alfa'; did you mean 'mixup_alpha'"):
-        train.parse(["--config", str(tmp_path / "recipe.yaml"), "--dataset", "x"])
+        Classification.parse(["--config", str(tmp_path / "recipe.yaml"), "--dataset", "x"])
     with pytest.raises(ValueError, match="20 training images do not fill one batch of 64"):
         arguments = options(preset="vitae-nano", dataset=DATA, per_device_train_batch_size=64, train_share=20 / 6000)
         train.main([*arguments, "--output_dir", str(tmp_path)])
     with pytest.raises(ValueError, match="either --preset, to train from scratch, or --model_name_or_path"):
-        train.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
+        Classification.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
 
 
 def options(**values) -> list[str]:

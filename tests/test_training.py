@@ -4,12 +4,13 @@ import pytest
 import torch
 from helpers import images, pyramid_config
 from torch import nn
-from transformers import AutoModelForImageClassification, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForImageClassification, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from vitae_hf import ViTAEForImageClassification
 from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
+from vitae_hf.training.arguments import ViTAETrainingArguments
 from vitae_hf.training.optimization import cosine_factor
-from vitae_hf.training.trainer import ViTAETrainer, ViTAETrainingArguments
+from vitae_hf.training.trainer import ViTAETrainer
 
 
 def dataset(count: int = 24) -> list[dict]:
@@ -82,21 +83,20 @@ def test_the_recipes_trainer_resumes_exactly_with_its_average(tiny_config, tmp_p
     config = tiny_config(hidden_dropout_prob=0.1, drop_path_rate=0.2)
     uninterrupted = train(config, tmp_path, **RECIPE)
     resumed = train(config, tmp_path, resume=True, **RECIPE)
-    for ours, theirs in ((uninterrupted.model, resumed.model), (uninterrupted.ema.module, resumed.ema.module)):
+    for ours, theirs in ((uninterrupted.model, resumed.model), (uninterrupted.averaged_model, resumed.averaged_model)):
         state = theirs.state_dict()
         assert all(torch.equal(state[name], value) for name, value in ours.state_dict().items())
     assert uninterrupted.state.log_history[-1]["train_loss"] > 0
-    assert not torch.equal(uninterrupted.ema.module.classifier.weight, uninterrupted.model.classifier.weight)
+    assert not torch.equal(uninterrupted.averaged_model.classifier.weight, uninterrupted.model.classifier.weight)
 
 
 def test_the_average_equals_a_plain_loop(tmp_path):
     """Parameters and statistics, against a running sum of what the model was after each update."""
     history = []
 
-    class Recording(ViTAETrainer):
-        def update_average(self):
-            history.append({name: value.clone().double() for name, value in self.model.state_dict().items()})
-            super().update_average()
+    class Record(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            history.append({name: value.clone().double() for name, value in model.state_dict().items()})
 
     set_seed(0)
     model = ViTAEForImageClassification(pyramid_config())
@@ -110,9 +110,9 @@ def test_the_average_equals_a_plain_loop(tmp_path):
         remove_unused_columns=False,
         disable_tqdm=True,
     )
-    trainer = Recording(model, arguments, train_dataset=dataset())
+    trainer = ViTAETrainer(model, arguments, train_dataset=dataset(), callbacks=[Record()])
     trainer.train()
-    for name, value in trainer.ema.module.state_dict().items():
+    for name, value in trainer.averaged_model.state_dict().items():
         expected = start[name]
         for step, state in enumerate(history, start=1):
             decay = 0.7 if step > 1 else 0.0  # the first update takes the weights as they are, as timm has it
@@ -124,12 +124,12 @@ def test_the_average_equals_a_plain_loop(tmp_path):
 def test_the_average_is_evaluated_and_saved_as_a_model(tmp_path):
     trainer = train(pyramid_config(), tmp_path, **RECIPE)
     with torch.no_grad():
-        expected = trainer.ema.module.eval()(images(24)).logits
+        expected = trainer.averaged_model.eval()(images(24)).logits
     assert torch.allclose(torch.from_numpy(trainer.predict(dataset()).predictions), expected, atol=1e-5)
     trainer.save_model()
     averaged = ViTAEForImageClassification.from_pretrained(tmp_path / "ema").eval()
     trained = ViTAEForImageClassification.from_pretrained(tmp_path).eval()
-    assert torch.equal(averaged.classifier.weight, trainer.ema.module.classifier.weight)
+    assert torch.equal(averaged.classifier.weight, trainer.averaged_model.classifier.weight)
     assert torch.equal(trained.classifier.weight, trainer.model.classifier.weight)
 
 

@@ -2,7 +2,8 @@
 """Checks model folders of strangers: before a network is built, its configuration is compared with the weights.
 
 A configuration can describe a network of any size; the weights that come with it cannot lie about theirs. This reads
-`config.json` and the headers of the safetensors, which name every tensor and its shape, but no weights.
+`config.json` and the headers of the safetensors, which name every tensor and its shape, but no weights. [`not_finite`]
+alone looks at weights: those of a model that is loaded.
 """
 
 import copy
@@ -228,3 +229,14 @@ def compare(folder: Path, shapes: dict, config: ViTAEFamilyConfig, header: dict[
         raise ValueError(f"{folder} has {found:,} of the {expected:,} tensors that its configuration describes")
     if misfits and getattr(config, "quantization_config", None) is None:
         raise ValueError(f"the weights of {folder} do not fit its configuration: {listed(misfits)}")
+
+
+def not_finite(model: torch.nn.Module) -> list[str]:
+    """Names of the weights and saved buffers that hold NaN or infinity in this process's shards of them."""
+    local = {name: getattr(tensor, "_local_tensor", tensor) for name, tensor in model.state_dict().items()}
+    local = {name: tensor for name, tensor in local.items() if tensor.is_floating_point() and not tensor.is_meta}
+    if not local:
+        return []
+    device = next(iter(local.values())).device
+    is_finite = torch.stack([tensor.isfinite().all().to(device, non_blocking=True) for tensor in local.values()])
+    return [name for name, good in zip(local, is_finite.tolist()) if not good]

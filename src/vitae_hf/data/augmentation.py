@@ -1,8 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""The authors' training augmentation, all of it timm's: pictures on the CPU, then everything else on the device.
+"""The authors' training augmentation, with timm's functions: pictures on the CPU, then batches on the device.
 
-Workers crop, flip and RandAugment to uint8 tensors, a quarter of the size of floats. On the device a batch is
-normalised, partly erased, and mixed with itself, which turns labels into soft targets.
+Workers crop, flip and RandAugment pictures, and send uint8 tensors, a quarter of the size of floats. On the device a
+batch is normalised, partly erased, and mixed with itself, which turns labels into soft targets.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class AugmentationArguments:
     """How strongly to augment; the defaults are the authors' supervised recipe."""
 
     auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    """timm's name of a policy, or none. With one, timm leaves `color_jitter` out, and so did the authors' runs."""
+    """timm's name of a policy, or none. With a policy timm applies no `color_jitter`, also in the authors' runs."""
     color_jitter: float = 0.4
     min_crop_scale: float = 0.08
     """Smallest share of the picture that a random crop keeps."""
@@ -32,7 +32,7 @@ class AugmentationArguments:
     erasing_prob: float = 0.25
     mixup_alpha: float = 0.8
     cutmix_alpha: float = 1.0
-    """A batch is mixed by mixup or CutMix, half and half; 0 turns either off."""
+    """Each batch is mixed by mixup or by CutMix, with equal probability; 0 turns one of them off."""
     label_smoothing: float = 0.1
 
     def __post_init__(self):
@@ -49,14 +49,14 @@ class AugmentationArguments:
         if self.auto_augment:
             try:
                 create_transform(1, is_training=True, auto_augment=self.auto_augment)
-            except Exception as error:  # timm's parser raises of every kind
+            except Exception as error:  # timm's parser raises errors of many types
                 raise ValueError(f"`auto_augment` must be a policy of timm's, got {self.auto_augment!r}") from error
 
 
 def training_transform(
     size: int | tuple[int, int], arguments: AugmentationArguments
 ) -> Callable[[PIL.Image.Image], torch.Tensor]:
-    """What a worker does to a picture: RGB of any size -> uint8 `(3, height, width)`."""
+    """The transform of a worker: RGB picture of any size -> uint8 `(3, height, width)`."""
     transform = create_transform(
         size,
         is_training=True,
@@ -75,17 +75,18 @@ def training_transform(
 
 
 def _posterize(image: PIL.Image.Image, bits_to_keep: int, **_) -> PIL.Image.Image:
-    """timm's, which at the strongest keeps 0 bits: black, as Pillow made it until release 13, which refuses."""
+    """timm's posterize. At 0 bits, its strongest, Pillow made the picture black until release 13 and then refused."""
     return PIL.ImageOps.posterize(image, bits_to_keep) if bits_to_keep > 0 else PIL.Image.new(image.mode, image.size)
 
 
 class DeviceAugmentation:
-    """What the device does to a training batch: normalise, erase, mix.
+    """Normalises, erases and mixes a training batch on the device.
 
     Calling it with `pixel_values` uint8 `(B, 3, height, width)` and `labels` `(B,)` gives normalised float32 pixels and
     soft targets `(B, num_labels)` whose rows sum to one.
 
-    Each image is mixed with its mirror position; of an odd batch, the last is left as it is.
+    The first image is mixed with the last, the second with the last but one, and so on. The last image of an odd batch
+    is not mixed.
 
     Source: Zhong et al. 2017, "Random Erasing"; Zhang et al. 2018, "mixup"; Yun et al. 2019, "CutMix".
     """
@@ -124,7 +125,7 @@ class DeviceAugmentation:
 
 
 class DeviceNormalization:
-    """What the device does to a batch without labels: normalise uint8 pixels `(B, 3, height, width)`, nothing else."""
+    """Normalises the uint8 pixels `(B, 3, height, width)` of a training batch without labels on the device."""
 
     def __init__(
         self,
@@ -146,12 +147,13 @@ def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.d
 def soft_target_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
     """Cross entropy for soft targets `(B, classes)` or labels `(B,)`, as the Trainer's `compute_loss_func`.
 
-    Labels of -100 do not count.
+    Labels of -100 are ignored.
 
     Args:
         outputs: a classifier's, with `logits` `(B, classes)`.
         labels: as above.
-        num_items_in_batch: images in the whole accumulated batch, so that its parts add up to its mean.
+        num_items_in_batch: images of the whole accumulated batch, by which the sum is divided so that the losses of its
+            parts add up to its mean; none: the mean of this batch.
     """
     if num_items_in_batch is None:
         return torch.nn.functional.cross_entropy(outputs.logits.float(), labels)

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Model cards, of what was trained and of the authors' variants, and the curves of a training run."""
+"""Model cards: of what was trained, of a masked autoencoder, and of the authors' variants."""
 
 import json
 from pathlib import Path
@@ -33,36 +33,6 @@ FIGURES = {
         ("accuracy", "pixel accuracy (%)", "pixel_accuracy"),
     ),
 }
-
-
-def draw_curves(log_history: list[dict], path: Path, task: str = "image-classification") -> None:
-    """Loss, accuracy and learning rate over epochs, as a picture.
-
-    Args:
-        log_history: of the Trainer's state.
-        path: what to write.
-        task: whose figures to draw, one of `FIGURES`.
-    """
-    from matplotlib.figure import Figure  # not at the top: those who convert a checkpoint may not have it
-
-    curves = {
-        "loss": ("loss", "eval_loss"),
-        "accuracy (%)": tuple(f"eval_{key}" for _, _, key in FIGURES[task]),
-        "learning rate": ("learning_rate",),
-    }
-    if not any(key in entry for entry in log_history for key in curves["accuracy (%)"]):
-        del curves["accuracy (%)"]
-    figure = Figure(figsize=(13 / 3 * len(curves), 3.6), layout="constrained")
-    for axis, (title, keys) in zip(figure.subplots(1, len(curves)), curves.items()):
-        for key in keys:
-            points = [(entry["epoch"], float(entry[key])) for entry in log_history if key in entry]
-            if points:
-                axis.plot(*zip(*points), label=key, marker="." if len(points) < 30 else None)
-        axis.set(title=title, xlabel="epoch")
-        axis.grid(alpha=0.3)
-        if axis.lines:
-            axis.legend()
-    figure.savefig(path, dpi=120)
 
 
 def model_card(

@@ -14,7 +14,7 @@ from .. import configuration_vitae
 from ..failures import first_line
 from ..loading import load_trained
 from ..messages import listed, printable
-from ..training.checkpoints import not_finite
+from ..model_folders import not_finite
 from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
 
 

@@ -1,31 +1,181 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Arguments of the training commands: those of a recipe, a YAML file, and over them those of the command line."""
+"""Arguments of the training commands: the dataclasses, the recipes in YAML files, and the command line over both."""
 
 import argparse
 import sys
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Literal
 
+import torch
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from ..files import find_recipe
-from .optimization import scaled_learning_rate
+from .optimization import scaled_ema_decay, scaled_learning_rate
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    """What to train on, in every task."""
+
+    dataset: str = field(metadata={"help": "Hub name or local folder."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Its configuration, if several."})
+    train_split: str = "train"
+    eval_split: str | None = field(default=None, metadata={"help": "Default: validation, else test."})
+
+
+@dataclass(kw_only=True)
+class StartArguments(RunArguments):
+    """What a model for labelled data begins with: random weights or trained ones, and the names of its classes."""
+
+    preset: str | None = field(default=None, metadata={"help": "From scratch: a name of PRESETS."})
+    model_name_or_path: str | None = field(default=None, metadata={"help": "The trained model to begin with."})
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Default: the model's."})
+    class_names: Path | None = field(
+        default=None, metadata={"help": "Text file with a class on each line, for data that do not name theirs."}
+    )
+
+    def __post_init__(self):
+        if (self.preset is None) == (self.model_name_or_path is None):
+            raise ValueError(
+                "give either --preset, to train from scratch, or --model_name_or_path, to begin with a trained model"
+            )
+
+
+@dataclass(kw_only=True)
+class ImageArguments(RunArguments):
+    """How to read images without masks, and how the recipe follows the batch."""
+
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Default: validation, else test, else a part held out of the training images."}
+    )
+    eval_share: float = field(
+        default=0.1, metadata={"help": "Share of the images to hold out where no split is there to evaluate."}
+    )
+    image_size: int | None = field(default=None, metadata={"help": "Side in pixels; default: the model's."})
+    crop_pct: float = field(default=0.9, metadata={"help": "Crop ratio of the evaluation."})
+    base_learning_rate: float | None = field(
+        default=None, metadata={"help": "Sets learning_rate to this times global batch / 512."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read training images from parquet or tar shards as they come."}
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "Streaming: images that each worker holds to draw the next one from."}
+    )
+    on_bad_sample: Literal["error", "skip"] = field(
+        default="error", metadata={"help": "Whether an unreadable picture is an error, or skipped and counted."}
+    )
+
+
+@dataclass
+class ViTAETrainingArguments(TrainingArguments):
+    """`TrainingArguments`, and the parts of the authors' recipe that these lack.
+
+    `learning_rate` is the full one, already scaled by the batch; `warmup_steps` is the library's: updates, or a share
+    of the run if below 1. The schedule is the authors', whatever `lr_scheduler_type`. Where the library leaves speed to
+    the user, the defaults here follow the machine: on a GPU that supports them, bfloat16, TF32, pinned memory and
+    asynchronous copies to the GPU; and persistent workers where there are workers. `False` turns each of them off.
+
+    Raises:
+        ValueError: a value is out of bounds, two arguments exclude each other, or one process sees several GPUs.
+    """
+
+    bf16: bool | None = field(default=None, metadata={"help": "bfloat16 autocast; default: on a GPU that has it."})
+    dataloader_pin_memory: bool | None = field(default=None, metadata={"help": "Default: where there is a GPU."})
+    dataloader_persistent_workers: bool | None = field(default=None, metadata={"help": "Default: with workers."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite is an error."})
+
+    layer_decay: float = field(default=1.0, metadata={"help": "Learning rate of a layer over that of the one above."})
+    warmup_learning_rate: float = field(default=1e-6, metadata={"help": "Learning rate of the first update."})
+    min_learning_rate: float = field(default=1e-5, metadata={"help": "Floor of the cosine."})
+    cooldown_epochs: float = field(
+        default=0.0, metadata={"help": "How many of `num_train_epochs`, the last ones, are trained at the floor."}
+    )
+    channels_last: bool = field(
+        default=True,
+        metadata={"help": "Lay pixels and kernels out with channels last, for faster convolutions."},
+    )
+    repeated_augmentation: int = field(
+        default=1, metadata={"help": "How often a batch repeats each of its pictures, augmented anew each time."}
+    )
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Keep an exponential moving average of the weights with this decay."}
+    )
+    ema_warmup: bool = field(
+        default=False,
+        metadata={"help": "Raise the decay to `ema_decay` step by step, for short runs."},
+    )
+    sync_batch_norm: bool = field(
+        default=False, metadata={"help": "Compute BatchNorm statistics over the batches of all GPUs together."}
+    )
+    frozen_batch_norm: bool = field(
+        default=False, metadata={"help": "Train with the BatchNorm statistics that the model came with."}
+    )
+
+    def __post_init__(self):
+        self._follow_machine()
+        super().__post_init__()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"one process cannot train on {self.n_gpu} GPUs: start `torchrun --nproc_per_node {self.n_gpu}` with"
+                " the same script and arguments, or choose one GPU by CUDA_VISIBLE_DEVICES"
+            )
+        if self.data_seed is None:
+            self.data_seed = self.seed  # else each process would draw an order of its own for the data
+        if self.repeated_augmentation < 1:
+            raise ValueError(f"`repeated_augmentation` must be at least 1, got {self.repeated_augmentation}")
+        if self.sync_batch_norm and self.frozen_batch_norm:
+            raise ValueError("`sync_batch_norm` and `frozen_batch_norm` exclude each other: frozen ones use no batch")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}")
+        if not 0 <= self.cooldown_epochs < self.num_train_epochs:
+            raise ValueError(
+                f"`cooldown_epochs` must be at least 0 and below `num_train_epochs`, {self.num_train_epochs};"
+                f" got {self.cooldown_epochs}"
+            )
+
+    def _follow_machine(self) -> None:
+        """Set what the user left open to what is fastest here."""
+        has_gpu = torch.cuda.is_available() and not self.use_cpu
+        has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        if self.bf16 is None:
+            self.bf16 = has_bf16 and not self.fp16
+        if self.tf32 is None and has_bf16:  # the same generations of GPUs have both
+            self.tf32 = True
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = has_gpu
+        if self.dataloader_persistent_workers is None:
+            self.dataloader_persistent_workers = self.dataloader_num_workers > 0
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # every parameter of ViTAE is used
+        if self.accelerator_config is None and self.dataloader_pin_memory:
+            self.accelerator_config = {"non_blocking": True}
+
+    @property
+    def device(self) -> torch.device:
+        """The library's, but CPUs have no number: transformers 5.17 passes it to `torch.load`, which has no `cpu:0`."""
+        return torch.device("cpu") if super().device.type == "cpu" else super().device
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images of one update, over all devices and accumulated batches."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
 
 
 def parse_arguments(
     argv: list[str] | None, classes: tuple[type, ...], command: str, description: str, **defaults
 ) -> tuple:
-    """Arguments from the command line over those of `--config`, as instances of these dataclasses.
+    """The arguments of a command line as instances of these dataclasses; it overrides the recipe of `--config`.
 
     Args:
         argv: default: of this process.
-        classes: the first is the command's own, whatever else it needs follows, the last is
-            [`ViTAETrainingArguments`], whose `learning_rate` follows the global batch if the first has a
-            `base_learning_rate`.
-        command: whose arguments they are, as `vitae train`.
-        description: of the command.
-        defaults: of arguments that have another one here.
+        classes: the first is derived from [`RunArguments`], the last is [`ViTAETrainingArguments`].
+        command: as users type it, such as `vitae train`.
+        description: of the command, for `--help`.
+        defaults: of arguments whose default differs for this command.
 
     Raises:
         ValueError: an argument is unknown, or excludes another.
@@ -34,28 +184,49 @@ def parse_arguments(
     parser = HfArgumentParser(classes, prog=command, description=description, allow_abbrev=False)
     parser.set_defaults(report_to="tensorboard", logging_steps=50, logging_first_step=True, **defaults)
     parser.add_argument("--config", help="recipe: a name like vitae-t, or a YAML file of these arguments")
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config")
-    config = first.parse_known_args(argv)[0].config
-    recipe = {} if config is None else read_recipe(find_recipe(config), parser)
-    given = {word[2:].split("=")[0] for word in argv if word.startswith("--")}
-    for name in ("learning_rate", "ema_decay"):  # the one that follows the batch, and the one that does not
-        if {name, f"base_{name}"} <= given:
-            raise ValueError(f"--{name} and --base_{name} exclude each other")
-        if name in given:
-            recipe.pop(f"base_{name}", None)
+    recipe = override_recipe(read_config(argv, parser), argv)
     parser.set_defaults(**recipe)
     for action in parser._actions:
         action.required = action.required and action.dest not in recipe
     run, *others, training, _ = parser.parse_args_into_dataclasses(argv)
-    if getattr(run, "base_learning_rate", None) is not None:
-        training.learning_rate = scaled_learning_rate(run.base_learning_rate, training.global_batch_size)
+    scale_by_batch(run, training)
     training.remove_unused_columns = False
     return run, *others, training
 
 
+def read_config(argv: list[str], parser: HfArgumentParser) -> dict:
+    """The recipe that `--config` names, or an empty one."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    config = first.parse_known_args(argv)[0].config
+    return {} if config is None else read_recipe(find_recipe(config), parser)
+
+
+def override_recipe(recipe: dict, argv: list[str]) -> dict:
+    """The recipe without its rules for values that the command line gives outright.
+
+    Raises:
+        ValueError: the command line gives both a value and the rule for it.
+    """
+    given = {word[2:].split("=")[0] for word in argv if word.startswith("--")}
+    for name in ("learning_rate", "ema_decay"):
+        if {name, f"base_{name}"} <= given:
+            raise ValueError(f"--{name} and --base_{name} exclude each other")
+        if name in given:
+            recipe.pop(f"base_{name}", None)
+    return recipe
+
+
+def scale_by_batch(run: RunArguments, training: ViTAETrainingArguments) -> None:
+    """Set the learning rate and the decay of the average from the `base_` values of a recipe and the global batch."""
+    if getattr(run, "base_learning_rate", None) is not None:
+        training.learning_rate = scaled_learning_rate(run.base_learning_rate, training.global_batch_size)
+    if getattr(run, "base_ema_decay", None):
+        training.ema_decay = scaled_ema_decay(run.base_ema_decay, training.global_batch_size)
+
+
 def read_recipe(path: Path, parser: HfArgumentParser) -> dict:
-    """The arguments in a YAML file, without what it says about itself, as the command line would have them.
+    """The arguments in a YAML file, without its section `about`; numbers are text, as on a command line.
 
     Raises:
         ValueError: it is no YAML of arguments, or a value is a list or mapping where one number is expected.
@@ -75,5 +246,5 @@ def read_recipe(path: Path, parser: HfArgumentParser) -> dict:
         if isinstance(value, list | dict) and known[name].nargs is None and known[name].type in (int, float):
             raise ValueError(f"{path}: {name} must be one number, got {value}")
         if isinstance(value, int | float) and not isinstance(value, bool):
-            recipe[name] = str(value)  # argparse converts and checks text alone
+            recipe[name] = str(value)  # argparse converts and checks defaults that are text, and no others
     return recipe

@@ -1,20 +1,29 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Which checkpoints of a killed run are whole, and which weights are no numbers."""
+"""Checkpoints that count only when they are whole, so that a killed run always finds one to resume from.
+
+While a checkpoint is written, a file `checkpoint-N.unfinished` lies beside it, and older checkpoints are kept. The next
+start removes what a killed run left unfinished.
+"""
 
 import json
 import os
+import shutil
 from pathlib import Path
 
-import torch
+from transformers import Trainer
+from transformers.trainer_utils import rotate_checkpoints
+
+from ..messages import listed
+from ..model_folders import not_finite
 
 
 def unfinished_mark(checkpoint: Path) -> Path:
-    """The file that is beside a checkpoint until all of it is written."""
+    """The file that lies beside a checkpoint until all of it is written."""
     return checkpoint.with_name(checkpoint.name + ".unfinished")
 
 
 def updates(checkpoint: Path) -> int:
-    """How many updates a whole checkpoint is the result of; -1 for anything else."""
+    """The number of updates after which a whole checkpoint was written; -1 for anything else."""
     if unfinished_mark(checkpoint).exists():
         return -1
     try:
@@ -24,25 +33,115 @@ def updates(checkpoint: Path) -> int:
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of a run with the most updates that was written to its end, or none."""
+    """The whole checkpoint of a run with the most updates, or none."""
     newest = max(Path(folder).glob("checkpoint-*"), key=updates, default=None)
     return None if newest is None or updates(newest) < 0 else newest
 
 
 def flush(checkpoint: Path) -> None:
-    """Let all of a checkpoint reach the disk, before an older one goes."""
+    """Force all files of a checkpoint to the disk, before an older checkpoint is deleted."""
     for path in checkpoint.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
 
 
-def not_finite(model: torch.nn.Module) -> list[str]:
-    """Names of the weights and saved buffers, of this process's shards of them, that hold NaN or infinity."""
-    local = {name: getattr(tensor, "_local_tensor", tensor) for name, tensor in model.state_dict().items()}
-    local = {name: tensor for name, tensor in local.items() if tensor.is_floating_point() and not tensor.is_meta}
-    if not local:
-        return []
-    device = next(iter(local.values())).device
-    is_finite = torch.stack([tensor.isfinite().all().to(device, non_blocking=True) for tensor in local.values()])
-    return [name for name, good in zip(local, is_finite.tolist()) if not good]
+def remove_unfinished(folder: str | Path) -> None:
+    """Delete the checkpoints that a killed run left half written."""
+    for mark in Path(folder).glob("checkpoint-*.unfinished"):
+        shutil.rmtree(mark.with_suffix(""), ignore_errors=True)
+        mark.unlink()
+
+
+def find_checkpoint(asked: str | Path | bool | None, folder: str | Path) -> str | bool | None:
+    """The checkpoint to resume from, as the library's `train` takes it.
+
+    Args:
+        asked: `"last"` for the newest whole one, or none where there is none yet; the path of one; what the library
+            takes beside.
+        folder: of the run.
+
+    Raises:
+        ValueError: the path leads to no whole checkpoint: it is still being written, or the run was killed meanwhile.
+    """
+    if asked in ("true", "True"):  # from a command line
+        return True
+    if asked == "last":
+        asked = last_checkpoint(folder)
+    elif asked and asked is not True and updates(Path(asked)) < 0:
+        beside = Path(asked).parent
+        raise ValueError(
+            f"{asked} is not a whole checkpoint to resume from; the last one in {beside} is {last_checkpoint(beside)}"
+        )
+    return str(asked) if isinstance(asked, Path) else asked
+
+
+class WholeCheckpoints(Trainer):
+    """The part of [`ViTAETrainer`] that saves and resumes.
+
+    A run resumes from whole checkpoints only. A checkpoint that cannot be written is removed, and older ones are
+    deleted only after a newer one is whole. Values that are not finite, of the model or its average, are not written.
+
+    Attributes:
+        resumed_from (`str`, *optional*): the checkpoint that the run continues.
+    """
+
+    resumed_from = None
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs):
+        """As the library's; [`find_checkpoint`] says what to resume from, and which error it raises."""
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if self.args.should_save:
+            remove_unfinished(self.args.output_dir)
+        return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.resumed_from = resume_from_checkpoint
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+        if not _internal_call:
+            self.check_finite()
+        super().save_model(output_dir, _internal_call)
+
+    def check_finite(self) -> None:
+        """Refuse to write a model that is spoilt, since it could replace a good one.
+
+        Raises:
+            FloatingPointError: a weight or buffer of the model or its average is NaN or infinite.
+        """
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if not (self.args.should_save or is_sharded):  # the process that writes has all weights, and checks them
+            return
+        averaged = [] if self.averaged_model is None else not_finite(self.averaged_model)
+        if names := not_finite(self.model) + [f"ema.{name}" for name in averaged]:
+            raise FloatingPointError(
+                f"nothing was written after step {self.state.global_step}, since not all values are finite of"
+                f" {listed(names)}; the last checkpoint is {last_checkpoint(self.args.output_dir)}"
+            )
+
+    def _save_checkpoint(self, model, trial):
+        self.check_finite()
+        run = Path(self._get_output_dir(trial=trial))
+        checkpoint = run / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            run.mkdir(parents=True, exist_ok=True)
+            unfinished_mark(checkpoint).touch()
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # delete old ones only when this is whole
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if self.args.world_size == 1:  # several processes may still be writing; then the next start removes it
+                shutil.rmtree(checkpoint, ignore_errors=True)
+                unfinished_mark(checkpoint).unlink(missing_ok=True)
+            raise OSError(
+                f"{checkpoint} could not be written ({shutil.disk_usage(run).free / 2**20:.0f} MiB are free there):"
+                f" {error}; the last checkpoint is {last_checkpoint(run)}"
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            flush(checkpoint)
+            unfinished_mark(checkpoint).unlink()
+            rotate_checkpoints(str(run), limit, best_model_checkpoint=self.state.best_model_checkpoint, use_mtime=True)

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures of what a masked autoencoder makes of patches that it does not see."""
+"""Training of masked autoencoders, and pictures of how they reconstruct the patches that were hidden from them."""
 
 from pathlib import Path
 
@@ -7,30 +7,48 @@ import numpy as np
 import PIL.Image
 import torch
 from matplotlib.figure import Figure
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
 from ..data.pictures import as_pictures
 from ..decoder_vitae import patch_statistics, patchify, unpatchify
 from ..modeling_vitae import ViTAEForPreTraining
+from .trainer import ViTAETrainer
+
+
+class ReconstructionTrainer(ViTAETrainer):
+    """Trains a model that hides patches of its images by chance; every evaluation hides the same patches.
+
+    An evaluation leaves the random state as it was, so that training goes on as if there had been none.
+    """
+
+    def __init__(self, model: ViTAEForPreTraining, args, **kwargs):
+        args.label_names = ["pixel_values"]  # the library computes no loss in an evaluation that has no labels
+        super().__init__(model, args, **kwargs)
+
+    def evaluation_loop(self, *args, **kwargs):
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.args.seed)
+            return super().evaluation_loop(*args, **kwargs)
 
 
 @torch.no_grad()
 def reconstruct(
     model: ViTAEForPreTraining, pixel_values: torch.Tensor, noise: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images with their masked patches blank, and with these as the model predicts them, in its normalised pixels.
+    """Images whose masked patches are blank, and images in which the model's predictions fill them.
 
-    Where the model predicts normalised patches (`norm_pix_loss`), each gets the mean and standard deviation that the
-    masked patch has: the picture then shows structure, not whether the model knows how bright it is.
+    A model that predicts normalised patches (`norm_pix_loss`) says nothing about their brightness and contrast: each
+    prediction gets the mean and standard deviation of the patch that was hidden, so the picture shows only structure.
 
     Args:
-        model: in the mode it is to be used in.
-        pixel_values: `(B, 3, height, width)`, on its device.
-        noise: `(B, N)`, which decides the mask.
+        model: in training or evaluation mode, which it stays in.
+        pixel_values: normalised images `(B, 3, height, width)`, on the device of the model.
+        noise: `(B, N)`, which decides what patches are masked.
 
     Returns:
-        Two tensors like `pixel_values`, the first NaN where an image is masked.
+        Two tensors like `pixel_values`; the first is NaN where an image is masked.
     """
     patch_size = model.config.total_stride
     grid_size = tuple(side // patch_size for side in pixel_values.shape[-2:])
@@ -45,11 +63,11 @@ def reconstruct(
 
 
 def draw_reconstructions(columns: dict[str, np.ndarray], path: Path, most_per_line: int = 2) -> None:
-    """Write a grid: the images of each column side by side, `most_per_line` such groups in a line.
+    """Write a grid of images: each line shows `most_per_line` images, each of them once in every column.
 
     Args:
         columns: title -> uint8 `(B, height, width, 3)`.
-        path: what to write.
+        path: file to write.
     """
     count, height, width = next(iter(columns.values())).shape[:3]
     groups = min(most_per_line, count)
@@ -70,23 +88,28 @@ def draw_reconstructions(columns: dict[str, np.ndarray], path: Path, most_per_li
 class DrawReconstructions(TrainerCallback):
     """At each evaluation, writes `reconstructions/step-….png` into the output folder, and to TensorBoard if it is on.
 
+    Attributes:
+        path (`Path`, *optional*): of the last picture.
+
     Args:
-        trainer: whose model, or its averaged weights, to use.
+        trainer: whose evaluated model to use.
         pixel_values: normalised images `(B, 3, height, width)`; the same patches of them are hidden each time.
-        image_mean, image_std: what they were normalised by.
+        image_mean, image_std: by which they were normalised.
     """
 
-    def __init__(self, trainer: Trainer, pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]):
+    def __init__(
+        self, trainer: ViTAETrainer, pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]
+    ):
         self.trainer, self.pixel_values = trainer, pixel_values
         self.image_mean, self.image_std = image_mean, image_std
         num_patches = pixel_values[0, 0].numel() // trainer.model.config.total_stride**2
         self.noise = torch.rand(len(pixel_values), num_patches, generator=torch.Generator().manual_seed(0))
-        self.path = None  # of the last picture
+        self.path = None
 
     def on_evaluate(self, args, state, control, **kwargs):
-        model = self.trainer.model if self.trainer.ema is None else self.trainer.ema.module
+        model = self.trainer.evaluated_model
         pixel_values, noise = self.pixel_values.to(args.device), self.noise.to(args.device)
-        # in all processes, since each may hold a part of the weights
+        # All processes compute it, since each may hold a part of the weights; one draws.
         blank, pasted = reconstruct(model.eval(), pixel_values, noise)
         if not state.is_world_process_zero:
             return

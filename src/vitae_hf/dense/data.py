@@ -1,9 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures with masks through `datasets`, checked as they are read, and their augmentation by torchvision."""
+"""Pictures with masks through `datasets`, checked as they are read."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import datasets
@@ -12,9 +10,6 @@ import PIL.ExifTags
 import PIL.Image
 import torch
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..data.pictures import decode_image
 from ..data.samples import PictureDataset, seeded
@@ -23,14 +18,19 @@ from ..image_processing_vitae import to_rgb
 
 
 IGNORED_CLASS = 255
-"""Value of a mask where nothing is learned and nothing counts."""
+"""Value of a mask at pixels of no class, which neither the loss nor the metrics count."""
 IMAGE_COLUMNS = ("image", "images", "img", "pixel_values")
 MASK_COLUMNS = ("mask", "annotation", "label", "labels", "segmentation", "segmentation_mask", "semantic_mask")
 
 
 def load_masked_images(source: str, name: str | None = None) -> datasets.DatasetDict:
-    """Load a data set by Hub name or local folder: parquet files, or pictures with a `metadata.jsonl` that has
-    `file_name` and `mask_file_name`.
+    """Load pictures and masks by Hub name or from a local folder.
+
+    A folder holds parquet files, or pictures with a `metadata.jsonl` that has `file_name` and `mask_file_name`.
+
+    Args:
+        source: Hub name or folder.
+        name: configuration of a data set on the Hub that has several.
 
     Returns:
         Its splits, with the undecoded columns `image` and `mask`, and `objects` if it has boxes.
@@ -50,10 +50,10 @@ def load_masked_images(source: str, name: str | None = None) -> datasets.Dataset
 
 
 def find_mask_columns(features: datasets.Features, source: str) -> dict[str, str]:
-    """Which column of pictures is the `image` and which the `mask`, by name.
+    """The names of the two columns of pictures, each with its role, `image` or `mask`.
 
     Raises:
-        ValueError: there is not one of each.
+        ValueError: a role has no column, or several.
     """
     pictures = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     found = {}
@@ -69,10 +69,10 @@ def find_mask_columns(features: datasets.Features, source: str) -> dict[str, str
 
 
 def mask_class_names(data: datasets.DatasetDict, file: Path | None = None) -> dict[int, str]:
-    """Names of the classes by the value of the mask: the lines of a file, else those of the `category` of `objects`.
+    """Names of the classes by their value in a mask: the lines of a file, else the categories of the data's `objects`.
 
     Raises:
-        ValueError: there is neither, or a line is empty or there twice.
+        ValueError: the data have no categories and there is no file, or a line of it is empty or a repetition.
     """
     if file is not None:
         return dict(enumerate(read_class_names(file)))
@@ -87,13 +87,13 @@ def read_mask(image: dict | None, name: str, num_labels: int, reduce_labels: boo
     """A mask `(height, width)` in uint8 with a class at each pixel, or 255 for none.
 
     Args:
-        image: undecoded picture of one channel, or with a palette, whose indices then count.
+        image: undecoded picture of one channel. If it has a palette, the indices are the classes.
         name: of the row, for messages.
-        num_labels: classes there are.
+        num_labels: number of classes.
         reduce_labels: whether 0 means "none of the classes", as in ADE20K, and the first class is 1.
 
     Raises:
-        ValueError: it is missing or damaged, has several channels, or a value that is no class.
+        ValueError: the mask is missing or damaged, has several channels, or has a value that is no class.
     """
     mask = decode_image(image, f"the mask of {name}", _single_channel)
     if reduce_labels:
@@ -129,7 +129,8 @@ class SegmentationDataset(PictureDataset, Dataset):
         seed: see [`PictureDataset`].
 
     Raises:
-        ValueError: more than 255 classes; on reading a row: as [`read_mask`], or picture and mask differ in size.
+        ValueError: there are more than 255 classes. On reading a row: as [`read_mask`], the picture is damaged or its
+            EXIF data turn it, or picture and mask differ in size.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class SegmentationDataset(PictureDataset, Dataset):
         return (self[index] for index in range(len(self)))
 
     def read(self, index: int) -> tuple[PIL.Image.Image, np.ndarray, str]:
-        """Picture, mask and name, for messages, of a row."""
+        """A row's picture, its mask, and its name for messages."""
         row = self.split[index]
         name = (row["image"] or {}).get("path") or f"row {index}"
         picture = decode_image(row["image"], name, _upright)
@@ -164,7 +165,7 @@ class SegmentationDataset(PictureDataset, Dataset):
         return picture, mask, name
 
     def check(self, rows: int = 32) -> None:
-        """Read rows from all over the split, so that data of the wrong kind are found before training begins."""
+        """Read some rows, evenly spread over the split, so that wrong data are found before training begins."""
         if not len(self):
             raise ValueError("the split has no rows")
         for index in np.unique(np.linspace(0, len(self) - 1, rows).astype(int)):
@@ -181,7 +182,7 @@ def collate_masks(samples: list[dict]) -> dict:
     """A batch: `pixel_values` `(B, 3, H, W)`, `labels` `(B, height, width)`.
 
     Raises:
-        ValueError: the pictures differ in size, as they do in most evaluations.
+        ValueError: the pictures or masks differ in size, as in most evaluations.
     """
     for key in ("pixel_values", "labels"):
         sizes = sorted({tuple(sample[key].shape[-2:]) for sample in samples})
@@ -192,91 +193,3 @@ def collate_masks(samples: list[dict]) -> dict:
         "labels": torch.stack([sample["labels"] for sample in samples]),
         "names": [sample["names"] for sample in samples],
     }
-
-
-@dataclass
-class MaskAugmentationArguments:
-    """How to augment pictures and masks together; the defaults are mmsegmentation's for ADE20K."""
-
-    short_side: int = 512
-    """Shorter side, in pixels, that pictures are resized to: in evaluation, and in training before the random scale."""
-    crop_size: int = 512
-    """Side, in pixels, of the square that one trains on; smaller pictures are filled up, and the mask ignores that."""
-    min_scale: float = 0.5
-    max_scale: float = 2.0
-    max_class_share: float = 0.75
-    """A crop with more than this share of one class is drawn again, up to ten times."""
-    flip_prob: float = 0.5
-    distortion_prob: float = 0.5
-    """Of each change of brightness, contrast, saturation and hue."""
-
-    def __post_init__(self):
-        for name in ("short_side", "crop_size", "min_scale"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
-        if self.max_scale < self.min_scale:
-            raise ValueError(f"`max_scale` must be at least `min_scale`, {self.min_scale}, got {self.max_scale}")
-        for name in ("max_class_share", "flip_prob", "distortion_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` must be at least 0 and at most 1, got {getattr(self, name)}")
-
-
-class VariedCrop(v2.RandomCrop):
-    """torchvision's random crop of a picture and a mask, drawn up to ten times until no class has too much of it.
-
-    What is ignored does not count as part of the crop.
-
-    Args:
-        size: side in pixels.
-        max_class_share: largest share of the crop that a class may have.
-        fill: colour, 0 to 255, of what is added to smaller pictures.
-
-    Source: mmsegmentation's `cat_max_ratio`.
-    """
-
-    def __init__(self, size: int, max_class_share: float, fill: tuple[int, ...]):
-        fill = {tv_tensors.Image: fill, tv_tensors.Mask: IGNORED_CLASS}
-        super().__init__(size, pad_if_needed=True, fill=fill)
-        self.max_class_share = max_class_share
-
-    def forward(self, picture: tv_tensors.Image, mask: tv_tensors.Mask):
-        for _ in range(10):
-            cropped = super().forward(picture, mask)
-            counts = torch.bincount(cropped[1].flatten(), minlength=IGNORED_CLASS)[:IGNORED_CLASS]
-            if counts.count_nonzero() > 1 and counts.max() <= self.max_class_share * counts.sum():
-                break
-        return cropped
-
-
-class ColourDistortion(v2.RandomPhotometricDistort):
-    """Brightness, contrast, saturation and hue as mmsegmentation distorts them: torchvision would swap channels too."""
-
-    def make_params(self, flat_inputs: list) -> dict:
-        return {**super().make_params(flat_inputs), "channel_permutation": None}
-
-
-def segmentation_transform(arguments: MaskAugmentationArguments) -> Callable:
-    """What a worker does to a picture and its mask: float pixels `(3, crop, crop)`, normalised, and int64 classes."""
-    short_sides = (round(arguments.min_scale * arguments.short_side), round(arguments.max_scale * arguments.short_side))
-    mean_colour = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
-    steps = v2.Compose(
-        [
-            v2.RandomShortestSize(range(short_sides[0], short_sides[1] + 1)),
-            VariedCrop(arguments.crop_size, arguments.max_class_share, mean_colour),
-            v2.RandomHorizontalFlip(arguments.flip_prob),
-            ColourDistortion(p=arguments.distortion_prob),
-            v2.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64}, scale=True),
-            v2.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-            v2.ToPureTensor(),
-        ]
-    )
-    return partial(_transform_both, steps)
-
-
-def _transform_both(steps: Callable, picture: PIL.Image.Image, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    return steps(tv_tensors.Image(v2.functional.pil_to_tensor(picture)), tv_tensors.Mask(torch.from_numpy(mask)))
-
-
-def evaluation_sample(processor, picture: PIL.Image.Image, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """What an image processor makes of the picture, and the mask at its own size."""
-    return processor(picture, return_tensors="pt").pixel_values[0], torch.from_numpy(mask).long()

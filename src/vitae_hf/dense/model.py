@@ -1,0 +1,117 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""UperNet on a ViTAE backbone: built, begun from a trained model, and used on a picture."""
+
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+
+from .data import IGNORED_CLASS
+
+
+def dense_config(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
+    """A backbone's configuration whose outputs are all maps that a dense head can use.
+
+    These are the maps of the stages, or, in the class-token variants, the four of the feature pyramid, which are 256
+    channels wide unless `changes` say otherwise.
+
+    Args:
+        config: of a network or a backbone, such as `config_from_preset("vitae-b")`.
+        changes: fields to set, such as `drop_path_rate=0.2`, `frozen_stages=1`, `feature_pyramid_channels=128` or, for
+            fewer maps, `out_features`.
+    """
+    fields = config.to_dict()
+    for derived in ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "architectures"):
+        fields.pop(derived, None)
+    if getattr(config, "has_class_token", False):
+        fields["feature_pyramid_channels"] = (
+            config.feature_pyramid_channels or 256
+        )  # with it, the maps of the pyramid are the default
+    else:
+        fields["out_features"] = config.stage_names[1:]
+    return type(config)(**{**fields, **changes})
+
+
+def new_segmenter(
+    config: PreTrainedConfig, names: dict[int, str], head_channels: int = 512
+) -> UperNetForSemanticSegmentation:
+    """A UperNet with random weights.
+
+    With three maps or more it has an auxiliary head on the third map (stride 16), half as wide as the main head.
+
+    Args:
+        config: of the backbone; see [`dense_config`].
+        names: of the classes, by number.
+        head_channels: width of the head.
+    """
+    config = UperNetConfig(
+        backbone_config=config,
+        hidden_size=head_channels,
+        use_auxiliary_head=len(config.out_features) > 2,  # the library puts it on the third map
+        auxiliary_channels=max(head_channels // 2, 1),
+        id2label=names,
+        label2id={name: index for index, name in names.items()},
+        loss_ignore_index=IGNORED_CLASS,
+    )
+    return UperNetForSemanticSegmentation(config).train()  # `train` freezes the stages of `frozen_stages`
+
+
+def load_segmenter(
+    folder: str | Path, names: dict[int, str], head_channels: int = 512, **changes
+) -> UperNetForSemanticSegmentation:
+    """A UperNet for these classes that begins with trained weights.
+
+    Args:
+        folder: or Hub name. A classifier, a network without a head or a backbone gets new heads; a UperNet keeps its
+            weights, but for classifiers of another number of classes.
+        names, head_channels: as in [`new_segmenter`]; a UperNet keeps its width.
+        changes: as in [`dense_config`].
+
+    Raises:
+        ValueError: the folder lacks weights of the backbone or UperNet; the message names them.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    if isinstance(config, UperNetConfig):
+        return _reload_segmenter(folder, config, names, changes)
+    config = dense_config(config, **changes)
+    backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    backbone, loading = backbone_class.from_pretrained(folder, config=config, output_loading_info=True)
+    if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("feature_pyramid.")):
+        raise ValueError(f"{folder} lacks {len(missing)} weights of {backbone_class.__name__}: {missing[:5]}")
+    model = new_segmenter(backbone.config, names, head_channels)
+    model.backbone.load_state_dict(backbone.state_dict())
+    return model
+
+
+def _reload_segmenter(
+    folder: str | Path, config: UperNetConfig, names: dict[int, str], changes: dict
+) -> UperNetForSemanticSegmentation:
+    """A trained UperNet with all its weights, but for classifiers of another number of classes."""
+    fields = {**config.backbone_config.to_dict(), **changes}
+    fields.pop("out_indices")  # they repeat `out_features`, which `changes` may set
+    config.backbone_config = type(config.backbone_config)(**fields)
+    config.id2label, config.label2id = names, {name: index for index, name in names.items()}
+    model, loading = UperNetForSemanticSegmentation.from_pretrained(
+        folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    lost = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+    if lost := sorted(name for name in lost if ".classifier." not in name):
+        raise ValueError(f"{folder} lacks {len(lost)} weights of this network, or has them of other sizes: {lost[:5]}")
+    return model.train()
+
+
+@torch.no_grad()
+def segment(model: UperNetForSemanticSegmentation, processor, picture: PIL.Image.Image) -> np.ndarray:
+    """The predicted class of each pixel of a picture: `(height, width)`."""
+    pixel_values = processor(picture, return_tensors="pt").pixel_values.to(model.device, model.dtype)
+    outputs = model.eval()(pixel_values)
+    sizes = [picture.size[::-1]]
+    return processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0].cpu().numpy()

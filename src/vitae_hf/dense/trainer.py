@@ -1,0 +1,78 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""The trainer of segmenters: its loss, its schedule, and the mean IoU of whole pictures."""
+
+import torch
+from transformers import EvalPrediction, Trainer, UperNetForSemanticSegmentation
+
+from ..evaluation.metrics import MeanIoU
+from ..training.trainer import ViTAETrainer
+from .data import IGNORED_CLASS
+
+
+class SegmentationTrainer(ViTAETrainer):
+    """A [`ViTAETrainer`] for segmenters, with the library's schedule (`lr_scheduler_type`) in place of the cosine.
+
+    An evaluation measures the mean IoU of the whole split at the size of the masks. It counts batch by batch
+    (`batch_eval_metrics`), so that it keeps the predictions of one batch only.
+
+    Attributes:
+        figures (`dict`, *optional*): of the last evaluation, with those of each class; see [`MeanIoU`].
+
+    Raises:
+        ValueError: a batch of one picture: the head pools it to one pixel, which BatchNorm cannot normalise.
+    """
+
+    def __init__(self, model: UperNetForSemanticSegmentation, args, **kwargs):
+        if args.train_batch_size * (args.world_size if args.sync_batch_norm else 1) < 2:
+            raise ValueError(
+                "UperNet pools pictures to one pixel and normalises over the batch: at least 2 pictures per device are"
+                f" needed in training, got per_device_train_batch_size {args.per_device_train_batch_size}"
+            )
+        args.batch_eval_metrics = True
+        if model.backbone.out_features[-1] != model.backbone.stage_names[-1]:
+            args.ddp_find_unused_parameters = True  # no loss reaches the stages after the last map
+        self.figures = None
+        self._iou = MeanIoU([model.config.id2label[index] for index in range(model.config.num_labels)])
+        super().__init__(model, args, compute_metrics=self._count, **kwargs)
+        # UperNet takes any keywords but ignores `num_items_in_batch`. Told so, the library divides the sum of the means
+        # of accumulated batches by their number.
+        self.model_accepts_loss_kwargs = False
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        return Trainer.create_scheduler(self, num_training_steps, optimizer)
+
+    def compute_loss(self, model, inputs: dict, *args, **kwargs):
+        """The network's own loss, but 0 for a batch whose pixels are all ignored, of which the mean would be NaN."""
+        if not (inputs["labels"] == IGNORED_CLASS).all():
+            return super().compute_loss(model, inputs, *args, **kwargs)
+        return 0 * super().compute_loss(
+            model, {**inputs, "labels": torch.zeros_like(inputs["labels"])}, *args, **kwargs
+        )
+
+    def evaluation_loop(self, *args, **kwargs):
+        self._iou.reset()  # an interrupted evaluation has left its counts
+        return super().evaluation_loop(*args, **kwargs)
+
+    @torch.no_grad()
+    def prediction_step(self, model, inputs: dict, prediction_loss_only: bool, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"]
+        with self.compute_loss_context_manager():
+            logits = model(pixel_values=inputs["pixel_values"]).logits
+        logits = torch.nn.functional.interpolate(logits.float(), labels.shape[-2:], mode="bilinear")
+        losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED_CLASS, reduction="sum")
+        loss = losses / (labels != IGNORED_CLASS).sum().clamp(min=1)
+        if prediction_loss_only:
+            return loss, None, None
+        return (
+            loss,
+            logits.argmax(1).flatten(1),
+            labels.flatten(1),
+        )  # flat: the library gathers processes with other heights and widths
+
+    def _count(self, result: EvalPrediction, compute_result: bool) -> dict[str, float]:
+        self._iou.add_batch(predictions=result.predictions.cpu(), references=result.label_ids.cpu())
+        if not compute_result:
+            return {}
+        self.figures = self._iou.compute()
+        return {name: self.figures[name] for name in ("mean_iou", "pixel_accuracy", "mean_accuracy")}

@@ -1,0 +1,65 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""The exponential moving average of the weights: a model of its own, which is evaluated and saved beside the other."""
+
+from pathlib import Path
+
+from safetensors.torch import load_model
+from timm.utils import ModelEmaV3
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+
+FOLDER = "ema"
+"""Where the averaged model lies in the folder of a checkpoint or of the trained model."""
+
+
+class WeightAverage(TrainerCallback):
+    """Averages parameters and BatchNorm statistics after each update, on the device of the model.
+
+    Attributes:
+        model (`PreTrainedModel`, *optional*): the averaged copy; none before training begins.
+
+    Args:
+        trainer: whose model to average; it says `ema_decay` and `ema_warmup`.
+    """
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self._average = trainer, None
+
+    @property
+    def model(self) -> PreTrainedModel | None:
+        return None if self._average is None else self._average.module
+
+    def start(self, checkpoint: str | Path | None = None) -> None:
+        """Copy the model as it is, or take the average of the checkpoint that the run resumes from.
+
+        Raises:
+            FileNotFoundError: the checkpoint holds no average.
+        """
+        args = self.trainer.args
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        self._average = ModelEmaV3(model, decay=args.ema_decay, use_warmup=args.ema_warmup)
+        if checkpoint is not None:
+            self.load(checkpoint)
+
+    def load(self, checkpoint: str | Path) -> None:
+        """Take over the average that a checkpoint holds.
+
+        Raises:
+            FileNotFoundError: it holds none.
+        """
+        weights = Path(checkpoint, FOLDER, "model.safetensors")
+        if not weights.exists():
+            raise FileNotFoundError(f"cannot resume the average of the weights: there is no {weights}")
+        load_model(self.model, weights)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the averaged model and its image processor into a folder of their own below this one."""
+        self.model.save_pretrained(Path(folder, FOLDER))
+        if self.trainer.processing_class is not None:
+            self.trainer.processing_class.save_pretrained(Path(folder, FOLDER))
+
+    def on_train_begin(self, *args, **kwargs):
+        self.start(self.trainer.resumed_from)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._average.update(self.trainer.accelerator.unwrap_model(self.trainer.model), step=state.global_step)

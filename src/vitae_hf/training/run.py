@@ -1,0 +1,214 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""The life of a training run, from its command line to its record, written once for all tasks.
+
+A [`Task`] says what is special about its task: arguments, data, model and trainer, figures, pictures and card.
+[`run_task`] does the rest: it trains or resumes, stops on a signal, evaluates, saves, reports and publishes.
+"""
+
+import dataclasses
+import shutil
+import signal
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from huggingface_hub import HfApi, ModelCard
+from transformers import set_seed
+
+from ..environment import environment
+from ..failures import about
+from .arguments import RunArguments, ViTAETrainingArguments, parse_arguments
+from .average import FOLDER as AVERAGE_FOLDER
+from .checkpoints import last_checkpoint
+from .curves import draw_curves
+from .trainer import ViTAETrainer
+
+
+class Task(ABC):
+    """What one kind of run does in its own way.
+
+    A subclass is a dataclass whose fields are the groups of its arguments, each a dataclass too: `run` is the first,
+    `training` the last.
+
+    Attributes:
+        command: as users type it.
+        description: of the command, for `--help`.
+        defaults: of arguments whose default differs for this task.
+        refused: the Trainer's arguments that do not go with this task, each with the sentence that says so.
+        accuracies: metrics of an evaluation, in percent, to draw as curves.
+    """
+
+    command: ClassVar[str]
+    description: ClassVar[str]
+    defaults: ClassVar[dict] = {}
+    refused: ClassVar[dict[str, str]] = {"push_to_hub": "--push_to_hub does not work here"}
+    accuracies: ClassVar[tuple[str, ...]] = ()
+
+    run: RunArguments
+    training: ViTAETrainingArguments
+
+    @classmethod
+    def parse(cls, argv: list[str] | None = None) -> "Task":
+        """The task with the arguments of a command line, which overrides the recipe of `--config`.
+
+        Raises:
+            ValueError: an argument is unknown or out of bounds, or does not go with another or with this task.
+        """
+        groups = tuple(field.type for field in dataclasses.fields(cls))
+        task = cls(*parse_arguments(argv, groups, cls.command, cls.description, **cls.defaults))
+        for name, sentence in cls.refused.items():
+            if getattr(task.training, name):
+                raise ValueError(sentence)
+        return task
+
+    @abstractmethod
+    def build_trainer(self) -> ViTAETrainer:
+        """The trainer with its model, data and image processor; sets `run.eval_split` where it was left open."""
+
+    @abstractmethod
+    def figures(self, trainer: ViTAETrainer, metrics: dict[str, float]) -> dict:
+        """What the record says of this task, from the metrics of the last evaluation."""
+
+    @abstractmethod
+    def settings(self, trainer: ViTAETrainer) -> dict:
+        """What the card's table of settings says beside [`common_settings`], or in other words."""
+
+    @abstractmethod
+    def card(self, trainer: ViTAETrainer, record: dict, **values) -> ModelCard:
+        """The model card, from the record and the values of [`card_values`]."""
+
+    def draw(self, trainer: ViTAETrainer, record: dict) -> list[Path]:
+        """Write files of the task's own into the output folder, and return the pictures that the card shows."""
+        return []
+
+    def publish(self, folder: Path) -> dict:
+        """Upload a folder to `training.hub_model_id` and return what the record says of it.
+
+        A task that can be published overrides this, and takes `push_to_hub` out of `refused`.
+        """
+        raise NotImplementedError
+
+
+def run_task(task: Task) -> dict:
+    """Train, evaluate and save; in the first process also report and publish.
+
+    Returns:
+        The figures, or where the run stopped if it was told to.
+
+    Raises:
+        ValueError: the output folder holds checkpoints of an earlier run that is not to be resumed.
+    """
+    training = task.training
+    refuse_earlier_run(training)
+    is_published = take_over_pushing(training)
+    set_seed(training.seed)
+    trainer = task.build_trainer()
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    if trainer.stop.received and trainer.state.global_step < trainer.state.max_steps:
+        checkpoint = last_checkpoint(training.output_dir)
+        return {"stopped_at_step": trainer.state.global_step, "checkpoint": str(checkpoint), **environment()}
+    trainer.save_model()
+    metrics = trainer.evaluate()
+    trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+    record = make_record(task, trainer, metrics)
+    if training.should_save:
+        write_report(task, trainer, record)
+        if is_published:
+            with about(training.hub_model_id):
+                record |= task.publish(Path(record["model"]))
+    return record
+
+
+def exit_status(record: dict) -> int:
+    """The status with which a command ends: 143, as after SIGTERM, if the run was told to stop."""
+    return 128 + signal.SIGTERM if "stopped_at_step" in record else 0
+
+
+def refuse_earlier_run(training: ViTAETrainingArguments) -> None:
+    """See that a run which begins does not write over one that could go on."""
+    if training.resume_from_checkpoint is None and (earlier := last_checkpoint(training.output_dir)):
+        raise ValueError(
+            f"{earlier} is of an earlier run: continue it by --resume_from_checkpoint last, or choose another"
+            " --output_dir"
+        )
+
+
+def take_over_pushing(training: ViTAETrainingArguments) -> bool:
+    """Whether to publish in the end. If so, make the repository now, since it may fail: better before the training.
+
+    The Trainer itself pushes nothing: it would upload logs and pickles, and both kinds of weights into one place.
+    """
+    wanted, training.push_to_hub = training.push_to_hub, False
+    if wanted and training.should_save:
+        name = training.hub_model_id or Path(training.output_dir).absolute().name
+        with about(name):
+            api = HfApi(token=training.hub_token)
+            made = api.create_repo(name, private=training.hub_private_repo, exist_ok=True)
+        training.hub_model_id = made.repo_id
+    return wanted
+
+
+def make_record(task: Task, trainer: ViTAETrainer, metrics: dict[str, float]) -> dict:
+    """The figures of a run that came to its end; all processes take part."""
+    training, speed = task.training, trainer.throughput.images_per_s
+    output = Path(training.output_dir)
+    record = {
+        "model": str(output if trainer.averaged_model is None else output / AVERAGE_FOLDER),
+        "eval_split": task.run.eval_split,
+        **task.figures(trainer, metrics),
+        "eval_loss": round(metrics["eval_loss"], 4),
+        "images_per_s": speed and round(speed, 1),
+        "learning_rate": training.learning_rate,
+    }
+    if hasattr(task.run, "on_bad_sample"):  # tasks that may skip pictures say how many they did
+        skipped = torch.tensor(trainer.train_dataset.skipped + trainer.eval_dataset.skipped, device=training.device)
+        record["skipped"] = int(trainer.accelerator.reduce(skipped))
+    return {**record, "seed": training.seed, **environment(training.device.type)}
+
+
+def write_report(task: Task, trainer: ViTAETrainer, record: dict) -> None:
+    """Curves, pictures and model card, beside the model, and again beside its average, which they are about."""
+    output = Path(task.training.output_dir)
+    curves = output / "training_curves.png"
+    draw_curves(trainer.state.log_history, curves, task.accuracies)
+    pictures = [curves, *task.draw(trainer, record)]
+    card = task.card(trainer, record, **card_values(task, trainer, record))
+    card.save(output / "README.md")
+    if trainer.averaged_model is not None:
+        card.save(output / AVERAGE_FOLDER / "README.md")
+        for picture in pictures:
+            copy = output / AVERAGE_FOLDER / picture.relative_to(output)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(picture, copy)
+
+
+def card_values(task: Task, trainer: ViTAETrainer, record: dict) -> dict:
+    """What the templates of all cards name."""
+    return {
+        "model_name": Path(task.training.output_dir).name,
+        "dataset": task.run.dataset,
+        "train_images": f"{trainer.num_train_images:,}",
+        "eval_split": task.run.eval_split,
+        "eval_images": f"{len(trainer.eval_dataset):,}",
+        "image_mean": trainer.processing_class.image_mean,
+        "image_std": trainer.processing_class.image_std,
+        "averaged": trainer.averaged_model is not None,
+        "skipped": record.get("skipped", 0),
+        "settings": {**common_settings(trainer), **task.settings(trainer), "seed": task.training.seed},
+        "environment": ", ".join(f"{name} {record[name]}" for name in ("device", "torch", "transformers", "date")),
+    }
+
+
+def common_settings(trainer: ViTAETrainer) -> dict:
+    """The settings that the cards of all tasks list."""
+    training, state = trainer.args, trainer.state
+    return {
+        "optimizer": training.optim.value,
+        "learning rate": f"{training.learning_rate:g}",
+        "weight decay": f"{training.weight_decay:g}",
+        "epochs": round(state.epoch, 2),
+        "updates": state.global_step,
+        "global batch": training.global_batch_size,
+    }
