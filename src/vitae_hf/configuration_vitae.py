@@ -61,7 +61,7 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
     )
     # What a saved folder offers to the Auto classes where this package is not installed, and all of its code.
     auto_classes = {}
-    code_files = ("configuration_vitae.py", "layers_vitae.py")
+    code_files = ("configuration_vitae.py", "attention_vitae.py", "layers_vitae.py", "modeling_base_vitae.py")
 
     image_size: int | list[int] | tuple[int, int] = 224
     num_channels: int = 3
@@ -353,7 +353,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         "AutoModelForPreTraining": "modeling_vitae.ViTAEForPreTraining",
         "AutoBackbone": "modeling_vitae.ViTAEBackbone",
     }
-    code_files = (*ViTAEFamilyConfig.code_files, "decoder_vitae.py", "modeling_vitae.py")
+    code_files = (*ViTAEFamilyConfig.code_files, "decoder_vitae.py", "embeddings_vitae.py", "modeling_vitae.py")
 
     reduction_types: tuple[str, ...] | list[str] = ("random_feature", "random_feature", "pyramid")
     strides: tuple[int, ...] | list[int] = (4, 2, 2)

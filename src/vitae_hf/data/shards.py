@@ -25,8 +25,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 from tqdm.auto import tqdm
 
-from .sources import find_columns, find_data_files, find_image, is_text, load_features, number_or_text
 from .samples import PictureDataset
+from .sources import find_columns, find_data_files, find_image, is_text, load_features, number_or_text
 
 
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")

@@ -13,8 +13,8 @@ from huggingface_hub import metadata_load
 from transformers.utils import logging
 
 from ..failures import about
-from .folders import Folder, as_data_files
 from ..messages import listed
+from .folders import Folder, as_data_files
 
 
 logger = logging.get_logger(__name__)

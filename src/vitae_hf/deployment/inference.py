@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from ..layers_vitae import (
     ViTAEBatchNorm2d,
-    ViTAECell,
     ViTAEConvLayer,
+    ViTAEFamilyCell,
     ViTAEMLP,
     ViTAEPyramidReduction,
     is_untouched,
@@ -187,7 +187,7 @@ def pack_layers(model: nn.Module) -> None:
     """Pack every convolution and linear layer of the cells, each with the activation after it."""
     names = {type(activation): name for name, activation in ACTIVATIONS.items()}
     for module in list(model.modules()):
-        if isinstance(module, ViTAECell):
+        if isinstance(module, ViTAEFamilyCell):
             for name, _ in module.attention.named_children():
                 pack(module.attention, name)
         if not isinstance(module, ACTIVATED):

@@ -22,16 +22,11 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
+from ..attention_vitae import join_windows, split_into_windows
 from ..data.samples import as_pictures
-from ..layers_vitae import (
-    ViTAECell,
-    ViTAEFamilyPreTrainedModel,
-    ViTAEFamilyReductionCell,
-    join_windows,
-    split_into_windows,
-    tokens_to_map,
-)
+from ..layers_vitae import ViTAEFamilyCell, ViTAEFamilyReductionCell, tokens_to_map
 from ..messages import listed
+from ..modeling_base_vitae import ViTAEFamilyPreTrainedModel
 
 
 MOST_LABELS = 5
@@ -75,14 +70,15 @@ class Explanation:
 class Cell(NamedTuple):
     name: str
     stage: str
-    module: ViTAECell
+    module: ViTAEFamilyCell
 
 
 def two_branch_cells(model: ViTAEFamilyPreTrainedModel) -> list[Cell]:
     """The cells with an attention and a convolution branch, in order of depth."""
     cells = []
     for number, stage in enumerate(model.base_model.stages, start=1):
-        if isinstance(stage.reduction_cell, ViTAEFamilyReductionCell):
+        has_reduction_cell = not model.config.has_class_token
+        if has_reduction_cell and isinstance(stage.reduction_cell, ViTAEFamilyReductionCell):
             cells.append(Cell(f"stage {number}, reduction", f"stage {number}", stage.reduction_cell))
         for cell_number, cell in enumerate(stage.normal_cells, start=1):
             cells.append(Cell(f"stage {number}, cell {cell_number}", f"stage {number}", cell))
@@ -220,7 +216,9 @@ class _Logits(nn.Module):
 def last_tokens(model: ViTAEFamilyPreTrainedModel) -> nn.Module:
     """The module that gives the tokens which the classifier reads the mean of."""
     stage = model.base_model.stages[-1]
-    return stage.normal_cells[-1] if len(stage.normal_cells) else stage.reduction_cell or model.base_model.embeddings
+    if len(stage.normal_cells):
+        return stage.normal_cells[-1]
+    return model.base_model.embeddings if model.config.has_class_token else stage.reduction_cell
 
 
 def grad_cam(model: ViTAEFamilyPreTrainedModel, pixel_values: torch.Tensor, target: int) -> np.ndarray:
