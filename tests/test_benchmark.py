@@ -12,7 +12,7 @@ from torch import nn
 from vitae_hf.commands import benchmark
 from vitae_hf.deployment import benchmarking
 from vitae_hf.deployment.benchmarking import Case, Workload, count_work, interleave, peak_memory, saved_activations
-from vitae_hf.deployment.inference import FoldedBatchNorm
+from vitae_hf.deployment.folding import FoldedBatchNorm
 from vitae_hf.hub.variants import PUBLISHED
 
 

@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, 
 
 from vitae_hf import config_from_preset, prepare_for_inference
 from vitae_hf.dense.segmentation import dense_config, new_segmenter
-from vitae_hf.deployment.inference import FoldedBatchNorm, PackedConv2d, PackedLinear, fold_batch_norm
+from vitae_hf.deployment.folding import FoldedBatchNorm, fold_batch_norm
+from vitae_hf.deployment.packing import PackedConv2d, PackedLinear
 from vitae_hf.embeddings_vitae import sin_cos_positions
 from vitae_hf.layers_vitae import ViTAEConvLayer
 

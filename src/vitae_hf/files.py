@@ -1,6 +1,9 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Files that the package carries: recipes, and pictures to try a model on."""
+"""Files that the package carries (recipes, and pictures to try a model on), and folders that are written whole."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -25,3 +28,24 @@ def find_recipe(name: str | Path) -> Path:
         names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
         raise ValueError(f"--config {name} is neither a file nor one of the recipes {names}")
     return own
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes `output` when the block ends without an error.
+
+    If anything fails, the new folder is deleted, so that a half-written folder never has the name `output`.
+
+    Raises:
+        OSError: something cannot be written, or there is a folder at `output` that is not empty.
+    """
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if output.exists():
+            output.rmdir()
+        unfinished.rename(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -4,15 +4,14 @@
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from ..configuration_vitae import ViTAEFamilyConfig
+from ..files import whole_folder
 from ..image_processing_vitae import ViTAEImageProcessorPil
 from ..messages import listed, printable
 from ..presets import PRESETS, config_from_preset
@@ -304,21 +303,6 @@ def convert_checkpoint(
         if verify is not None:
             record["verified"] = verify_folder(unfinished, verify)
     return record
-
-
-@contextmanager
-def whole_folder(output: Path):
-    """A folder beside `output` that gets its name at the end, so that nothing half done ever has it."""
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if output.exists():  # empty, as checked
-            output.rmdir()
-        unfinished.rename(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @torch.no_grad()
