@@ -2,6 +2,7 @@
 """Explanations against plain references, and a model that stays as it was."""
 
 import json
+import re
 from contextlib import nullcontext
 
 import measure_explanations
@@ -105,7 +106,7 @@ def test_attention_maps_are_those_of_the_eager_weights(model, pixel_values):
 def test_rollout_is_the_dense_product_over_a_stage(model, pixel_values):
     products = {}
     for name, (matrix, height, width) in dense_matrices(model, pixel_values).items():
-        stage, step = name.split(",")[0], (matrix + np.eye(len(matrix))) / 2
+        stage, step = int(re.match(r"stage (\d+),", name)[1]), (matrix + np.eye(len(matrix))) / 2
         products[stage] = (step @ products[stage][0] if stage in products else step, height, width)
     rollout = explain(model, PROCESSOR, CAT).rollout
     assert list(rollout) == list(products)
@@ -127,6 +128,7 @@ def test_shares_are_those_of_the_two_branches_and_sum_to_one(model, pixel_values
     model(pixel_values, **any_size(model))
     explanation = explain(model, PROCESSOR, CAT)
     assert explanation.cells == list(cells)
+    assert [f"stage {stage}" for stage in explanation.stages] == [name.split(",")[0] for name in cells]
     for name, share, rest in zip(cells, explanation.attention_share, explanation.convolution_share):
         cell, (states, *grid), (height, width) = cells[name], inputs[name], share.shape
         first = int(model.config.has_class_token)
