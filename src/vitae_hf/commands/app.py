@@ -39,9 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="further names by which the page is opened, such as that of a proxy",
     )
-    parser.add_argument(
-        "--hub_names", action=argparse.BooleanOptionalAction, help="whether visitors can type Hub names"
-    )
+    parser.add_argument("--hub_names", action=argparse.BooleanOptionalAction, help="let visitors type Hub names")
     arguments = parser.parse_args(argv)
     if arguments.hub_names is None:
         arguments.hub_names = arguments.host in ("127.0.0.1", "localhost", "::1")

@@ -463,9 +463,7 @@ def serve(
         uploads = Path(folder).resolve()
         # gradio serves the files in these folders. By default they may hold what other pages have left there.
         os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_EXAMPLES_CACHE": str(uploads)}
-        copies = [
-            Path(shutil.copy(path, uploads)) for path in examples
-        ]  # an example must be in the same folder as an upload
+        copies = [Path(shutil.copy(path, uploads)) for path in examples]  # only files in there are accepted
         blocks = Page(models, uploads, copies).blocks
         blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=4, api_open=False)  # every request must queue
         blocks.launch(
