@@ -1,10 +1,10 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How many images a second do the workers make ready, against what a GPU trains?
+"""How many images a second can a number of workers load? To compare with how many a GPU can train on.
 
     python scripts/measure_loading.py --dataset FOLDER --workers 1 8 16 --output results/loading.json
 
-Reads, decodes and augments as `vitae train` does (the recipe's transform, uint8 batches) and throws batches away.
-The first batches, in which workers start, do not count.
+Reads, decodes and augments images as `vitae train` does (the transform of the recipe, batches in uint8) and discards
+them. The first batches, during which the workers start, do not count.
 """
 
 import argparse

@@ -15,7 +15,9 @@ from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from vitae_hf import ViTAEImageProcessor, ViTAEModel, prepare_for_inference
+from vitae_hf.commands import explain as explain_command
 from vitae_hf.evaluation.explanation import draw, explain
+from vitae_hf.files import PICTURES
 
 
 PROCESSOR = ViTAEImageProcessor(size={"height": 64, "width": 96}, crop_pct=0.9)
@@ -293,6 +295,18 @@ def test_the_script_draws_each_image_and_names_a_broken_one(tmp_path):
     names = ["chelsea.png", "sneaker.png", "chelsea-2.png"]
     assert [line["picture"] for line in lines] == [str(tmp_path / "out" / name) for name in names]
     assert all(PIL.Image.open(line["picture"]).size[0] > 800 for line in lines)
+
+
+def test_without_images_the_pictures_of_the_package_are_explained(tmp_path, capsys):
+    lively(AutoModelForImageClassification.from_config(class_token_config())).save_pretrained(tmp_path / "model")
+    PROCESSOR.save_pretrained(tmp_path / "model")
+    record = explain_command.main([str(tmp_path / "model"), "--output", str(tmp_path / "out")])
+    lines = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert record["images"] == 2 and [line["image"] for line in lines] == list(map(str, PICTURES))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"chelsea.png", "sneaker.png"}
+    with pytest.raises(SystemExit):
+        explain_command.main(["--help"])
+    assert "default: chelsea.png and sneaker.png of the package" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_script_refuses_an_unknown_target_at_once(tmp_path):

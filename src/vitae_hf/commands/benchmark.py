@@ -275,9 +275,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", choices=list(PRECISIONS), default=["float32"])
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", choices=list(YES_NO_BOTH), default="no")
-    parser.add_argument(
-        "--prepare", choices=list(YES_NO_BOTH), default="no", help="use prepare_for_inference, for presets in inference"
-    )
+    parser.add_argument("--prepare", choices=list(YES_NO_BOTH), default="no", help="use prepare_for_inference")
     parser.add_argument("--checkpointing", choices=list(YES_NO_BOTH), default="no", help="in training")
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
