@@ -39,7 +39,7 @@ def split_into_windows(tokens: torch.Tensor, height: int, width: int, window_siz
     if is_program_for_all_sizes() or any(padding):
         grid = nn.functional.pad(grid, (0, 0, *padding))
     grid = grid.view(batch, rows, window_size, columns, window_size, channels).transpose(2, 3)
-    # `clone` always copies. `reshape` copies only if it must, and an exported program would fix that choice for all
+    # `clone` always copies. `reshape` copies only if it must, and an exported program would keep that choice for other
     # sizes.
     return grid.clone(memory_format=torch.contiguous_format).view(batch * rows * columns, window_size**2, channels)
 

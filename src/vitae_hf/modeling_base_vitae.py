@@ -88,7 +88,9 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
-        # Set on this model and not on its class: a class would hand it to every model that contains it.
+        """As in the library, but weights of `optional_parts` that this class lacks are ignored, and a file that is
+        damaged is named."""
+        # The names are set on this model and not on its class, which would hand them to every model that contains it.
         for part in model.optional_parts:
             if getattr(model, part, None) is None and getattr(model.base_model, part, None) is None:
                 model._keys_to_ignore_on_load_unexpected.add(rf"^({model.base_model_prefix}\.)?{part}\.")

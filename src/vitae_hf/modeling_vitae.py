@@ -67,7 +67,7 @@ def with_conv_kernel_size(kwargs: dict, size: int) -> dict:
     config = kwargs.get("config")
     if not isinstance(config, PreTrainedConfig):
         return {"conv_kernel_size": size, **kwargs}
-    config = copy.deepcopy(config)  # the caller's stays as it is
+    config = copy.deepcopy(config)  # so that the caller's is unchanged
     config.conv_kernel_size = size
     return {**kwargs, "config": config}
 
@@ -176,7 +176,7 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
         elif isinstance(module, ViTAEEmbeddings) and not module.fixed_positions:
             init.zeros_(module.cls_token)
             init.zeros_(module.position_embeddings)
-        elif isinstance(module, (ViTAEEmbeddings, ViTAEDecoder)):  # the two that a masked autoencoder has
+        elif isinstance(module, (ViTAEEmbeddings, ViTAEDecoder)):  # the two tables of fixed positions
             token = module.cls_token if isinstance(module, ViTAEEmbeddings) else module.mask_token
             init.normal_(token, std=self.config.initializer_range)
             init.copy_(module.position_embeddings, sin_cos_positions(module.grid_size, token.shape[-1]))
