@@ -3,8 +3,8 @@
 
     python scripts/build_space.py org/vitae-mine --output outputs/space
 
-The folder holds this package's source, so that the Space needs nothing else, and the model too if a folder is named in
-place of a Hub name. `python outputs/space/app.py` tries it here; these make it public, or bring it up to date:
+The folder holds the source of this package, so that the Space needs nothing else. If the model is a folder, it is
+copied too. `python outputs/space/app.py` runs the page here. These commands publish it, or update it:
 
     hf repos create org/vitae-mine-page --type space --space-sdk gradio --exist-ok
     hf upload org/vitae-mine-page outputs/space --type space
@@ -42,13 +42,13 @@ from vitae_hf.web.visitors import Models  # noqa: E402
 
 if __name__ == "__main__":
     host = "0.0.0.0" if "SPACE_ID" in os.environ else "127.0.0.1"
-    names = os.environ.get("SPACE_HOST", "").replace(",", " ").split()  # that the Hub serves it by
+    names = os.environ.get("SPACE_HOST", "").replace(",", " ").split()  # under which the Hub serves the page
     serve({models}, PICTURES, host, trusted_hosts=names)
 '''
 
 
 def requirements(setup: Path) -> list[str]:
-    """What the page needs of the package's requirements: those of the models, of explanations and of the page."""
+    """The requirements of the page: those of the package and its extras `explain` and `demo`."""
     parser = configparser.ConfigParser()
     parser.read(setup)
     extras = parser["options.extras_require"]
@@ -57,7 +57,7 @@ def requirements(setup: Path) -> list[str]:
 
 
 def card(model: str, on_hub: bool) -> str:
-    """The Space's README, whose front matter the Hub reads."""
+    """The README of the Space. The Hub reads the settings of the Space from its front matter."""
     fields = {
         "title": f"What does {model.split('/')[-1]} see?",
         "emoji": "👀",
@@ -81,12 +81,12 @@ def card(model: str, on_hub: bool) -> str:
 
 
 def build(model: str, output: Path) -> None:
-    """Write the folder.
+    """Write the folder of the Space.
 
     Raises:
-        ValueError: `model` is neither a folder with a classifier nor a Hub name, or there is something at `output`.
+        ValueError: `model` is neither a folder with a classifier nor a Hub name, or `output` is not empty.
     """
-    Models([model])  # checks the name
+    Models([model])  # raises the error about the name
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty")
     package, folder = Path(vitae_hf.__file__).parent, Path(model)
@@ -105,7 +105,7 @@ def build(model: str, output: Path) -> None:
 
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="Hub name, or folder of a classifier, which then becomes part of the Space")
+    parser.add_argument("model", help="Hub name, or folder of a classifier, which is copied into the Space")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args(argv)
     build(arguments.model, arguments.output)

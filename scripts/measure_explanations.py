@@ -3,9 +3,10 @@
 
     python scripts/measure_explanations.py outputs/vitae-nano-fashion --output results/explanation_fashion
 
-Explains the test images of `examples/fashion_mnist_mini`, whose background is black. Of each kind of map, two figures:
-its mean on the garment over its mean on the whole image (median over images; 1 if it does not care), and how often its
-highest place is on the garment (by chance as often as the garment is large). Draws three images with their maps.
+Explains the test images of `examples/fashion_mnist_mini`, whose background is black, and computes two figures for each
+kind of map. The first is its mean on the garment over its mean on the whole image (median over images). It is 1 for a
+map that ignores the garment. The second is how often its highest place is on the garment; for a random place this is
+the share of the image that the garment covers. Also draws three images with their maps.
 """
 
 import argparse
@@ -17,27 +18,27 @@ from datasets import Dataset, load_dataset
 from matplotlib.figure import Figure
 
 from vitae_hf.environment import environment
-from vitae_hf.evaluation.explanation import BRANCH_COLOURS, Explanation, draw_heat, explain
+from vitae_hf.evaluation.explanation import BRANCH_COLOURS, Explanation, draw_heat, explain, stage_name
 from vitae_hf.failures import about, run_command
 from vitae_hf.loading import load_trained
 
 
 TEST = Path(__file__).parents[1] / "examples" / "fashion_mnist_mini" / "test-*.parquet"
-BLACK = 30  # of 255; the background is a little brighter than 0 near edges
+BLACK = 30  # of 255, since resizing makes the background slightly brighter near the garment
 
 
 def named_maps(explanation: Explanation) -> dict[str, np.ndarray]:
     attention = zip(explanation.cells, explanation.attention)
     return {
         "Grad-CAM": explanation.grad_cam,
-        **{f"rollout, {stage}": rollout for stage, rollout in explanation.rollout.items()},
+        **{f"rollout, {stage_name(stage)}": rollout for stage, rollout in explanation.rollout.items()},
         **{f"attention, {cell}": looks for cell, looks in attention if looks is not None},
         **{f"attention's share, {cell}": share for cell, share in zip(explanation.cells, explanation.attention_share)},
     }
 
 
 def on_garment(heat: np.ndarray, garment: np.ndarray) -> tuple[float, bool]:
-    """A map's mean on the garment over its mean, and whether its highest place is there."""
+    """A map's mean on the garment over its mean on the whole image, and whether its highest place is on the garment."""
     rows, columns = (size // cells for size, cells in zip(garment.shape, heat.shape))
     heat = heat.repeat(rows, 0).repeat(columns, 1)
     return heat[garment].mean() / max(heat.mean(), 1e-12), bool(garment.flat[heat.argmax()])
@@ -62,7 +63,7 @@ def measure(model, processor, split: Dataset) -> dict:
 
 
 def draw_maps(explanations: list[Explanation], path: Path) -> None:
-    """A line for each image: what the network saw, Grad-CAM, the last rollout, branch shares of the outer cells."""
+    """Draw a line for each image: the image, Grad-CAM, the rollout of the last stage, shares of first and last cell."""
     figure = Figure(figsize=(11, 2.4 * len(explanations)), layout="constrained")
     for axes, explanation in zip(figure.subplots(len(explanations), 5), explanations):
         image, best = explanation.image, explanation.labels[0]
@@ -71,7 +72,7 @@ def draw_maps(explanations: list[Explanation], path: Path) -> None:
         axes[0].set_title(f"{best['label']} {best['score']:.0%}", fontsize=10)
         stage, rollout = list(explanation.rollout.items())[-1]
         draw_heat(axes[1], image, explanation.grad_cam, "Grad-CAM", cmap="inferno")
-        draw_heat(axes[2], image, rollout, f"rollout, {stage}", cmap="inferno", vmin=0)
+        draw_heat(axes[2], image, rollout, f"rollout, {stage_name(stage)}", cmap="inferno", vmin=0)
         for axis, cell in ((axes[3], 0), (axes[4], -1)):
             title, share = f"branches, {explanation.cells[cell]}", explanation.attention_share[cell]
             heat = draw_heat(axis, image, share, title, cmap=BRANCH_COLOURS, vmin=0, vmax=1)

@@ -3,9 +3,9 @@
 
     python scripts/measure_export.py --demo outputs/vitae-nano-fashion --photographs FOLDER --output FILE.json
 
-`--demo` is what `make demo` trained, compared on the 1,000 test images of the example data; the other networks have the
-golden weights of the tests, compared on photographs, one by one. In bfloat16 OpenVINO runs the same file. Programs and
-models take turns, on as many threads as torch has.
+`--demo` is the model that `make demo` trained. It is compared on the 1,000 test images of the example data. The other
+networks have the golden weights of the tests and are compared on photographs, one by one. For bfloat16, OpenVINO runs
+its float32 file. Programs and models take turns, on as many threads as torch has.
 """
 
 import argparse
@@ -38,7 +38,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def write_golden(preset: str, folder: Path) -> Path:
-    """A folder of a published variant with the weights of the golden data."""
+    """Write a published variant with the weights of the golden data, and return its folder."""
     model = AutoModelForImageClassification.from_config(config_from_preset(preset))
     model.load_state_dict(convert_original_state_dict(golden_state_dict(preset)))
     model.save_pretrained(folder)
@@ -57,11 +57,12 @@ def export_all(source: Path, root: Path) -> dict[str, dict]:
 
 
 def load_all(source: Path, records: dict[str, dict]) -> dict:
-    """Everything that can be called, float32 torch first."""
+    """Load all programs, and the torch model in float32 and bfloat16; float32 is the first."""
     threads = torch.get_num_threads()
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads
-    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads cost the others
+    # Waiting threads would slow down the others.
+    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     model, _ = load_for_export(source)
     runs = {
         "torch_float32": prepare_for_inference(copy.deepcopy(model)),
@@ -76,7 +77,7 @@ def load_all(source: Path, records: dict[str, dict]) -> dict:
 
 
 def predictor(run, model) -> Callable[[torch.Tensor], np.ndarray]:
-    """From images to logits; torch models get them in their own dtype and memory format."""
+    """A function from images to logits. Torch models get images in their own dtype, channels last."""
     is_torch = isinstance(run, torch.nn.Module)
 
     @torch.inference_mode()
@@ -89,7 +90,7 @@ def predictor(run, model) -> Callable[[torch.Tensor], np.ndarray]:
 
 
 def agreement(found: np.ndarray, expected: np.ndarray, labels: list[int] | None) -> dict:
-    """How near the logits `(images, classes)` are, and how often the classes are the same, or right."""
+    """Compare logits `(images, classes)`: how far they differ, and how often they name the same or the right class."""
     classes = found.argmax(1)
     figures = {
         "same_top1_percent": 100 * float((classes == expected.argmax(1)).mean()),
@@ -101,7 +102,7 @@ def agreement(found: np.ndarray, expected: np.ndarray, labels: list[int] | None)
 
 
 def measure(source: Path, pictures: list, labels: list[int] | None, rounds: int) -> dict:
-    """Size, milliseconds for one image, and agreement on all of them, of each program and model."""
+    """Measure the size of each program, its time for one image, and its agreement with torch on all pictures."""
     with tempfile.TemporaryDirectory() as root:
         records = export_all(source, Path(root))
         runs = load_all(source, records)

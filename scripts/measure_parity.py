@@ -3,8 +3,9 @@
 
     python scripts/measure_parity.py --device cuda --output results/parity_cuda.json
 
-Uses the golden data of the tests. An error is the largest difference of a logit, over the standard deviation of the
-logits (`max_over_std`), over their range (`max_over_range`), or its root mean square (`rms_over_std`).
+Compares logits with the golden data of the tests. `max_over_std` is the largest difference over the standard deviation
+of the logits, `rms_over_std` the root mean square difference over the same, and `max_over_range` the largest difference
+over the range of the logits.
 """
 
 import argparse
@@ -28,13 +29,13 @@ import golden_weights  # noqa: E402
 
 
 def golden_state_dict(name: str) -> dict[str, torch.Tensor]:
-    """The deterministic weights of a variant, in the authors' format."""
+    """The weights of a variant that the golden data were computed with, in the authors' format."""
     rows = (line.split("\t") for line in (GOLDEN / "keys" / f"{name}.tsv").read_text().splitlines())
     shapes = {key: () if shape == "-" else tuple(map(int, shape.split("x"))) for key, shape, _ in rows}
     return {
         key: torch.from_numpy(np.asarray(golden_weights.tensor(key, shape)))
         for key, shape in shapes.items()
-        if not key.endswith("relative_position_index")  # which no network reads
+        if not key.endswith("relative_position_index")  # a table that no network reads
     }
 
 
@@ -50,7 +51,7 @@ def errors(logits: torch.Tensor, expected: np.ndarray) -> dict:
 
 @torch.no_grad()
 def measure(name: str, device: str) -> dict:
-    """Errors of one variant, by dtype; half precision also for images 100 times brighter than usual (finite or not)."""
+    """The errors of one variant in each dtype, and whether logits stay finite for images of 100 times the values."""
     expected = np.load(GOLDEN / f"{name}_224_seed0.npz")["logits"]
     images = torch.from_numpy(golden_weights.images(2, 224, 224)).to(device)
     record = {}

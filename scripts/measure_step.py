@@ -1,10 +1,11 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What does a step of training cost, in time and saved activations, beside the networks written out plainly?
+"""How much time and memory does a step of training take, compared with the same networks written out plainly?
 
     python scripts/measure_step.py --output results/step_cpu.json
 
-The plain networks are those of `tests/reference.py`, with the batch's own statistics; both have the golden weights, no
-dropout and no drop path. Forward, cross-entropy and backward, in float32, in turn; the ratio is the median over rounds.
+The plain networks are those of `tests/reference.py`, but with the statistics of the batch. Both have the golden
+weights, no dropout and no drop path. A step is forward, cross-entropy and backward, in float32. The two take turns, and
+the ratio of their times is the median over rounds. Memory is what the forward pass keeps for the backward pass.
 """
 
 import argparse
@@ -32,13 +33,13 @@ NO_NOISE = {"drop_path_rate": 0.0, "hidden_dropout_prob": 0.0}
 
 
 def batch_norm(weights: dict[str, torch.Tensor], name: str, feature_map: torch.Tensor) -> torch.Tensor:
-    """In the place of the reference's, which is for evaluation."""
+    """BatchNorm with the batch's own statistics. It replaces the reference's, which is for evaluation."""
     scale_and_shift = weights[f"{name}.weight"], weights[f"{name}.bias"]
     return nn.functional.batch_norm(feature_map, None, None, *scale_and_shift, training=True)
 
 
 class Step:
-    """Each call is a forward and a backward pass on the same images."""
+    """Each call is a forward and a backward pass, always on the same images."""
 
     def __init__(self, logits, weights: list[torch.Tensor], batch_size: int):
         self.logits, self.weights = logits, weights
@@ -56,7 +57,7 @@ class Step:
 
 
 def steps(preset: str, batch_size: int) -> dict[str, Step]:
-    """The network written out plainly, and ours."""
+    """A step of the network that is written out plainly, and a step of ours."""
     original = golden_state_dict(preset)
     is_v2 = preset.startswith("vitaev2")
     config = config_from_preset(preset, **NO_NOISE, **({} if is_v2 else {"reduction_dropout_prob": 0.0}))
@@ -72,7 +73,7 @@ def steps(preset: str, batch_size: int) -> dict[str, Step]:
 
 
 def measure(preset: str, batch_size: int, rounds: int) -> dict:
-    """Seconds of a step, bytes saved for an image, and how many times as fast ours is."""
+    """Measure the seconds of a step, the bytes kept for an image, and how many times as fast our step is."""
     both = steps(preset, batch_size)
     losses = {name: step.loss().item() for name, step in both.items()}
     if abs(losses["plain"] - losses["ours"]) > 1e-4 * abs(losses["plain"]):

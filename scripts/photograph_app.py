@@ -1,9 +1,9 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does the web page look? Opens it in Chromium, chooses a picture, and photographs it.
+"""How does the web page look? Starts `vitae app`, opens it in Chromium, chooses a picture, and takes a screenshot.
 
     python scripts/photograph_app.py --output results/app.png  # after `make demo`; `make chromium` installs the browser
 
-Starts `vitae app` for it. With `--width 390`, as on a phone.
+`--width 390` shows the page as on a phone.
 """
 
 import argparse
@@ -34,14 +34,15 @@ FLAGS = (
 
 @contextmanager
 def serving(command: list, cwd: Path | None = None, **environment: str) -> Iterator[str]:
-    """The address of a page that runs in a process of its own, begun with `command`, until the end of the block.
+    """Start a process that serves a page, give the address of the page, and stop the process at the end of the block.
 
     Args:
-        cwd: its working directory.
-        environment: more variables for it.
+        command: what starts the process.
+        cwd: the working directory of the process.
+        environment: further environment variables for the process.
 
     Raises:
-        RuntimeError: the process ended, or said no address within a minute; the message has what it wrote.
+        RuntimeError: the process ended, or printed no address within a minute. The message contains its output.
     """
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=cwd, env={**os.environ, **environment})
@@ -63,7 +64,7 @@ def serving(command: list, cwd: Path | None = None, **environment: str) -> Itera
 
 @contextmanager
 def chromium(*flags: str, width: int = 1100, height: int = 900) -> Iterator[webdriver.Chrome]:
-    """Debian's Chromium without a window, with an empty profile, that logs every request."""
+    """Debian's Chromium without a window. It starts with an empty profile and logs every request."""
     options = webdriver.ChromeOptions()
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     with tempfile.TemporaryDirectory() as profile:
@@ -79,12 +80,16 @@ def chromium(*flags: str, width: int = 1100, height: int = 900) -> Iterator[webd
 
 
 def wait(driver: webdriver.Chrome, condition: Callable, what: str, seconds: float = 30):
-    """What `condition` of the driver gives as soon as it is true, of anything but an element that was just replaced."""
+    """Wait until `condition(driver)` is true, and return its value.
+
+    Raises:
+        selenium.common.TimeoutException: it was not true in time. `what` is for the message.
+    """
     return WebDriverWait(driver, seconds, 0.1).until(condition, f"no {what} within {seconds} s")
 
 
 def choose_picture(driver: webdriver.Chrome, path: Path) -> None:
-    """Upload a file in place of the picture that is there."""
+    """Upload a file, after removing the picture that is there."""
     for button in driver.find_elements(
         By.CSS_SELECTOR, "#picture button[aria-label='Clear'], #picture button[title='Clear']"
     ):
@@ -94,12 +99,12 @@ def choose_picture(driver: webdriver.Chrome, path: Path) -> None:
 
 
 def shown_picture(driver: webdriver.Chrome) -> str | None:
-    """Address of the picture under its map, if there is one."""
+    """The address of the picture that is shown under its map, or `None`."""
     return driver.execute_script("return document.querySelector('#view img')?.src")
 
 
 def photograph(driver: webdriver.Chrome, path: Path) -> None:
-    """Write the whole page, as wide as the window."""
+    """Save a screenshot of the whole page, also of what is below the window."""
     size = driver.execute_script("return [innerWidth, document.documentElement.scrollHeight]")
     clip = {"x": 0, "y": 0, "width": size[0], "height": size[1], "scale": 1}
     shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})

@@ -120,6 +120,17 @@ def test_every_map_of_every_cell_can_be_shown(models):
                 assert (explanation.cells[cell - 1] in text) or kind in ("Rollout", "Grad-CAM", "Picture")
 
 
+def test_the_rollout_is_that_of_the_cells_stage(models):
+    """Whatever the cells are called: the page reads no names."""
+    explanation, _ = examine(models, {"path": str(SNEAKER)}, "trained/v1")
+    explanation.cells = [f"cell no. {number}" for number in range(len(explanation.cells))]
+    for number, stage in enumerate(explanation.stages, start=1):
+        picture, text = show(explanation, "Rollout", number)
+        assert f"<b>stage {stage}</b>" in text and ("random features" in text) == (stage not in explanation.rollout)
+        explanation.rollout.setdefault(stage, np.pad(np.ones((1, 4)), ((0, 3), (0, 0))))
+    assert "random features" not in show(explanation, "Rollout", 1)[1]
+
+
 def test_maps_lie_where_they_belong(models):
     """A map that is 1 in its upper row colours the upper quarter alone."""
     explanation, _ = examine(models, {"path": str(SNEAKER)}, "trained/v1")

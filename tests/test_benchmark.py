@@ -3,7 +3,6 @@
 
 import json
 import statistics
-import time
 
 import pytest
 import torch
@@ -11,8 +10,8 @@ from torch import nn
 
 from vitae_hf.commands import benchmark
 from vitae_hf.deployment import benchmarking
-from vitae_hf.deployment.benchmarking import Case, Workload, count_work, interleave, peak_memory, saved_activations
-from vitae_hf.deployment.inference import FoldedBatchNorm
+from vitae_hf.deployment.benchmarking import Setup, Workload, count_work, interleave, peak_memory, saved_activations
+from vitae_hf.deployment.folding import FoldedBatchNorm
 from vitae_hf.hub.variants import VARIANTS
 
 
@@ -66,7 +65,7 @@ def test_a_size_that_a_network_cannot_take_is_named_and_the_others_figures_are_k
 
 def test_memory_is_that_of_a_fresh_process():
     held = torch.ones(2**29, dtype=torch.uint8)  # 512 MiB of this process
-    measured = benchmark.memory_in_own_process(Case("vitae-nano", (64, 64), 2, "training"))
+    measured = benchmark.memory_in_own_process(Setup("vitae-nano", (64, 64), 2, "training"))
     assert held.all() and measured["peak_mib"] < peak_memory("cpu") - 400
     assert 100 < measured["idle_peak_mib"] < measured["peak_mib"]
     assert measured["saved_mib_per_image"] > 1
@@ -74,7 +73,7 @@ def test_memory_is_that_of_a_fresh_process():
 
 def test_a_process_that_fails_is_named_beside_the_figures(run, monkeypatch):
     monkeypatch.setattr(benchmark.sys, "executable", "false")
-    row = {**run[1]["results"][0], **benchmark.memory_in_own_process(Case("vitae-nano"))}
+    row = {**run[1]["results"][0], **benchmark.memory_in_own_process(Setup("vitae-nano"))}
     assert "- vitae-nano, training, float32, 64×64, batch 2: exit status 1" in benchmark.table([row])
 
 
@@ -109,28 +108,41 @@ def test_networks_with_learned_positions_have_those_of_the_size():
     assert ours == theirs and ours[0] == count_work("vit-s", (224, 224))[0] - (196 - 24) * 384
 
 
-def test_functions_take_turns_and_one_that_fails_costs_only_its_own_times():
-    calls = []
+class Clock:
+    """A clock that only moves when a function under test says how long it took."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr(benchmarking.time, "perf_counter", lambda: self.now)
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_functions_take_turns_and_one_that_fails_costs_only_its_own_times(monkeypatch):
+    calls, clock = [], Clock(monkeypatch)
 
     def failing():
         calls.append("failing")
+        clock.spend(0.5)
         if calls.count("failing") > 4:
             raise RuntimeError("out of\nmemory")
 
-    def sleeping():
-        calls.append("sleeping")
-        time.sleep(0.01)
+    def slow():
+        calls.append("slow")
+        clock.spend(0.25)
 
-    seconds, errors = interleave({"failing": failing, "sleeping": sleeping}, 2, 0.0, "cpu")
+    seconds, errors = interleave({"failing": failing, "slow": slow}, 2, 0.0, "cpu")
     assert errors == {"failing": "RuntimeError: out of memory"}
-    assert list(seconds) == ["sleeping"] and len(seconds["sleeping"]) == 2 and min(seconds["sleeping"]) > 0.009
-    assert calls[6:8] == ["failing", "sleeping"]
+    assert seconds == {"slow": [0.25, 0.25]}
+    # Three calls each to warm up, then one each in the first round, and in the second the one that fails.
+    assert calls == 3 * ["failing"] + 3 * ["slow"] + 2 * ["failing", "slow"]
 
 
-def test_a_turn_is_as_long_as_asked():
-    calls = []
-    interleave({"sleep": lambda: calls.append(time.sleep(0.01))}, 1, 0.1, "cpu")
-    assert 3 + 5 < len(calls) <= 3 + 10
+def test_a_turn_is_as_long_as_asked(monkeypatch):
+    calls, clock = [], Clock(monkeypatch)
+    interleave({"slow": lambda: calls.append(clock.spend(0.25))}, 1, 2.0, "cpu")
+    assert len(calls) == 3 + 8
 
 
 def test_saved_activations_are_counted_once_and_without_weights(monkeypatch):
@@ -142,7 +154,7 @@ def test_saved_activations_are_counted_once_and_without_weights(monkeypatch):
             return super().forward(pixels).exp().sigmoid().sigmoid()
 
     monkeypatch.setattr(benchmarking, "build_network", lambda network, image_size: Network())
-    workload = Workload(Case("made up", (2, 2), 2, "training"))
+    workload = Workload(Setup("made up", (2, 2), 2, "training"))
     numbers = 2 * 12 + 2 * 12 + 3 * 2 * 1000 + 2 * 1000  # inputs of the layers, three results, logarithms of the loss
     labels_and_weight = 2 * 8 + 4
     assert 4 * numbers <= saved_activations(workload) <= 4 * numbers + labels_and_weight
@@ -150,7 +162,7 @@ def test_saved_activations_are_counted_once_and_without_weights(monkeypatch):
 
 def test_autocast_keeps_float32_weights_and_half_precision_does_not():
     for dtype, weights, logits in [("autocast", torch.float32, torch.bfloat16), ("bfloat16",) + 2 * (torch.bfloat16,)]:
-        workload = Workload(Case("vitae-nano", (64, 64), dtype=dtype))
+        workload = Workload(Setup("vitae-nano", (64, 64), dtype=dtype))
         assert (workload.model.dtype, workload.logits().dtype) == (weights, logits)
 
 
@@ -160,13 +172,13 @@ def test_prepared_networks_are_compared_with_the_reference_as_it_is(monkeypatch)
     rows = benchmark.main([*options.split(), "--threads", "1", "--batch_size", "2", "--skip_memory"])["results"]
     assert [benchmark.name_of(row) for row in rows] == ["vitae-nano", "vitae-nano, prepared", "timm:test_vit"]
     assert all(row["relative_efficiency"] for row in rows)
-    modules = Workload(Case("vitae-nano", (64, 64), prepared=True)).model.modules()
+    modules = Workload(Setup("vitae-nano", (64, 64), prepared=True)).model.modules()
     assert any(isinstance(module, FoldedBatchNorm) for module in modules)
 
 
 def test_checkpointing_saves_less():
     saved = [
-        saved_activations(Workload(Case(network, (64, 64), 2, "training", checkpointing=checkpointing)))
+        saved_activations(Workload(Setup(network, (64, 64), 2, "training", checkpointing=checkpointing)))
         for network in ("vitae-nano", "timm:test_vit")
         for checkpointing in (False, True)
     ]
@@ -176,4 +188,4 @@ def test_checkpointing_saves_less():
 @pytest.mark.parametrize("preset, limit", [("vitae-t", 60.1e6), ("vitae-s", 140.3e6), ("vitaev2-s", 148.8e6)])
 def test_activations_saved_for_an_image(preset, limit):
     """In bytes; at most four fifths of what the authors' code saves (about 75, 182, 186 MB)."""
-    assert saved_activations(Workload(Case(preset, batch_size=2, mode="training"))) / 2 <= limit
+    assert saved_activations(Workload(Setup(preset, batch_size=2, mode="training"))) / 2 <= limit

@@ -1,4 +1,4 @@
-"""What is distributed works outside a checkout: the wheel holds what its commands need, and the sdist what its tests need."""
+"""What is distributed works outside a checkout: the wheel has what commands need, the sdist what tests need."""
 
 import os
 import shutil

@@ -2,6 +2,7 @@
 """Explanations against plain references, and a model that stays as it was."""
 
 import json
+import re
 from contextlib import nullcontext
 
 import measure_explanations
@@ -14,7 +15,9 @@ from torch import nn
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from vitae_hf import ViTAEImageProcessor, ViTAEModel, prepare_for_inference
+from vitae_hf.commands import explain as explain_command
 from vitae_hf.evaluation.explanation import draw, explain
+from vitae_hf.files import PICTURES
 
 
 PROCESSOR = ViTAEImageProcessor(size={"height": 64, "width": 96}, crop_pct=0.9)
@@ -105,7 +108,7 @@ def test_attention_maps_are_those_of_the_eager_weights(model, pixel_values):
 def test_rollout_is_the_dense_product_over_a_stage(model, pixel_values):
     products = {}
     for name, (matrix, height, width) in dense_matrices(model, pixel_values).items():
-        stage, step = name.split(",")[0], (matrix + np.eye(len(matrix))) / 2
+        stage, step = int(re.match(r"stage (\d+),", name)[1]), (matrix + np.eye(len(matrix))) / 2
         products[stage] = (step @ products[stage][0] if stage in products else step, height, width)
     rollout = explain(model, PROCESSOR, CAT).rollout
     assert list(rollout) == list(products)
@@ -118,7 +121,8 @@ def test_shares_are_those_of_the_two_branches_and_sum_to_one(model, pixel_values
     inputs, cells = {}, {}
     for stage_number, stage in enumerate(model.base_model.stages, start=1):
         numbered = {f"cell {number}": cell for number, cell in enumerate(stage.normal_cells, start=1)}
-        for name, cell in {"reduction": stage.reduction_cell, **numbered}.items():
+        reduction = {} if model.config.has_class_token else {"reduction": stage.reduction_cell}
+        for name, cell in {**reduction, **numbered}.items():
             if hasattr(cell, "conv_branch"):
                 name = f"stage {stage_number}, {name}"
                 cells[name] = cell
@@ -126,6 +130,7 @@ def test_shares_are_those_of_the_two_branches_and_sum_to_one(model, pixel_values
     model(pixel_values, **any_size(model))
     explanation = explain(model, PROCESSOR, CAT)
     assert explanation.cells == list(cells)
+    assert [f"stage {stage}" for stage in explanation.stages] == [name.split(",")[0] for name in cells]
     for name, share, rest in zip(cells, explanation.attention_share, explanation.convolution_share):
         cell, (states, *grid), (height, width) = cells[name], inputs[name], share.shape
         first = int(model.config.has_class_token)
@@ -290,6 +295,18 @@ def test_the_script_draws_each_image_and_names_a_broken_one(tmp_path):
     names = ["chelsea.png", "sneaker.png", "chelsea-2.png"]
     assert [line["picture"] for line in lines] == [str(tmp_path / "out" / name) for name in names]
     assert all(PIL.Image.open(line["picture"]).size[0] > 800 for line in lines)
+
+
+def test_without_images_the_pictures_of_the_package_are_explained(tmp_path, capsys):
+    lively(AutoModelForImageClassification.from_config(class_token_config())).save_pretrained(tmp_path / "model")
+    PROCESSOR.save_pretrained(tmp_path / "model")
+    record = explain_command.main([str(tmp_path / "model"), "--output", str(tmp_path / "out")])
+    lines = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert record["images"] == 2 and [line["image"] for line in lines] == list(map(str, PICTURES))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"chelsea.png", "sneaker.png"}
+    with pytest.raises(SystemExit):
+        explain_command.main(["--help"])
+    assert "default: chelsea.png and sneaker.png of the package" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_script_refuses_an_unknown_target_at_once(tmp_path):

@@ -29,8 +29,11 @@ UPLOADED = {
     "configuration_vitae.py",
     "image_processing_vitae.py",
     "model.safetensors",
+    "attention_vitae.py",
     "decoder_vitae.py",
+    "embeddings_vitae.py",
     "layers_vitae.py",
+    "modeling_base_vitae.py",
     "modeling_vitae.py",
     "preprocessor_config.json",
 }

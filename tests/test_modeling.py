@@ -17,8 +17,9 @@ from transformers import AutoBackbone, AutoModel, AutoModelForImageClassificatio
 from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
 
 from vitae_hf import ViTAEForImageClassification, ViTAEModel, ViTAEv2Model, config_from_preset
-from vitae_hf.layers_vitae import ViTAEBatchNorm2d, ViTAECell, ViTAEConvLayer
-from vitae_hf.modeling_vitae import ViTAENormalCell, random_feature_attention
+from vitae_hf.attention_vitae import random_feature_attention
+from vitae_hf.layers_vitae import ViTAEBatchNorm2d, ViTAEConvLayer, ViTAEFamilyCell
+from vitae_hf.modeling_vitae import ViTAENormalCell
 
 
 def classifier(config):
@@ -279,9 +280,9 @@ def test_gradient_checkpointing_recomputes_every_cell(tiny_config, monkeypatch):
     model.gradient_checkpointing_enable()
     passes = []
     for cell in model.modules():
-        if isinstance(cell, ViTAECell):
+        if isinstance(cell, ViTAEFamilyCell):
             cell.layernorm_before.register_forward_hook(lambda *_: passes.append(1))
-    cells = sum(isinstance(cell, ViTAECell) for cell in model.modules())
+    cells = sum(isinstance(cell, ViTAEFamilyCell) for cell in model.modules())
     loss = model(images(), labels=torch.tensor([0, 1])).loss
     assert len(passes) == cells
     loss.backward()
@@ -292,7 +293,7 @@ def test_the_checkpoint_function_of_a_cell_can_be_patched():
     """And is then what it was; the library's own tests patch it."""
     model = AutoModelForImageClassification.from_config(pyramid_config()).train()
     model.gradient_checkpointing_enable()
-    cell = next(module for module in model.modules() if isinstance(module, ViTAECell))
+    cell = next(module for module in model.modules() if isinstance(module, ViTAEFamilyCell))
     with patch.object(
         cell, "_gradient_checkpointing_func", side_effect=lambda function, *args: function(*args)
     ) as mock:

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from vitae_hf import config_from_preset, convert_original_state_dict, detect_preset, prepare_for_inference
+from vitae_hf.attention_vitae import random_feature_attention
 from vitae_hf.hub.original_names import original_layout
-from vitae_hf.modeling_vitae import random_feature_attention
 
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "drop_path_rate": 0.0}

@@ -21,7 +21,8 @@ from vitae_hf.commands.pretrain import Pretraining
 from vitae_hf.data.samples import collate
 from vitae_hf.data.shards import StreamedImageDataset, find_shards
 from vitae_hf.data.sources import load_images
-from vitae_hf.decoder_vitae import ViTAEDecoder, patchify, sin_cos_positions, unpatchify
+from vitae_hf.decoder_vitae import ViTAEDecoder, patchify, unpatchify
+from vitae_hf.embeddings_vitae import sin_cos_positions
 from vitae_hf.files import RECIPES
 from vitae_hf.training.optimization import parameter_groups
 from vitae_hf.training.reconstruction import reconstruct

@@ -26,11 +26,15 @@ from vitae_hf import (
 
 
 IMAGE = ASSETS / "chelsea.png"
-CODE_FILES = {f"{name}_vitae.py" for name in ("configuration", "decoder", "image_processing", "layers", "modeling")}
-CODE_FILES_V2 = CODE_FILES - {"decoder_vitae.py", "modeling_vitae.py"} | {
-    "configuration_vitaev2.py",
-    "modeling_vitaev2.py",
+SHARED_CODE = {
+    "attention_vitae.py",
+    "configuration_vitae.py",
+    "image_processing_vitae.py",
+    "layers_vitae.py",
+    "modeling_base_vitae.py",
 }
+CODE_FILES = SHARED_CODE | {"decoder_vitae.py", "embeddings_vitae.py", "modeling_vitae.py"}
+CODE_FILES_V2 = SHARED_CODE | {"configuration_vitaev2.py", "modeling_vitaev2.py"}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""ViTAE for Hugging Face Transformers. Importing this package makes the Auto classes know `vitae` and `vitaev2`."""
+"""ViTAE for Hugging Face Transformers. Importing this package registers `vitae` and `vitaev2` with the Auto classes."""
 
 from transformers import (
     AutoBackbone,

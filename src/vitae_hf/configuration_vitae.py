@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# Keywords that the library takes beside the fields of `PreTrainedConfig`.
+# Keywords that the library accepts in addition to the fields of `PreTrainedConfig`.
 LIBRARY_FIELDS = {
     "attn_implementation",
     "auto_map",
@@ -27,25 +27,24 @@ LIBRARY_FIELDS = {
     "torch_dtype",
 }
 LABEL_FIELDS = ("id2label", "label2id")
-LARGEST = 2**31 - 1  # of a size that tensors may have
+LARGEST = 2**31 - 1  # the largest size of a tensor's dimension
 REDUCTION_TYPES = ("random_feature", "pyramid", "patch")
 
 
 def as_tuple(value):
+    """Lists, and lists in lists, as tuples."""
     return tuple(as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def require(condition: bool, field: str, expected: str, value, where: str = ""):
+    """Raise a `ValueError` with the field, what was expected and the value, unless the condition holds."""
     if not condition:
         raise ValueError(f"`{field}`{where} must {expected}, got {value!r}.")
 
 
 @strict
 class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
-    """What the configurations of ViTAE and ViTAEv2 share: stages of one reduction cell and some normal cells.
-
-    Not a configuration by itself; the fields are described in [`ViTAEConfig`] and [`ViTAEv2Config`].
-    """
+    """Base class of the configurations. [`ViTAEConfig`] and [`ViTAEv2Config`] describe the fields."""
 
     attribute_map = {"num_hidden_layers": "num_stages"}
     per_stage_fields = (
@@ -59,9 +58,9 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         "num_attention_heads",
         "conv_groups",
     )
-    # What a saved folder offers to the Auto classes where this package is not installed, and all of its code.
+    # For folders that load without this package: the class for each Auto class, and the code that is saved with them.
     auto_classes = {}
-    code_files = ("configuration_vitae.py", "layers_vitae.py")
+    code_files = ("configuration_vitae.py", "attention_vitae.py", "layers_vitae.py", "modeling_base_vitae.py")
 
     image_size: int | list[int] | tuple[int, int] = 224
     num_channels: int = 3
@@ -86,13 +85,14 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs):
-        for name in ("image_size", *self.per_stage_fields):  # JSON gives lists
+        for name in ("image_size", *self.per_stage_fields):  # lists in JSON
             setattr(self, name, as_tuple(getattr(self, name)))
         self.stage_names = self.feature_map_names
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
-        is_saved = "model_type" in kwargs or "stage_names" in kwargs  # which nobody types, but every saved one has
+        # Saved configurations have these two keys, which nobody types. Their unknown names are kept without a warning.
+        is_saved = "model_type" in kwargs or "stage_names" in kwargs
         kwargs.pop("stage_names", None)  # follows from `depths`
         for name in () if is_saved else kwargs:
             self.check_typed_name(name)
@@ -107,15 +107,15 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """The library's: a dictionary that was saved, where unknown names are kept, and keywords that were typed.
+        """[`PreTrainedConfig.from_dict`]. Unknown names in a saved dictionary are kept, but keywords are checked.
 
         Raises:
-            ValueError: a keyword is almost the name of a field, or of what follows from the fields.
+            ValueError: a keyword is almost the name of a field, or names something that follows from the fields.
         """
         for name in kwargs:
             cls.check_typed_name(name)
         labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
-        if any(labels.values()):  # those of the dictionary are the old ones
+        if any(labels.values()):  # both label fields of the dictionary are replaced, since they belong together
             config_dict = {name: value for name, value in config_dict.items() if name not in LABEL_FIELDS} | labels
         return super().from_dict({"model_type": cls.model_type, **config_dict}, **kwargs)
 
@@ -125,6 +125,7 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def check_typed_name(cls, name: str):
+        """Raise a `ValueError` if this is almost the name of a field, or names something that follows from fields."""
         known = [field.name.removeprefix("_") for field in fields(cls)]
         if name not in known and (similar := get_close_matches(name, known, n=1, cutoff=0.85)):
             raise ValueError(f"{cls.__name__} has no field {name!r}; did you mean {similar[0]!r}?")
@@ -133,12 +134,13 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def is_derived(cls, name: str) -> bool:
-        """Whether this is computed from fields, as `num_hidden_layers` is, and cannot be set."""
+        """Whether this name follows from the fields and cannot be set, such as `num_hidden_layers`."""
         attribute = getattr(cls, cls.attribute_map.get(name, name), None)
         return isinstance(attribute, property) and attribute.fset is None
 
     @property
     def feature_map_names(self) -> list[str]:
+        """Names of the maps that a backbone can return."""
         return ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
 
     @property
@@ -147,7 +149,7 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the last stage's tokens, which is that of `pooler_output`."""
+        """Width of the last stage's tokens and of `pooler_output`."""
         return self.hidden_sizes[-1]
 
     @property
@@ -157,6 +159,7 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def has_class_token(self) -> bool:
+        """Whether this is a class-token variant, which only [`ViTAEConfig`] has."""
         return False
 
     @property
@@ -165,16 +168,16 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def base_model_fsdp_plan(self) -> dict[str, str]:
-        """What FSDP2 shards one by one, of the base model, if the library shards it while loading."""
+        """Which modules of the base model FSDP2 shards one by one, when the library shards a model while loading it."""
         return {"stages.*.reduction_cell": "free_full_weight", "stages.*.normal_cells.*": "free_full_weight"}
 
     def linear_drop_path_rates(self, start: int, length: int) -> list[float]:
-        """Part of the rates that rise linearly from 0 to `drop_path_rate` over all normal cells."""
+        """`length` rates, from number `start` on, of those that rise linearly from 0 to `drop_path_rate`."""
         last = max(sum(self.depths) - 1, 1)
         return [self.drop_path_rate * index / last for index in range(start, start + length)]
 
     def validate_architecture(self):
-        """Part of `@strict` validation: the rules that tie fields to each other."""
+        """Check the fields against each other. `@strict` calls this after it has checked their types."""
         require(self.num_stages >= 1, "depths", "have an entry for each stage", self.depths)
         require(self.num_channels >= 1, "num_channels", "be at least 1", self.num_channels)
         for name in ("initializer_range", "layer_norm_eps", "reduction_layer_norm_eps", "mlp_ratio"):
@@ -238,7 +241,9 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         folder.mkdir(parents=True, exist_ok=True)
         for name in self.code_files:
             source = Path(__file__).with_name(name)
-            if source.exists():  # as remote code, the model may live in another cache folder, and then copies itself
+            # If this file was loaded as remote code, the model's files may be in another cache folder. The library then
+            # copies them itself.
+            if source.exists():
                 copyfile(source, folder / name)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
@@ -258,9 +263,9 @@ class ViTAEConfig(ViTAEFamilyConfig):
         num_channels (`int`, *optional*, defaults to 3):
             Channels of the input image.
         reduction_types (`tuple[str, ...]`, *optional*, defaults to `("random_feature", "random_feature", "pyramid")`):
-            Per stage, what the reduction cell is: `"random_feature"` (dilated pyramid, random-feature attention and a
-            convolution branch), `"pyramid"` (the dilated pyramid alone) or `"patch"` (a patch embedding with class
-            token and learned positions; then it is the only stage).
+            Per stage, the kind of reduction cell: `"random_feature"` (dilated pyramid, random-feature attention and a
+            convolution branch) or `"pyramid"` (the dilated pyramid alone). `("patch",)` stands for one stage without a
+            reduction cell, after a patch embedding with class token and learned positions.
         strides (`tuple[int, ...]`, *optional*, defaults to `(4, 2, 2)`):
             Per stage, the factor by which the reduction cell shrinks its input: 4 or 2, or the patch size.
         reduction_kernel_sizes (`tuple[int, ...]`, *optional*, defaults to `(7, 3, 3)`):
@@ -273,23 +278,23 @@ class ViTAEConfig(ViTAEFamilyConfig):
         reduction_conv_groups (`tuple[int, ...]`, *optional*, defaults to `(1, 1, 1)`):
             Per stage, the groups of the convolutions in the reduction cell's convolution branch.
         reduction_dropout_prob (`float`, *optional*, defaults to 0.1):
-            Dropout after the attention projection and the MLP of the random-feature reduction cells. The authors apply
-            it whatever the global dropout is.
+            Dropout after the attention projection and the MLP of the random-feature reduction cells. As in the authors'
+            code, it does not depend on `hidden_dropout_prob`.
         hidden_sizes (`tuple[int, ...]`, *optional*, defaults to `(96, 192, 384)`):
             Per stage, the width of its tokens.
         depths (`tuple[int, ...]`, *optional*, defaults to `(0, 0, 14)`):
             Per stage, the number of normal cells.
         num_attention_heads (`tuple[int, ...]`, *optional*, defaults to `(1, 1, 6)`):
-            Per stage, the attention heads of the normal cells; not read where there are none.
+            Per stage, the attention heads of the normal cells. The entry of a stage without normal cells is ignored.
         conv_groups (`tuple[int, ...]`, *optional*, defaults to `(1, 1, 96)`):
-            Per stage, the groups of the normal cells' convolutions; not read where there are no normal cells.
+            Per stage, the groups of the normal cells' convolutions. The entry of a stage without them is ignored.
         conv_branch_depth (`int`, *optional*, defaults to 3):
             Convolutions in the branch of a normal cell: 3, or 2 as in the class-token variants.
         conv_kernel_size (`int`, *optional*, defaults to 3):
-            Kernel of the convolutions in the branch of a normal cell: 3, or 1 while a masked autoencoder is pretrained,
-            whose visible patches have no neighbours. `from_pretrained` makes 3 of 1 for all but pretraining.
+            Kernel of the convolutions in the branch of a normal cell: 3, or 1 for a masked autoencoder, whose visible
+            patches have no neighbours. `from_pretrained` of all other classes expands kernels of 1 to 3.
         mlp_ratio (`float`, *optional*, defaults to 3.0):
-            Width of the normal cells' MLP and of the inside of their convolution branch, over the width of the tokens.
+            Inner width of the normal cells' MLP and of their convolution branch, over the width of the tokens.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
             Dropout in the normal cells, after the attention projection and after both layers of the MLP.
         attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
@@ -303,28 +308,28 @@ class ViTAEConfig(ViTAEFamilyConfig):
         reduction_layer_norm_eps (`float`, *optional*, defaults to 1e-5):
             Epsilon of the LayerNorms of the reduction cells.
         feature_pyramid_channels (`int`, *optional*):
-            As a backbone, class-token variants: width of four maps made from the last one, as in ViTDet, which are then
-            returned by default: of strides 4, 8, 16 and 32 for 16×16 patches. Unset, there are none.
+            For backbones of class-token variants: the width of four maps that are made from the last one, as in ViTDet,
+            and returned by default. With 16×16 patches their strides are 4, 8, 16 and 32. Default: no such maps.
         mask_ratio (`float`, *optional*, defaults to 0.75):
-            As a masked autoencoder ([`ViTAEForPreTraining`], which alone reads this and the next five): share of the
-            patches that the encoder does not see.
+            For masked autoencoders ([`ViTAEForPreTraining`]), like the next five: the share of the patches that the
+            encoder does not see.
         decoder_hidden_size (`int`, *optional*, defaults to 512):
             Width of the decoder's tokens.
         decoder_num_hidden_layers (`int`, *optional*, defaults to 8):
             Transformer blocks of the decoder.
         decoder_num_attention_heads (`int`, *optional*, defaults to 16):
-            Attention heads of each.
+            Attention heads of each block.
         decoder_intermediate_size (`int`, *optional*, defaults to 2048):
-            Width of the inside of their MLPs.
+            Inner width of the MLP of each block.
         norm_pix_loss (`bool`, *optional*, defaults to `False`):
-            Whether the pixels to predict are normalised patch by patch.
+            Whether each patch of the target is normalised by its own mean and standard deviation.
         frozen_stages (`int`, *optional*, defaults to 0):
-            As a backbone: how many of the first stages are not trained, their BatchNorm statistics included.
+            For backbones: how many of the first stages are not trained. They keep their BatchNorm statistics too.
         out_features (`list[str]`, *optional*):
-            As a backbone: the stages to return, from `"stem"` (the input of the first stage), `"stage1"`, `"stage2"`, …
-            and the feature pyramid's `"p2"` to `"p5"`, called so after their strides, 2² to 2⁵.
+            For backbones: the maps to return, out of `"stem"` (the input of the first stage), `"stage1"`, `"stage2"`, …
+            and those of the feature pyramid, `"p2"` to `"p5"`, which are named after their strides 2² to 2⁵.
         out_indices (`list[int]`, *optional*):
-            The same as positions: 0 is the stem. Default: the last stage.
+            The same as numbers, of which 0 is the stem. Default: the last stage.
 
     Raises:
         ValueError: a keyword is almost the name of a field. Other unknown keywords are kept with a warning.
@@ -353,7 +358,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         "AutoModelForPreTraining": "modeling_vitae.ViTAEForPreTraining",
         "AutoBackbone": "modeling_vitae.ViTAEBackbone",
     }
-    code_files = (*ViTAEFamilyConfig.code_files, "decoder_vitae.py", "modeling_vitae.py")
+    code_files = (*ViTAEFamilyConfig.code_files, "decoder_vitae.py", "embeddings_vitae.py", "modeling_vitae.py")
 
     reduction_types: tuple[str, ...] | list[str] = ("random_feature", "random_feature", "pyramid")
     strides: tuple[int, ...] | list[int] = (4, 2, 2)
@@ -384,7 +389,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """The library's, which sets keywords one by one; a feature pyramid's maps follow from it as in a new one."""
+        """As in the base class. A new `feature_pyramid_channels` also decides anew which maps a backbone returns."""
         if "feature_pyramid_channels" in kwargs:
             derived = ("out_features", "out_indices", "stage_names")
             config_dict = {name: value for name, value in config_dict.items() if name not in derived}
@@ -406,28 +411,28 @@ class ViTAEConfig(ViTAEFamilyConfig):
 
     @property
     def has_class_token(self) -> bool:
-        """Whether this is a plain variant: one patch embedding, a class token and learned positions."""
+        """Whether this is a class-token variant: patch embeddings with a class token and positions, then one stage."""
         return self.reduction_types[0] == "patch"
 
     @property
     def patch_size(self) -> int:
-        """Side of a patch in pixels; only the class-token variants have this attribute."""
+        """Side of a patch in pixels. Other variants than those with a class token raise an `AttributeError`."""
         if not self.has_class_token:
             raise AttributeError("only the class-token variants have a `patch_size`")
         return self.strides[0]
 
     @property
     def base_model_fsdp_plan(self) -> dict[str, str]:
-        """What FSDP2 shards one by one, of the base model, if the library shards it while loading."""
+        """Which modules of the base model FSDP2 shards one by one, when the library shards a model while loading it."""
         first = "embeddings" if self.has_class_token else "stages.*.reduction_cell"
         return {first: "free_full_weight", "stages.*.normal_cells.*": "free_full_weight"}
 
     def drop_path_rates(self, stage_idx: int) -> list[float]:
-        """Rates of a stage's normal cells: they rise linearly over the cells of all stages."""
+        """Rates of a stage's normal cells, which rise linearly over the cells of all stages."""
         return self.linear_drop_path_rates(start=sum(self.depths[:stage_idx]), length=self.depths[stage_idx])
 
     def validate_architecture(self):
-        """Part of `@strict` validation: the rules that tie fields to each other."""
+        """Check the fields against each other. `@strict` calls this after it has checked their types."""
         require(self.conv_branch_depth in (2, 3), "conv_branch_depth", "be 2 or 3", self.conv_branch_depth)
         require(self.conv_kernel_size in (1, 3), "conv_kernel_size", "be 3 or 1", self.conv_kernel_size)
         rate = self.reduction_dropout_prob

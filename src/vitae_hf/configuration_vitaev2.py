@@ -40,24 +40,24 @@ class ViTAEv2Config(ViTAEFamilyConfig):
         depths (`tuple[int, ...]`, *optional*, defaults to `(2, 2, 8, 2)`):
             Per stage, the number of normal cells.
         num_attention_heads (`tuple[int, ...]`, *optional*, defaults to `(1, 2, 4, 8)`):
-            Per stage, the attention heads of the normal cells; not read where there are none.
+            Per stage, the attention heads of the normal cells. The entry of a stage without normal cells is ignored.
         window_sizes (`tuple[int | None, ...]`, *optional*, defaults to `(7, 7, None, None)`):
-            Per stage, the side of the windows of tokens that attend by themselves; `None`: all attend to all.
+            Per stage, the side of the windows inside of which tokens attend to each other. `None`: all attend to all.
         conv_groups (`tuple[int, ...]`, *optional*, defaults to `(1, 32, 64, 128)`):
-            Per stage, the groups of the normal cells' convolutions; not read where there are no normal cells.
+            Per stage, the groups of the normal cells' convolutions. The entry of a stage without them is ignored.
         mlp_ratio (`float`, *optional*, defaults to 4.0):
-            Width of the normal cells' MLP and of the inside of their convolution branch, over the width of the tokens.
+            Inner width of the normal cells' MLP and of their convolution branch, over the width of the tokens.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
             Dropout in the normal cells, after the attention projection and after both layers of the MLP.
         attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
             Dropout on the normal cells' attention weights.
         drop_path_rate (`float`, *optional*, defaults to 0.1):
-            Largest rate of the normal cells' stochastic depth; reduction cells have none.
+            Largest rate of the normal cells' stochastic depth. Reduction cells have none.
         drop_path_schedule (`str`, *optional*, defaults to `"original"`):
-            How rates are dealt to cells. There are as many as normal cells, rising linearly from 0 to `drop_path_rate`.
-            `"linear"` deals them in order. `"original"` lets stage i begin at the one numbered `depths[i - 1]` instead
-            of where the stage before ended, as the authors' code does: it is what the published accuracies were reached
-            with, and so the default. It matters to training only.
+            Which rate each normal cell gets, of rates that rise linearly from 0 to `drop_path_rate`, one for each cell.
+            `"linear"` gives them out in order. `"original"` does as the authors' code: stage i begins with rate number
+            `depths[i - 1]`, not with the one after the last of stage i - 1. It is the default because the published
+            accuracies were reached with it. Only training uses these rates.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the truncated normal that linear weights are drawn from.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
@@ -65,11 +65,11 @@ class ViTAEv2Config(ViTAEFamilyConfig):
         reduction_layer_norm_eps (`float`, *optional*, defaults to 1e-5):
             Epsilon of the LayerNorms of the reduction cells.
         frozen_stages (`int`, *optional*, defaults to 0):
-            As a backbone: how many of the first stages are not trained, their BatchNorm statistics included.
+            For backbones: how many of the first stages are not trained. They keep their BatchNorm statistics too.
         out_features (`list[str]`, *optional*):
-            As a backbone: the stages to return, from `"stem"` (the image), `"stage1"`, …, `"stage4"`.
+            For backbones: the maps to return, out of `"stem"` (the image), `"stage1"`, …, `"stage4"`.
         out_indices (`list[int]`, *optional*):
-            The same as positions: 0 is the stem. Default: the last stage.
+            The same as numbers, of which 0 is the stem. Default: the last stage.
 
     Raises:
         ValueError: a keyword is almost the name of a field. Other unknown keywords are kept with a warning.
@@ -113,7 +113,7 @@ class ViTAEv2Config(ViTAEFamilyConfig):
     drop_path_schedule: str = "original"
 
     def drop_path_rates(self, stage_idx: int) -> list[float]:
-        """Rates of a stage's normal cells, by `drop_path_schedule`."""
+        """Rates of a stage's normal cells, which `drop_path_schedule` chooses."""
         if self.drop_path_schedule == "linear":
             start = sum(self.depths[:stage_idx])
         else:
@@ -121,7 +121,7 @@ class ViTAEv2Config(ViTAEFamilyConfig):
         return self.linear_drop_path_rates(start, length=self.depths[stage_idx])
 
     def validate_architecture(self):
-        """Part of `@strict` validation: the rules that tie fields to each other."""
+        """Check the fields against each other. `@strict` calls this after it has checked their types."""
         schedule = self.drop_path_schedule
         require(schedule in DROP_PATH_SCHEDULES, "drop_path_schedule", f"be one of {DROP_PATH_SCHEDULES}", schedule)
         super().validate_architecture()

@@ -1,6 +1,9 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Files that the package carries: recipes, pictures to try a model on, and a small trained model."""
+"""Files that the package carries (recipes, pictures, a small trained model), and folders that are written whole."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -41,3 +44,24 @@ def find_model(name: str | Path) -> str:
     """
     carried = {path.parent.name: path.parent for path in ASSETS.glob("*/config.json")}
     return str(name if Path(name).is_dir() else carried.get(str(name), name))
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes `output` when the block ends without an error.
+
+    If anything fails, the new folder is deleted, so that a half-written folder never has the name `output`.
+
+    Raises:
+        OSError: something cannot be written, or there is a folder at `output` that is not empty.
+    """
+    unfinished = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if output.exists():
+            output.rmdir()
+        unfinished.rename(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,8 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The authors' evaluation transform, for torchvision and for PIL.
 
-Resize so that the picture covers `size / crop_pct` with Pillow's antialiased bicubic filter, cut out the centre, scale
-to [0, 1], normalise with ImageNet's mean and standard deviation.
+A picture is resized until it covers `size / crop_pct`, with an antialiased bicubic filter. Its centre is cut out,
+scaled to [0, 1], and normalised with the mean and standard deviation of ImageNet.
 """
 
 import math
@@ -35,10 +35,11 @@ from transformers.utils import is_torchvision_available, logging
 logger = logging.get_logger(__name__)
 
 MAX_ASPECT_RATIO = 20
+"""A picture that is longer than this many times its width loses its ends before it is resized."""
 SMALLEST_STD = 1e-6
 MAX_VALUES = 3 * 2**23
-"""Pixels times channels of what a picture is resized to cover, before its middle is cut out: three of 2896×2896."""
-# Both backends, for the Auto class of a folder that carries its code.
+"""The most values (pixels times channels) that `size / crop_pct` may have: 2896×2896 pixels of three channels."""
+# For folders that load without this package: the class for each backend.
 AUTO_MAP = {
     "AutoImageProcessor": {
         "torchvision": "image_processing_vitae.ViTAEImageProcessor",
@@ -51,7 +52,7 @@ def read_image(source: str | os.PathLike) -> PIL.Image.Image:
     """Read an image from a path, URL or base64 string.
 
     Raises:
-        ValueError: the file is damaged or no image; the message names it.
+        ValueError: the file is damaged or no image. The message names the file.
     """
     if not os.path.isfile(source):
         return load_image(str(source))
@@ -64,7 +65,7 @@ def read_image(source: str | os.PathLike) -> PIL.Image.Image:
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Upright 8-bit RGB, as `convert("RGB")` makes it, but 16-bit grey is scaled, where Pillow would clip it."""
+    """Turn a picture upright and into 8-bit RGB. 16-bit grey is scaled to 8 bits; Pillow would clip it."""
     image = PIL.ImageOps.exif_transpose(image)
     is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255)
     if is_16_bit:
@@ -73,19 +74,23 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def to_grey(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Upright 8-bit grey, of a grey picture of whatever mode; one with colours becomes RGB."""
+    """Turn a grey picture of any mode upright and into 8-bit grey. A picture with colours becomes RGB."""
     image = to_rgb(image)
     pixels = np.asarray(image)
     return image.getchannel(0) if (pixels == pixels[..., :1]).all() else image
 
 
 def to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    """The same memory, where torch can share it: not that of mirrored views, say, as of OpenCV's BGR."""
+    """The pixels as a tensor that shares their memory. What torch cannot share is copied, such as mirrored views."""
     return torch.from_numpy(np.require(pixels, pixels.dtype.newbyteorder("="), ["C", "W"]))
 
 
 def to_pixels(image: torch.Tensor, num_channels: int) -> torch.Tensor:
-    """Integers as 8-bit pixels, 16 bits scaled, where one or three channels are wanted, and as they are elsewhere."""
+    """Integers as 8-bit pixels, if `num_channels` is 1 or 3. 16-bit integers are scaled.
+
+    For other numbers of channels, and if values are beyond 8 bits, integers become floats of the same value. Images in
+    uint8 or floating point are returned as they are.
+    """
     if image.dtype == torch.uint8 or image.is_floating_point():
         return image
     integers = image.to(torch.int32)
@@ -98,7 +103,10 @@ def to_pixels(image: torch.Tensor, num_channels: int) -> torch.Tensor:
 
 
 def infer_channel_axis(image: torch.Tensor, num_channels: int) -> ChannelDimension:
-    """Whether channels come first or last: where there are as many as wanted, or as can be made into these."""
+    """Find the axis of an image, first or last, that has the wanted number of channels.
+
+    If three channels are wanted, one or four will do as well, since they can be converted.
+    """
     first, last = image.shape[0], image.shape[-1]
     for counts in ((1, 3), (1, 3, 4)) if num_channels == 3 else ((num_channels,),):
         if first in counts or last in counts:
@@ -107,23 +115,23 @@ def infer_channel_axis(image: torch.Tensor, num_channels: int) -> ChannelDimensi
 
 
 def resized_height_width(height: int, width: int, size: SizeDict, crop_pct: float) -> tuple[int, int]:
-    """Size at which an image covers `size / crop_pct`: that side exactly, the other in proportion, rounded down."""
+    """The size at which an image just covers `size / crop_pct`. One side fits exactly, the other is rounded down."""
     target_height, target_width = int(size.height / crop_pct), int(size.width / crop_pct)
-    if target_height * width >= target_width * height:  # the height is the side that decides
+    if target_height * width >= target_width * height:  # the height fits exactly
         return target_height, int(target_height * width / height)
     return int(target_width * height / width), target_width
 
 
 def center_box(height: int, width: int, size: SizeDict) -> tuple[slice, slice]:
-    """Rows and columns of the centre crop, its corner rounded half to even as the authors' code rounds it."""
+    """Rows and columns of the centre crop. As in the authors' code, halves are rounded to even numbers."""
     top, left = int(round((height - size.height) / 2)), int(round((width - size.width) / 2))
     return slice(top, top + size.height), slice(left, left + size.width)
 
 
 def without_far_ends(image):
-    """The middle of an image `(..., height, width)` more than `MAX_ASPECT_RATIO` times as long as wide, others whole.
+    """Cut the ends off an image `(..., height, width)` that is more than `MAX_ASPECT_RATIO` times as long as wide.
 
-    The rest would be cropped after resizing anyway, and a line of 10,000×1 pixels would first grow to gigabytes.
+    They would be cropped after resizing anyway, and resizing a line of 10,000×1 pixels would take gigabytes.
     """
     height, width = image.shape[-2:]
     longest = MAX_ASPECT_RATIO * min(height, width)
@@ -132,7 +140,9 @@ def without_far_ends(image):
 
 
 def channel_count(image_mean, image_std) -> int:
-    """The channels of pictures that these statistics are for: one number is for colours, a sequence has one of each.
+    """How many channels pictures have that are normalised by these statistics.
+
+    A sequence has one number for each channel. If both statistics are single numbers, pictures have three channels.
 
     Raises:
         ValueError: there are not as many means as standard deviations.
@@ -147,10 +157,10 @@ def channel_count(image_mean, image_std) -> int:
 
 
 def check_statistics(image_mean, image_std) -> None:
-    """See that pixels can be normalised with these numbers.
+    """Raise an error unless pixels can be normalised with these numbers.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: a number is not finite, or a standard deviation is too small.
     """
     means, deviations = (np.asarray(values, dtype=np.float64) for values in (image_mean, image_std))
     if not (means.size and np.isfinite(means).all()):
@@ -162,17 +172,17 @@ def check_statistics(image_mean, image_std) -> None:
 class ViTAEImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
     crop_pct (`float`, *optional*, defaults to `self.crop_pct`):
-        Share of the resized picture's side that the centre crop keeps. 1.0 crops only what sticks out of `size`.
+        Share of the resized picture's side that the centre crop keeps. With 1.0 only what exceeds `size` is cut off.
     """
 
     crop_pct: float
 
 
 class _ViTAEProcessing:
-    """What the two backends share: defaults, reading, checks, and the files that a saved processor needs."""
+    """What both backends share: default settings, reading of pictures, checks, and saving."""
 
     valid_kwargs = ViTAEImageProcessorKwargs
-    filters = (0, 1, 2, 3)  # Pillow's numbers of nearest, Lanczos, bilinear, bicubic
+    filters = (0, 1, 2, 3)  # Pillow's numbers for nearest, Lanczos, bilinear and bicubic
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
@@ -240,7 +250,7 @@ class _ViTAEProcessing:
         self._validate_numbers(size, crop_pct, **kwargs)
 
     def _validate_numbers(self, size: SizeDict, crop_pct: float, **kwargs) -> None:
-        """Bounds of what a picture becomes, since a processor's file may come from anybody."""
+        """Check the settings that decide about memory and numbers, since a processor's file may come from anybody."""
         mean, std = kwargs.get("image_mean"), kwargs.get("image_std")
         factor, resample, channels = kwargs.get("rescale_factor"), kwargs.get("resample"), channel_count(mean, std)
         if kwargs.get("do_rescale") and not 0 < factor < math.inf:
@@ -260,10 +270,10 @@ class _ViTAEProcessing:
             )
 
     def validate(self) -> None:
-        """See that pictures can be processed with the settings as they are.
+        """Raise an error unless pictures can be processed with the current settings.
 
         Raises:
-            ValueError: they cannot; the message names the setting.
+            ValueError: a setting has a value that cannot be used. The message names the setting.
         """
         names = ("crop_pct", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std", "resample")
         settings = {name: getattr(self, name, None) for name in (*names, "rescale_factor", "crop_size")}
@@ -280,7 +290,7 @@ class _ViTAEProcessing:
         return {**super().to_dict(), "auto_map": AUTO_MAP}
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """Save `preprocessor_config.json` and this file, so that both backends load without the package."""
+        """Save `preprocessor_config.json` and this file, so that the folder loads without this package."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         copyfile(__file__, Path(save_directory) / Path(__file__).name)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -294,18 +304,18 @@ class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
         size (`dict[str, int]`, *optional*, defaults to `{"height": 224, "width": 224}`):
             Size of the output in pixels; an integer means a square. At most 2896×2896 when divided by `crop_pct`.
         crop_pct (`float`, *optional*, defaults to 0.9):
-            Share of the resized picture's side that the centre crop keeps, at any `size`.
+            Share of the resized picture's side that the centre crop keeps.
         resample (`PIL.Image.Resampling`, *optional*, defaults to bicubic):
-            Filter, always antialiased.
+            Filter for resizing, which is always antialiased.
         image_mean, image_std (`list[float]`, *optional*, default to ImageNet's):
-            What each channel is normalised by. As many channels as these have numbers are taken.
+            Mean and standard deviation of each channel. Pictures must have as many channels as there are numbers.
         do_resize, do_rescale, do_normalize (`bool`, *optional*, default to `True`):
             Resize and crop; divide by 255; apply `image_mean` and `image_std`.
         do_convert_rgb (`bool`, *optional*, defaults to `True`):
-            Turn pictures upright and, if there are three means, into 8-bit RGB: whatever mode of PIL, arrays of one
-            channel, and of four, the last of which is dropped as alpha. If there is one mean, grey ones of whatever
-            mode get one channel. Pictures of other numbers of channels are never converted: integers of more than 8
-            bits keep their values.
+            Turn pictures upright and convert them. If there are three means, they become 8-bit RGB: pictures of any
+            mode of PIL, arrays of one channel, and arrays of four channels, whose last one (alpha) is dropped. If there
+            is one mean, grey pictures of any mode become 8-bit grey. For other numbers of means nothing is converted,
+            and integers of more than 8 bits keep their values.
 
     Calling it with pictures (PIL, arrays, tensors, paths, URLs, in any mix of sizes) gives a `BatchFeature` with
     `pixel_values` `(B, channels, height, width)`.
@@ -338,15 +348,15 @@ class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
 
 
 class ViTAEImageProcessorPil(_ViTAEProcessing, PilBackend):
-    """The same transform on Pillow, as the authors have it, pixel for pixel. See [`ViTAEImageProcessor`]."""
+    """The same transform on Pillow, with exactly the authors' pixels. See [`ViTAEImageProcessor`]."""
 
-    filters = (0, 1, 2, 3, 4, 5)  # box and Hamming too, which torchvision has not
+    filters = (0, 1, 2, 3, 4, 5)  # also box and Hamming, which torchvision lacks
 
     def resize(self, image: np.ndarray, size: SizeDict, resample=None, **kwargs) -> np.ndarray:
-        """The library's; one channel at a time where Pillow has no pictures of so many, or of such numbers."""
+        """As in the base class. Images that Pillow has no mode for (other channels, floats) are resized by channel."""
         if image.dtype == np.uint8 and len(image) in (1, 3):
             return super().resize(image, size, resample=resample, **kwargs)
-        if not isinstance(resample, int):  # torchvision's
+        if not isinstance(resample, int):  # one of torchvision's filters
             resample = PILImageResampling[resample.name]
         image, shape = image if image.dtype == np.uint8 else image.astype(np.float32), (size.width, size.height)
         return np.stack([np.asarray(PIL.Image.fromarray(channel).resize(shape, resample)) for channel in image])

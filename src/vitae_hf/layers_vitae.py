@@ -1,5 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What ViTAE and ViTAEv2 are made of, from leaf to cell, and what their model classes share.
+"""The layers and cells that ViTAE and ViTAEv2 are made of, from leaf to cell.
+
+A `ViTAEFamily…` class, here and in the files beside, is a base class: ViTAE and ViTAEv2 have subclasses of it. Every
+other class in this file is used by both networks as it is.
 
 Shape key: B batch, C channels (of tokens too), H×W grid, N = H·W tokens, T = N tokens and the class token where there
 is one, D head width, M random features, R dilations of a pyramid, E channels of each of its convolutions, s stride.
@@ -18,25 +21,21 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BackboneOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, load_state_dict
-from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple
 
 from .configuration_vitae import ViTAEFamilyConfig
 
 
-def serves_all_sizes() -> bool:
-    """Whether what runs becomes a program for other sizes too, so that it may not skip what this size does not need."""
+def is_program_for_all_sizes() -> bool:
+    """Whether this forward pass is recorded as a program, which will get images of other sizes.
+
+    Such a program must contain the steps that only other sizes need, such as padding.
+    """
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
 
 
 def unflatten(states: torch.Tensor, dim: int, sizes: tuple[int, ...]) -> torch.Tensor:
-    """`Tensor.unflatten`, after which the older exporter of torch.onnx would take all sizes for constants."""
+    """`Tensor.unflatten`. The older exporter of torch.onnx would record its sizes as constants, so it gets a `view`."""
     if not torch.jit.is_tracing():
         return states.unflatten(dim, sizes)
     return states.view(*states.shape[:dim], *sizes, *states.shape[dim + 1 :])
@@ -58,9 +57,10 @@ def tokens_to_map(tokens: torch.Tensor, height: int, width: int) -> torch.Tensor
     return unflatten(tokens.transpose(1, 2), 2, (height, width))  # (B, N, C) -> (B, C, H, W), channels last in memory
 
 
-def grid_tokens(tokens: torch.Tensor, num_class_tokens: int) -> torch.Tensor:
-    """(B, T, C) -> (B, N, C), by no operation where all are of the grid: Core ML has none for a slice of the whole."""
-    return tokens[:, num_class_tokens:] if num_class_tokens else tokens
+def grid_tokens(tokens: torch.Tensor, has_class_token: bool) -> torch.Tensor:
+    """The tokens without the class token: (B, T, C) -> (B, N, C)."""
+    # Without a class token there is no slice either, since Core ML cannot convert a slice of everything.
+    return tokens[:, 1:] if has_class_token else tokens
 
 
 def stage_input_channels(config: ViTAEFamilyConfig, stage_idx: int) -> int:
@@ -68,153 +68,17 @@ def stage_input_channels(config: ViTAEFamilyConfig, stage_idx: int) -> int:
 
 
 def pyramid_size(config: ViTAEFamilyConfig, stage_idx: int) -> int:
-    """Width of the tokens that a pyramid reduction gives, R·E."""
+    """Width of a pyramid reduction's tokens, R·E."""
     return config.reduction_channels[stage_idx] * len(config.reduction_dilations[stage_idx])
 
 
-def nearest_multiples(side: int, stride: int) -> list[int]:
-    """The multiples of `stride` next to `side`: one if it is itself valid, else the one below (if any) and above."""
-    below = side // stride * stride
-    return [multiple for multiple in sorted({below, -(-side // stride) * stride}) if multiple > 0] or [stride]
-
-
-def is_readable(file: str) -> bool:
-    """Whether the header of a safetensors file can be read."""
-    try:
-        load_state_dict(file, map_location="meta")
-    except Exception:  # of safetensors, which this file may not import
-        return False
-    return True
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax attention written out: from `(B, heads, T, D)` to `(B, T, heads, D)` and weights `(B, heads, T, T)`."""
-    weights = query @ key.transpose(2, 3) * scaling  # (B, heads, T, T)
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
-    output = nn.functional.dropout(weights, p=dropout, training=module.training) @ value
-    return output.transpose(1, 2).contiguous(), weights
-
-
-def window_grid(height: int, width: int, window_size: int) -> tuple[int, int, tuple[int, ...]]:
-    """Rows and columns of windows that cover a grid, and what it lacks on the left, right, top and bottom of them."""
-    rows, columns = (height + window_size - 1) // window_size, (width + window_size - 1) // window_size
-    pad_height, pad_width = rows * window_size - height, columns * window_size - width
-    top, left = pad_height // 2, pad_width // 2
-    return rows, columns, (left, pad_width - left, top, pad_height - top)
-
-
-def split_into_windows(tokens: torch.Tensor, height: int, width: int, window_size: int) -> torch.Tensor:
-    """(B, N, C) -> (windows of the batch, window_size², C); what the grid lacks is zero, half of it on either side."""
-    batch, _, channels = tokens.shape
-    rows, columns, padding = window_grid(height, width, window_size)
-    grid = unflatten(tokens, 1, (height, width))
-    if serves_all_sizes() or any(padding):
-        grid = nn.functional.pad(grid, (0, 0, *padding))
-    grid = grid.view(batch, rows, window_size, columns, window_size, channels).transpose(2, 3)
-    # Cloned, since `reshape` would look whether it must, which an exported program remembers for all sizes.
-    return grid.clone(memory_format=torch.contiguous_format).view(batch * rows * columns, window_size**2, channels)
-
-
-def join_windows(windows: torch.Tensor, batch: int, height: int, width: int, window_size: int) -> torch.Tensor:
-    """Inverse of [`split_into_windows`], zeros cut off: (windows of the batch, window_size², C) -> (B, N, C)."""
-    rows, columns, padding = window_grid(height, width, window_size)
-    channels = windows.shape[-1]
-    grid = windows.view(batch, rows, columns, window_size, window_size, channels).transpose(2, 3)
-    grid = grid.clone(memory_format=torch.contiguous_format)
-    grid = grid.view(batch, rows * window_size, columns * window_size, channels)
-    if torch.compiler.is_exporting() and all(type(side) is int for side in padding):
-        # For one size. Core ML's converter takes no negative padding; for open sizes, slices would be of no known size.
-        left, _, top, _ = padding
-        grid = grid.narrow(1, top, height).narrow(2, left, width).clone(memory_format=torch.contiguous_format)
-    elif serves_all_sizes() or any(padding):
-        grid = nn.functional.pad(grid, (0, 0, *(-side for side in padding)))
-    return grid.view(batch, height * width, channels)
-
-
 class ViTAEDropout(nn.Dropout):
-    """Dropout that keeps a byte for each number, for the backward pass; torch's own keeps four on CPUs."""
+    """Dropout that keeps one byte for each number until the backward pass. On CPUs torch's own keeps four."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if not self.training or self.p == 0:
             return hidden_states
         return torch.native_dropout(hidden_states, self.p, True)[0]
-
-
-class ViTAEAttention(nn.Module):
-    """Multi-head softmax self-attention, by whichever backend the config names: (B, T, Cin) -> (B, T, C).
-
-    Args:
-        window_size: side of the windows that attend by themselves; default: all tokens attend to all. Zeros that fill
-            the windows at the border take part, as in the authors' code.
-        value_residual: whether the value is added to the output, since input and output have different widths.
-        has_dropout: whether the configuration's dropout rates apply.
-    """
-
-    def __init__(
-        self,
-        config: ViTAEFamilyConfig,
-        in_size: int,
-        hidden_size: int,
-        num_heads: int,
-        qkv_bias: bool = True,
-        window_size: int | None = None,
-        value_residual: bool = False,
-        has_dropout: bool = True,
-    ):
-        super().__init__()
-        self.config = config
-        self.head_dim = hidden_size // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob if has_dropout else 0.0
-        self.is_causal = False
-        self.window_size = window_size
-        self.value_residual = value_residual
-        self.q_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
-        self.k_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
-        self.v_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
-        self.o_proj = nn.Linear(hidden_size, hidden_size)
-        self.dropout = ViTAEDropout(config.hidden_dropout_prob if has_dropout else 0.0)
-
-    def forward(
-        self, hidden_states: torch.Tensor, height: int, width: int, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch = hidden_states.shape[0]
-        if self.window_size is not None:
-            hidden_states = split_into_windows(hidden_states, height, width, self.window_size)
-        query, key, value = (
-            unflatten(projection(hidden_states), 2, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, D)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            None,
-            scaling=self.scaling,
-            dropout=self.attention_dropout if self.training else 0.0,
-            **kwargs,
-        )
-        output = self.dropout(self.o_proj(output.flatten(2)))
-        if self.value_residual:
-            output = output + value.transpose(1, 2).flatten(2)
-        if self.window_size is not None:
-            output = join_windows(output, batch, height, width, self.window_size)
-        return output, weights
 
 
 class ViTAEMLP(nn.Module):
@@ -232,7 +96,7 @@ class ViTAEMLP(nn.Module):
 
 
 class ViTAEDropPath(nn.Module):
-    """Drops a residual branch for whole samples, and scales what it keeps.
+    """Drops a residual branch for some images of a batch, and scales it up for the others.
 
     Source: Huang et al. 2016, "Deep Networks with Stochastic Depth".
     """
@@ -252,16 +116,19 @@ class ViTAEDropPath(nn.Module):
 
 
 class ViTAEBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm that keeps its statistics while its weight is frozen, and then normalises by them, as in evaluation.
+    """BatchNorm that works as in evaluation while its weight is frozen, in training mode too.
 
-    Whoever freezes the weights wants this layer to stay what it is: adapters such as LoRA's save neither weight nor
-    statistics, so that statistics which moved while the adapter was trained would be lost. With torch 2.11, freeze
-    before a compiled model is first called: that compiler does not see what is frozen later.
+    It then normalises by the recorded statistics and does not update them.
+
+    Adapters such as LoRA's save neither the weight nor the statistics of a frozen layer. If the statistics moved while
+    the adapter is trained, they would be lost with the training run.
+
+    With torch 2.11, freeze a model before it is compiled and called: the compiled code does not notice it later.
     """
 
     @property
     def is_frozen(self) -> bool:
-        # Bare tensors, which `torch.func` puts in the place of parameters, ask for no gradient and are not frozen.
+        # `torch.func` replaces parameters by plain tensors, which never require a gradient but are not frozen.
         is_parameter = isinstance(self.weight, nn.Parameter)
         return is_parameter and not self.weight.requires_grad and self.running_var is not None
 
@@ -275,15 +142,16 @@ class ViTAEBatchNorm2d(nn.BatchNorm2d):
 def batch_norm_silu(
     feature_map: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5
 ) -> torch.Tensor:
-    """SiLU of what the batch's own statistics normalise, by operations that have derivatives of any order."""
+    """BatchNorm with the batch's own statistics, then SiLU, by operations that have derivatives of any order."""
     return nn.functional.silu(nn.functional.batch_norm(feature_map, None, None, weight, bias, training=True, eps=eps))
 
 
 class BatchNormSiLU(torch.autograd.Function):
-    """Training-mode BatchNorm and SiLU, which saves what it gets and not what is between: (B, C, H, W) -> the same.
+    """Training-mode BatchNorm, then SiLU, in less memory: (B, C, H, W) -> (B, C, H, W), and the batch's statistics.
 
-    The backward pass normalises again with the batch's mean and deviation. This saves one of the three maps that a
-    layer of the convolution branches keeps. Derivatives of the derivative are those of [`batch_norm_silu`].
+    Only the input is kept for the backward pass, which normalises it again with the batch's mean and deviation. This
+    saves one of the three maps that a layer of a convolution branch would keep. Second derivatives are those of
+    [`batch_norm_silu`].
     """
 
     generate_vmap_rule = True
@@ -306,7 +174,7 @@ class BatchNormSiLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output, *_):
         feature_map, weight, bias, mean, inverse_std = ctx.saved_tensors
-        if torch.is_grad_enabled():  # this derivative will be derived
+        if torch.is_grad_enabled():  # somebody wants the derivative of this derivative
             _, derive = torch.func.vjp(partial(batch_norm_silu, eps=ctx.eps), feature_map, weight, bias)
             return *derive(grad_output), None, None, None, None
         variance = inverse_std.pow(-2) - ctx.eps
@@ -326,13 +194,13 @@ class BatchNormSiLU(torch.autograd.Function):
 
 
 def is_untouched(module: nn.Module) -> bool:
-    """Whether nobody sees or changes what goes through a module, by hooks or a forward in the place of its own."""
+    """Whether a module has neither hooks nor a replaced `forward`, so that other code may compute what it computes."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
     return not any(hooks) and "forward" not in vars(module)
 
 
 class ViTAEConvLayer(nn.Module):
-    """A convolution with "same" padding, then BatchNorm and SiLU where asked for."""
+    """A convolution with "same" padding, then BatchNorm and SiLU, either of which can be left out."""
 
     def __init__(
         self,
@@ -349,10 +217,11 @@ class ViTAEConvLayer(nn.Module):
         self.norm = ViTAEBatchNorm2d(out_channels) if norm else nn.Identity()
         self.activation_fn = nn.SiLU() if act else nn.Identity()
 
-    def saves_memory(self, feature_map: torch.Tensor) -> bool:
-        """Whether [`BatchNormSiLU`] does the same for less; a compiler finds that by itself.
+    def can_save_memory(self, feature_map: torch.Tensor) -> bool:
+        """Whether [`BatchNormSiLU`] can replace BatchNorm and SiLU: both are plain, and this is a step of training.
 
-        Of one value per channel, torch's own BatchNorm raises its error.
+        Compiled code saves the memory by itself. A single value for each channel is left to torch's BatchNorm, which
+        raises an error.
         """
         norm = self.norm
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or nn.modules.module._has_any_global_hook():
@@ -366,7 +235,7 @@ class ViTAEConvLayer(nn.Module):
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         feature_map = self.conv(feature_map)
-        if not self.saves_memory(feature_map):
+        if not self.can_save_memory(feature_map):
             return self.activation_fn(self.norm(feature_map))
         norm = self.norm
         norm.num_batches_tracked.add_(1)
@@ -378,7 +247,8 @@ class ViTAEConvLayer(nn.Module):
 class ViTAEReductionConvBranch(nn.Sequential):
     """Three convolutions beside a reduction cell's attention: (B, Cin, H·s, W·s) -> (B, C, H, W).
 
-    In ViTAE the first has no BatchNorm and the last an activation, in ViTAEv2 the first has one and the last none.
+    ViTAE and ViTAEv2 differ in two places: only ViTAEv2 has a BatchNorm after the first convolution, and only ViTAE has
+    an activation after the last.
     """
 
     def __init__(self, config: ViTAEFamilyConfig, stage_idx: int, first_norm: bool = False, last_act: bool = True):
@@ -394,7 +264,7 @@ class ViTAEReductionConvBranch(nn.Sequential):
 class ViTAENormalConvBranch(nn.Sequential):
     """Two or three convolutions beside a normal cell's attention: (B, C, H, W) -> (B, C, H, W).
 
-    The last of three has an activation in ViTAE and none in ViTAEv2.
+    With three convolutions, ViTAE has an activation after the last and ViTAEv2 has none.
     """
 
     def __init__(
@@ -412,7 +282,7 @@ class ViTAENormalConvBranch(nn.Sequential):
 
 
 class ViTAEPyramidReduction(nn.Module):
-    """Dilated convolutions side by side, which see the image at several scales: (B, Cin, H·s, W·s) -> (B, N, R·E)."""
+    """Convolutions of different dilations side by side: (B, Cin, H·s, W·s) -> (B, N, R·E). Each sees another scale."""
 
     def __init__(self, config: ViTAEFamilyConfig, stage_idx: int):
         super().__init__()
@@ -441,11 +311,11 @@ class ViTAEPyramidReduction(nn.Module):
 
 @contextmanager
 def frozen_statistics(module: nn.Module):
-    """BatchNorms normalise with their batch's statistics as in training, but do not record them."""
+    """In this block, BatchNorms in training mode use their batch's statistics and do not record them."""
     batch_norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     recorded = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms]
     for norm, _, num_batches_tracked in recorded:
-        # Counts into a copy, since SyncBatchNorm must count.
+        # SyncBatchNorm cannot be told not to count batches, so it counts in a copy.
         norm.momentum, norm.num_batches_tracked = 0.0, num_batches_tracked.clone()
     try:
         yield
@@ -455,16 +325,16 @@ def frozen_statistics(module: nn.Module):
 
 
 def checkpoint_cell(checkpoint_function: Callable, cell: nn.Module, function: Callable, *args):
-    """Checkpoint a cell so that its BatchNorms count the batch once.
+    """Run a cell under gradient checkpointing such that its BatchNorms record each batch once.
 
-    Gradient checkpointing runs `function`, the cell's forward, again in the backward pass; that second pass must give
-    the same values and leave the running statistics alone.
+    Gradient checkpointing runs `function`, the cell's forward, a second time in the backward pass. That second pass
+    must give the same values, but must not update the running statistics again.
     """
-    if torch.compiler.is_compiling():  # the compiler recomputes values and does not replay the updates
+    if torch.compiler.is_compiling():  # compiled code computes values again, but does not repeat updates
         return checkpoint_function(function, *args)
     is_reentrant = getattr(checkpoint_function, "keywords", {}).get("use_reentrant")
     if is_reentrant and torch.is_grad_enabled() and not args[0].requires_grad:
-        # Reentrant checkpointing gives the weights no gradient unless an input asks for one, and images do not.
+        # Reentrant checkpointing gives the weights a gradient only if an input requires one. Images do not.
         args = (args[0].detach().requires_grad_(), *args[1:])
     is_recomputation = False
 
@@ -477,8 +347,8 @@ def checkpoint_cell(checkpoint_function: Callable, cell: nn.Module, function: Ca
     return checkpoint_function(run, *args)
 
 
-class ViTAECell(GradientCheckpointingLayer):
-    """A layer that gradient checkpointing recomputes without counting its batch twice, see [`checkpoint_cell`]."""
+class ViTAEFamilyCell(GradientCheckpointingLayer):
+    """A layer that can be checkpointed without recording its batch twice, see [`checkpoint_cell`]."""
 
     @property
     def _gradient_checkpointing_func(self) -> Callable:
@@ -493,11 +363,11 @@ class ViTAECell(GradientCheckpointingLayer):
         del self._checkpoint_function
 
 
-class ViTAEFamilyReductionCell(ViTAECell):
+class ViTAEFamilyReductionCell(ViTAEFamilyCell):
     """Embeds a map at a lower resolution: (B, Cin, H·s, W·s) -> (B, N, C).
 
-    A pyramid of dilated convolutions feeds attention (scale invariance), a convolution branch sees the same input
-    (locality), and an MLP follows their sum. There is no drop path.
+    One branch is a pyramid of dilated convolutions and attention over its tokens (scale invariance). The other is three
+    convolutions of the same map (locality). An MLP follows the sum of both. There is no drop path.
 
     Source: Xu et al. 2021, figure 2 (left).
     """
@@ -528,11 +398,11 @@ class ViTAEFamilyReductionCell(ViTAECell):
         return hidden_states + self.dropout(self.mlp(self.layernorm_after(hidden_states)))
 
 
-class ViTAEFamilyNormalCell(ViTAECell):
+class ViTAEFamilyNormalCell(ViTAEFamilyCell):
     """Attention and a convolution branch in parallel, summed, then an MLP: (B, T, C) -> (B, T, C).
 
-    Attention sees the normalised tokens, the convolution branch the cell's input as it is; a class token takes part in
-    attention and MLP only.
+    Attention gets the normalised tokens, the convolution branch the tokens as they are. A class token takes part in
+    attention and MLP only, since it has no place in the grid.
 
     Source: Xu et al. 2021, figure 2 (right).
     """
@@ -547,7 +417,7 @@ class ViTAEFamilyNormalCell(ViTAECell):
     ):
         super().__init__()
         hidden_size = config.hidden_sizes[stage_idx]
-        self.num_class_tokens = int(config.has_class_token)
+        self.has_class_token = config.has_class_token
         self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = attention
         self.conv_branch = conv_branch
@@ -557,179 +427,14 @@ class ViTAEFamilyNormalCell(ViTAECell):
         self.drop_path = ViTAEDropPath(config.drop_path_rates(stage_idx)[cell_idx])
 
     def convolve(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        feature_map = tokens_to_map(grid_tokens(hidden_states, self.num_class_tokens), height, width)
-        tokens = map_to_tokens(self.conv_branch(feature_map))
-        if self.num_class_tokens:
-            tokens = nn.functional.pad(tokens, (0, 0, 1, 0))  # nothing for the class token
-        return tokens
+        feature_map = tokens_to_map(grid_tokens(hidden_states, self.has_class_token), height, width)
+        convolved = map_to_tokens(self.conv_branch(feature_map))
+        if self.has_class_token:
+            convolved = nn.functional.pad(convolved, (0, 0, 1, 0))  # zeros for the class token
+        return convolved
 
     def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> torch.Tensor:
         attention, _ = self.attention(self.layernorm_before(hidden_states), height, width, **kwargs)
         convolution = self.convolve(hidden_states, height, width)
         hidden_states = hidden_states + self.drop_path(attention) + self.drop_path(convolution)
         return hidden_states + self.drop_path(self.dropout(self.mlp(self.layernorm_after(hidden_states))))
-
-
-class ViTAEFamilyPreTrainedModel(PreTrainedModel):
-    """Base class: how weights are initialised, loaded, saved, split over devices and checkpointed."""
-
-    config: ViTAEFamilyConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    # What some classes of a family have and others have not, in themselves or in their base model.
-    optional_parts = ("classifier",)
-
-    def __init__(self, config: ViTAEFamilyConfig, *args, **kwargs):
-        config.validate()  # again, since fields can be set after the configuration was made
-        super().__init__(config, *args, **kwargs)
-
-    def post_init(self):
-        super().post_init()  # makes sets of what the class names; these keep what this network has
-        classes = {type(module).__name__ for module in self.modules()}
-        self._no_split_modules &= classes  # FSDP wants no others
-        self._keep_in_fp32_modules_strict &= {name.rpartition(".")[-1] for name, _ in self.named_buffers()}
-
-    def save_pretrained(self, *args, **kwargs):
-        """The library's. A model that FSDP2 has sharded is saved as what it was, not with a copy of torch's code."""
-        current_class = type(self)
-        if current_class.__name__.startswith("FSDP"):  # torch's subclass: (FSDPModule, the model's own class)
-            self.__class__ = current_class.__bases__[-1]
-        try:
-            return super().save_pretrained(*args, **kwargs)
-        finally:
-            self.__class__ = current_class
-
-    @classmethod
-    def _can_set_attn_implementation(cls) -> bool:
-        return True  # the library looks for the attention in the file of the model, and it is in this one
-
-    @staticmethod
-    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
-        # Set on this model alone, since a class passes its list on to every model that it becomes a part of.
-        for part in model.optional_parts:
-            if getattr(model, part, None) is None and getattr(model.base_model, part, None) is None:
-                model._keys_to_ignore_on_load_unexpected.add(rf"^({model.base_model_prefix}\.)?{part}\.")
-        try:
-            return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":  # whose message does not say which file it is about
-                raise
-            damaged = [str(file) for file in checkpoint_files if not is_readable(file)] or map(str, checkpoint_files)
-            raise OSError(f"the weights in {', '.join(damaged)} are damaged: {error}") from error
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        """The authors' initialisation: truncated normal linears and PyTorch's default for convolutions."""
-        if isinstance(module, nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            if module.bias is not None:
-                bound = 1 / math.sqrt(module.weight[0].numel())
-                init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=self.config.initializer_range)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        else:
-            super()._init_weights(module)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The module that turns pixels into the first tokens."""
-        if self.base_model is not self:
-            return self.base_model.get_input_embeddings()
-        reduction_cell = self.stages[0].reduction_cell
-        return getattr(reduction_cell, "pyramid_reduction", reduction_cell)
-
-    def resize_position_embeddings(self, new_image_size: int | tuple[int, int]) -> None:
-        """Make another image size the model's own, to fine-tune at it, say: same output as with interpolation.
-
-        Args:
-            new_image_size: side, or height and width, in pixels. Learned positions are resampled for it; variants
-                without any take every size, and only the configuration changes.
-
-        Raises:
-            StrictDataclassError: the size is not a multiple of the stride; the model stays as it was.
-        """
-        old_image_size, self.config.image_size = self.config.image_size, new_image_size
-        try:
-            self.config.validate()
-        except Exception:
-            self.config.image_size = old_image_size
-            raise
-        if self.config.has_class_token:
-            self.base_model.embeddings.resize(self.config.image_height_width)
-
-    def validate_pixel_values(self, pixel_values: torch.Tensor | None):
-        if pixel_values is None:
-            raise ValueError("You have to specify pixel_values.")
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
-            raise ValueError(
-                f"`pixel_values` must be (batch, {self.config.num_channels}, height, width), the channel count being"
-                f" `config.num_channels`; got {tuple(pixel_values.shape)}."
-            )
-        stride = self.config.total_stride
-        height, width = pixel_values.shape[-2:]
-        if height % stride or width % stride or not height or not width:
-            nearest = [" or ".join(str(side) for side in nearest_multiples(side, stride)) for side in (height, width)]
-            raise ValueError(
-                f"Both sides of the input must be multiples of {stride}, the total stride of this model; got height"
-                f" {height} and width {width}. The nearest valid sizes are height {nearest[0]} and width {nearest[1]}."
-            )
-
-
-class ViTAEFamilyBackbone(BackboneMixin):
-    """What the backbones share: feature maps for any image size, and stages that are not trained.
-
-    `out_features` or `out_indices` of the configuration choose the maps, `"stem"` (what the first stage gets) or
-    `"stage1"` and so on; `channels` has their widths in the same order. With `frozen_stages`, the first stages keep
-    their weights, draw no dropout and do not update their BatchNorm statistics, in training mode too.
-    """
-
-    def frozen_modules(self) -> list[nn.Module]:
-        embeddings = getattr(self.base_model, "embeddings", None)
-        frozen = list(self.base_model.stages[: self.config.frozen_stages])
-        return [embeddings, *frozen] if frozen and embeddings is not None else frozen
-
-    def train(self, mode: bool = True):
-        super().train(mode)
-        for module in self.frozen_modules():  # loading makes all weights trainable, and ends with a call of `eval`
-            module.eval().requires_grad_(False)
-        return self
-
-    def feature_maps_of(self, hidden_states: tuple[torch.Tensor, ...], image_size: torch.Size) -> tuple:
-        """A map for each of `stage_names`."""
-        return hidden_states
-
-    @can_return_tuple
-    @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        r"""
-        Args:
-            pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
-                Normalised images of any size. Sides that are no multiples of `size_divisor` pixels are filled up with
-                zeros on the right and at the bottom.
-            output_hidden_states, output_attentions, return_dict (`bool`, *optional*):
-                As in the models.
-
-        Returns:
-            `BackboneOutput`: `feature_maps`, a tuple of maps `(B, channels[i], height / stride, width / stride)`, their
-            sides rounded up, and `hidden_states` (of filled-up images) and `attentions` when asked for.
-        """
-        height, width = pixel_values.shape[-2:]
-        padded = nn.functional.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
-        outputs = self.base_model(padded, **kwargs)
-        maps = dict(zip(self.stage_names, self.feature_maps_of(outputs.hidden_states, padded.shape[-2:])))
-        feature_maps = []
-        for name in self.out_features:  # without what covers zeros alone
-            stride = padded.shape[-1] // maps[name].shape[-1]
-            feature_maps.append(maps[name][..., : (height + stride - 1) // stride, : (width + stride - 1) // stride])
-        return BackboneOutput(
-            feature_maps=tuple(feature_maps),
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )

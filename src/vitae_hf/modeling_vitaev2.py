@@ -1,7 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """ViTAEv2: four stages of ViTAE's cells, with attention inside windows where the maps are large.
 
-The shape key and what it shares with ViTAE are in `layers_vitae.py`.
+What it shares with ViTAE is in `attention_vitae.py`, `layers_vitae.py` (with the shape key) and
+`modeling_base_vitae.py`.
 
 Source: Zhang et al. 2022, "ViTAEv2: Vision Transformer Advanced by Exploring Inductive Bias for Image Recognition and
 Beyond", arXiv 2202.10108.
@@ -15,12 +16,10 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention_vitae import ViTAEAttention
 from .configuration_vitaev2 import ViTAEv2Config
 from .layers_vitae import (
-    ViTAEAttention,
-    ViTAEFamilyBackbone,
     ViTAEFamilyNormalCell,
-    ViTAEFamilyPreTrainedModel,
     ViTAEFamilyReductionCell,
     ViTAENormalConvBranch,
     ViTAEReductionConvBranch,
@@ -29,13 +28,14 @@ from .layers_vitae import (
     pyramid_size,
     tokens_to_map,
 )
+from .modeling_base_vitae import ViTAEFamilyBackbone, ViTAEFamilyPreTrainedModel
 
 
 class ViTAEv2ReductionCell(ViTAEFamilyReductionCell):
     """The reduction cell with softmax attention: (B, Cin, H·s, W·s) -> (B, N, C).
 
-    In windows the attention is the usual one; over all tokens it has no bias in its queries, keys and values, and adds
-    the value to its output. There is no dropout.
+    In stages with windows this is the usual attention. In the others its queries, keys and values have no bias, and the
+    value is added to the output. There is no dropout.
     """
 
     def __init__(self, config: ViTAEv2Config, stage_idx: int):
@@ -92,7 +92,7 @@ class ViTAEv2PreTrainedModel(ViTAEFamilyPreTrainedModel):
 
 
 class ViTAEv2Model(ViTAEv2PreTrainedModel):
-    """ViTAEv2 without a head: tokens of the last stage and their mean."""
+    """ViTAEv2 without a head. It gives the tokens of the last stage and their mean."""
 
     def __init__(self, config: ViTAEv2Config):
         super().__init__(config)
@@ -112,14 +112,14 @@ class ViTAEv2Model(ViTAEv2PreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
                 Normalised images; both sides are multiples of `config.total_stride`, 32.
             interpolate_pos_encoding (`bool`, *optional*):
-                As in the rest of the family. There are no positions here, and any valid size is taken as it is.
+                Changes nothing, since ViTAEv2 has no positions and takes any valid size. ViTAE's models have it too.
             output_hidden_states (`bool`, *optional*):
                 Return `hidden_states`: the image, then the map `(B, hidden_sizes[i], height/stride, width/stride)` of
                 each stage, at strides 4, 8, 16 and 32.
             output_attentions (`bool`, *optional*):
                 Return `attentions`, the softmax weights of every cell in order, the reduction cell of a stage first:
-                `(B, heads, N, N)`, or `(B · windows, heads, size², size²)`, windows row by row, where attention is in
-                windows; this takes `attn_implementation="eager"`.
+                `(B, heads, N, N)`. With attention in windows, `(B · windows, heads, size², size²)`, windows row by row.
+                This takes `attn_implementation="eager"`.
             return_dict (`bool`, *optional*, defaults to `True`):
                 `False` gives a tuple.
 
@@ -132,11 +132,11 @@ class ViTAEv2Model(ViTAEv2PreTrainedModel):
         """
         self.validate_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
-        hidden_states = channels_last(pixel_values.to(self.get_input_embeddings().dtype))
+        feature_map = channels_last(pixel_values.to(self.get_input_embeddings().dtype))
         for stage, stride in zip(self.stages, self.config.strides):
             height, width = height // stride, width // stride
-            hidden_states = stage(hidden_states, height, width, **kwargs)
-        hidden_states = map_to_tokens(hidden_states)
+            feature_map = stage(feature_map, height, width, **kwargs)
+        hidden_states = map_to_tokens(feature_map)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(1))
 
 
@@ -179,7 +179,7 @@ class ViTAEv2ForImageClassification(ViTAEv2PreTrainedModel):
 
 
 class ViTAEv2Backbone(ViTAEFamilyBackbone, ViTAEv2PreTrainedModel):
-    """ViTAEv2 as a backbone for detection and segmentation: its stages' maps, at strides 4, 8, 16 and 32."""
+    """ViTAEv2 as a backbone for detection and segmentation, with maps of strides 4, 8, 16 and 32."""
 
     def __init__(self, config: ViTAEv2Config):
         super().__init__(config)
@@ -187,7 +187,7 @@ class ViTAEv2Backbone(ViTAEFamilyBackbone, ViTAEv2PreTrainedModel):
         self.size_divisor = config.total_stride
         self.num_features = [config.num_channels, *config.hidden_sizes]
         self.post_init()
-        self.train(self.training)  # freezes stages
+        self.train(self.training)  # freezes the first `frozen_stages` stages
 
 
 ViTAEv2Model.register_for_auto_class("AutoModel")

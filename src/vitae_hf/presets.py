@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""The published variants, and small ones, as differences from the defaults of their configurations (S of each)."""
+"""The published variants and some small ones, as differences from the configurations' defaults, which are S."""
 
 from dataclasses import fields
 from difflib import get_close_matches
@@ -10,7 +10,7 @@ from .configuration_vitae import ViTAEConfig, ViTAEFamilyConfig
 from .configuration_vitaev2 import ViTAEv2Config
 
 
-_TINY = {  # what T, 6M and 13M share
+_TINY = {  # shared by T, 6M and 13M
     "reduction_channels": (64, 64, 128),
     "hidden_sizes": (64, 64, 256),
     "num_attention_heads": (1, 1, 4),
@@ -107,7 +107,8 @@ _VITAEV2 = {
     },
 }
 PRESETS: dict[str, dict] = {**_VITAE, **_VITAEV2}
-"""Name of a variant -> the fields in which its configuration differs from the defaults. 1,000 labels unless given."""
+"""For each variant the fields in which its configuration differs from the defaults. Without `num_labels` it has 1,000
+labels."""
 
 
 def _closest(name: str, names) -> str:
@@ -120,14 +121,14 @@ def config_from_preset(name: str, **overrides) -> ViTAEFamilyConfig:
 
     Args:
         name: one of `PRESETS`, such as `"vitae-s"`.
-        **overrides: fields of its configuration that replace the preset's, such as `num_labels=10` or `image_size=384`.
+        **overrides: values for fields, which replace those of the preset, such as `num_labels=10` or `image_size=384`.
 
     Returns:
-        [`ViTAEConfig`] or [`ViTAEv2Config`]: with 1,000 labels, the ImageNet-1k classes, unless preset or override say
-        otherwise.
+        A [`ViTAEConfig`] or [`ViTAEv2Config`]. It has 1,000 labels, for the classes of ImageNet-1k, unless the preset
+        or `overrides` say otherwise.
 
     Raises:
-        ValueError: no such preset or field (the message names the closest), or a value that no network can have.
+        ValueError: there is no such preset or field (the message names the closest), or no network has such a value.
     """
     if name not in PRESETS:
         closest = _closest(str(name).lower(), PRESETS)

@@ -1,13 +1,13 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What does a model make of my pictures, and what does it look at? A page for the browser.
+"""How does a model classify my pictures, and what does it look at? Serves a page for the browser.
 
     vitae app          # then open the address that it prints
 
-Offers the classifiers in `outputs` (what `make demo` and `vitae train` write there), those that `--model` names (by
-default the demo's, else the small one that the package carries), and whatever Hub name is typed; such a model is all
-that it ever loads from elsewhere. With `--host 0.0.0.0`, others can
-use the page, by this machine's names and addresses: then Hub names cannot be typed, unless `--hub_names` allows it.
-Behind a proxy, `--trusted_host` says by which name people open the page.
+Visitors can choose the classifiers in `outputs` (where `make demo` and `vitae train` write) and those that `--model`
+names (by default the demo's, else the small one that the package carries), or type the name of a model on the Hub. The
+page loads nothing else from elsewhere. With `--host 0.0.0.0` other machines can open the page, by the names and
+addresses of this one. Visitors can then not type Hub names, unless `--hub_names` is given. Behind a proxy,
+`--trusted_host` is the name by which people open the page.
 """
 
 import argparse
@@ -32,16 +32,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--model", nargs="+", default=[], help="folders and Hub names to offer, the default first")
     parser.add_argument("--models", type=Path, default=Path("outputs"), help="folder whose classifiers are offered")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: for other machines too")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument(
         "--trusted_host",
         nargs="+",
         default=[],
         metavar="NAME",
-        help="names that the page answers to beside this machine's, as that of a proxy; other sites cannot use it",
+        help="further names by which the page is opened, such as that of a proxy",
     )
-    parser.add_argument("--hub_names", action=argparse.BooleanOptionalAction, help="whether Hub names can be typed")
+    parser.add_argument("--hub_names", action=argparse.BooleanOptionalAction, help="let visitors type Hub names")
     arguments = parser.parse_args(argv)
     if arguments.hub_names is None:
         arguments.hub_names = arguments.host in ("127.0.0.1", "localhost", "::1")

@@ -1,16 +1,16 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How fast are the networks, for how much work and in how much memory? Beside those of transformers and timm.
+"""How fast are the networks, and how much memory do they take, beside those of transformers and timm?
 
     vitae benchmark --networks vitae-s vitaev2-s swin-t timm:convnext_tiny --batch_size 8 --threads 2
     vitae benchmark --size 224 --size 448 --size 800 1216 --mode inference training
     vitae benchmark --device cuda --mode training --dtype autocast --batch_size 128 --channels_last \\
         --compile both --checkpointing both --output results/training_cuda
 
-All networks of one mode, dtype, size and batch size are measured in one process, in turn, for `--rounds`; ratios are
-taken within a round. Memory is measured in a process for each. What cannot run is listed with its error. Writes
-OUTPUT.json after every group, OUTPUT.md and OUTPUT.png, bars or, where three sizes or batch sizes are given, curves.
-`make bench`, `bench-sweep` and `bench-dense` make the files in `results/`; `vitae_hf/deployment/benchmarking.py` has
-what the figures mean.
+Networks with the same mode, dtype, size and batch size form a group. They take turns in one process, `--rounds` times,
+and ratios are taken within a round. Memory is measured in a process for each network. A network that cannot run is
+listed with its error. After every group the command writes OUTPUT.json, OUTPUT.md and OUTPUT.png (curves if there are
+three or more sizes or batch sizes, bars otherwise). `make bench`, `bench-sweep` and `bench-dense` make the files in
+`results/`. `vitae_hf/deployment/benchmarking.py` says what the figures mean.
 """
 
 import argparse
@@ -27,13 +27,21 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from .. import PRESETS
-from ..deployment.benchmarking import OTHERS, PRECISIONS, Case, describe, is_known, measure_memory, measure_speed
+from ..deployment.benchmarking import (
+    OTHER_NETWORKS,
+    PRECISIONS,
+    Setup,
+    error_in_a_line,
+    is_known,
+    measure_memory,
+    measure_speed,
+)
 from ..environment import environment
 from ..failures import device
 
 
-CHOICES = {"no": [False], "yes": [True], "both": [False, True]}
-GROUP = {  # what the networks of one group share, and how it is written
+YES_NO_BOTH = {"no": [False], "yes": [True], "both": [False, True]}
+GROUPED_BY = {  # the fields that the networks of a group share, and how their values are written
     "mode": str,
     "dtype": str,
     "image_size": lambda size: f"{size[0]}×{size[1]}",
@@ -41,35 +49,31 @@ GROUP = {  # what the networks of one group share, and how it is written
 }
 
 
-def groups_of_cases(arguments: argparse.Namespace) -> list[list[Case]]:
-    groups = []
-    for mode, dtype, size, batch_size in product(arguments.mode, arguments.dtype, arguments.size, arguments.batch_size):
-        checkpointing = CHOICES[arguments.checkpointing] if mode == "training" else [False]
-        groups.append(
-            [
-                Case(
-                    network=network,
-                    image_size=size,
-                    batch_size=batch_size,
-                    mode=mode,
-                    dtype=dtype,
-                    device=arguments.device,
-                    compiled=compiled,
-                    checkpointing=checkpointed,
-                    channels_last=arguments.channels_last,
-                    prepared=prepared,
-                )
-                for compiled, checkpointed, network in product(
-                    CHOICES[arguments.compile], checkpointing, arguments.networks
-                )
-                for prepared in (CHOICES[arguments.prepare] if network in PRESETS and mode == "inference" else [False])
-            ]
-        )
-    return groups
+def groups_of_setups(arguments: argparse.Namespace) -> list[list[Setup]]:
+    """What to measure, in groups of networks that take turns."""
+    fields = product(arguments.mode, arguments.dtype, arguments.size, arguments.batch_size)
+    return [group_of_setups(arguments, *values) for values in fields]
 
 
-def memory_in_own_process(case: Case) -> dict:
-    options = json.dumps({**asdict(case), "threads": torch.get_num_threads()})
+def group_of_setups(
+    arguments: argparse.Namespace, mode: str, dtype: str, image_size: tuple[int, int], batch_size: int
+) -> list[Setup]:
+    """The networks of one group, each compiled, checkpointed and prepared or not, as the arguments say."""
+    shared = {"mode": mode, "dtype": dtype, "image_size": image_size, "batch_size": batch_size}
+    shared |= {"device": arguments.device, "channels_last": arguments.channels_last}
+    checkpointing = YES_NO_BOTH[arguments.checkpointing] if mode == "training" else [False]
+    setups = []
+    for compiled, checkpointed, network in product(YES_NO_BOTH[arguments.compile], checkpointing, arguments.networks):
+        can_prepare = network in PRESETS and mode == "inference"
+        for prepared in YES_NO_BOTH[arguments.prepare] if can_prepare else [False]:
+            how = {"compiled": compiled, "checkpointing": checkpointed, "prepared": prepared}
+            setups.append(Setup(network=network, **shared, **how))
+    return setups
+
+
+def memory_in_own_process(setup: Setup) -> dict:
+    """The figures of [`measure_memory`], or the `memory_error` with which its process ended."""
+    options = json.dumps({**asdict(setup), "threads": torch.get_num_threads()})
     done = subprocess.run(
         [sys.executable, "-m", "vitae_hf", "benchmark", "--one", options], capture_output=True, text=True, check=False
     )
@@ -80,24 +84,24 @@ def memory_in_own_process(case: Case) -> dict:
 
 
 def measure_one(options: dict) -> dict:
-    """In a process of its own: the memory of one case."""
+    """What the process does that [`memory_in_own_process`] starts."""
     torch.set_num_threads(options.pop("threads"))
-    return measure_memory(Case(**{**options, "image_size": tuple(options["image_size"])}))
+    return measure_memory(Setup(**{**options, "image_size": tuple(options["image_size"])}))
 
 
 def measure(arguments: argparse.Namespace) -> dict:
     names = ("reference", "rounds", "seconds", "threads", "channels_last")
     record = {"settings": {name: getattr(arguments, name) for name in names}, "results": []}
-    for cases in groups_of_cases(arguments):
+    for setups in groups_of_setups(arguments):
         try:
-            results = measure_speed(cases, arguments.reference, arguments.rounds, arguments.seconds)
-        except Exception as error:  # what concerns them all, such as a dtype that the device cannot multiply
-            results = [{**asdict(case), "error": describe(error)} for case in cases]
+            results = measure_speed(setups, arguments.reference, arguments.rounds, arguments.seconds)
+        except Exception as error:  # one that all networks share, such as a dtype that the device cannot multiply
+            results = [{**asdict(setup), "error": error_in_a_line(error)} for setup in setups]
         gc.collect()
-        torch.cuda.empty_cache()  # for the processes that measure memory
-        for case, result in zip(cases, results):
+        torch.cuda.empty_cache()  # so that the processes that measure memory have all of it
+        for setup, result in zip(setups, results):
             if not arguments.skip_memory and "error" not in result:
-                result.update(memory_in_own_process(case))
+                result.update(memory_in_own_process(setup))
         record["results"] += results
         record.update(environment(arguments.device))
         print(table(results), flush=True)
@@ -120,12 +124,12 @@ def name_of(result: dict) -> str:
 
 
 def table(results: list[dict]) -> str:
-    """Markdown, a row for each result; what cannot run is listed under it."""
+    """A table in Markdown with a row for each result, and below it a list of the networks that failed."""
     columns = {
         "network": name_of,
         "mode": lambda row: row["mode"],
         "dtype": lambda row: row["dtype"],
-        "size": lambda row: GROUP["image_size"](row["image_size"]),
+        "size": lambda row: GROUPED_BY["image_size"](row["image_size"]),
         "batch": lambda row: str(row["batch_size"]),
         "GMACs": lambda row: f"{row['gmacs']:.3f}",
         "images/s": lambda row: f"{row['images_per_s']:.3g}",
@@ -140,7 +144,7 @@ def table(results: list[dict]) -> str:
         if "error" not in row:
             lines.append("| " + " | ".join(text(row) for text in columns.values()) + " |")
     errors = [
-        f"- {name_of(row)}, {', '.join(text(row[name]) for name, text in GROUP.items())}: {row[kind]}"
+        f"- {name_of(row)}, {', '.join(text(row[name]) for name, text in GROUPED_BY.items())}: {row[kind]}"
         for row in results
         for kind in ("error", "memory_error")
         if kind in row
@@ -156,29 +160,30 @@ def with_spread(ratio: dict | None, factor: float) -> str:
 
 
 def tokens(row: dict) -> float:
-    """Patches of 16×16 pixels in an image."""
+    """How many patches of 16×16 pixels an image has."""
     return row["image_size"][0] * row["image_size"][1] / 256
 
 
-PANELS = {  # what is drawn of a result: a number, or the median, lowest and highest of the rounds
+# What is drawn, by its title: of each result a number, or the median, lowest and highest of the rounds.
+PANELS = {
     "time per image (ms)": lambda row: 1000 / row["images_per_s"],
     "time per 16×16 pixels (µs)": lambda row: 1e6 / row["images_per_s"] / tokens(row),
     "peak memory above idle (MiB)": lambda row: row["peak_mib"] - row["idle_peak_mib"] if "peak_mib" in row else None,
     "relative efficiency": lambda row: row["relative_efficiency"],
     "fraction of the matrix product's peak": lambda row: row["fraction_of_peak"],
 }
-LOGARITHMIC = "time per image (ms)", "peak memory above idle (MiB)"  # where they differ by more than a factor of ten
+LOGARITHMIC = "time per image (ms)", "peak memory above idle (MiB)"  # if values differ by more than a factor of ten
 
 
 def draw(results: list[dict], where: str, path: Path) -> None:
-    """Curves over the size or batch size of which there are three or more, bars for the networks otherwise."""
-    values = {name: list(dict.fromkeys(text(row[name]) for row in results)) for name, text in GROUP.items()}
+    """Draw curves over image size or batch size, whichever has three or more values, and bars if neither has."""
+    values = {name: list(dict.fromkeys(text(row[name]) for row in results)) for name, text in GROUPED_BY.items()}
     over = next((name for name in ("image_size", "batch_size") if len(values[name]) > 2), None)
-    varying = [name for name in GROUP if len(values[name]) > 1 and name != over]
+    varying = [name for name in GROUPED_BY if len(values[name]) > 1 and name != over]
     titles = [title for title, value in PANELS.items() if any(value(row) for row in results)]
     titles = titles[:4] if over else [title for title in titles if "16×16" not in title]
     figure = Figure(figsize=(13, 4.4 * ((len(titles) + 1) // 2)), layout="constrained")
-    figure.suptitle(", ".join([*(values[name][0] for name in GROUP if len(values[name]) == 1), where]))
+    figure.suptitle(", ".join([*(values[name][0] for name in GROUPED_BY if len(values[name]) == 1), where]))
     axes = figure.subplots((len(titles) + 1) // 2, 2, squeeze=False).flat
     for axis, title in zip(axes, titles):
         axis.set_title(title)
@@ -218,8 +223,8 @@ def choose_scale(axis, medians: list[float]) -> None:
 
 
 def draw_bars(axis, results: list[dict], value, varying: list[str]) -> None:
-    """A group of bars for each combination of what varies, a colour for each network."""
-    group_of = {id(row): "\n".join(GROUP[name](row[name]) for name in varying) for row in results}
+    """Draw a group of bars for each combination of the varying fields, in which each network has its colour."""
+    group_of = {id(row): "\n".join(GROUPED_BY[name](row[name]) for name in varying) for row in results}
     groups, networks = list(dict.fromkeys(group_of.values())), list(dict.fromkeys(map(name_of, results)))
     width = 0.8 / len(networks)
     for idx, network in enumerate(networks):
@@ -233,11 +238,11 @@ def draw_bars(axis, results: list[dict], value, varying: list[str]) -> None:
 
 
 def draw_curves(axis, results: list[dict], value, varying: list[str], over: str) -> None:
-    """A curve for each network and combination of what varies (a colour and a kind of line), over the size."""
+    """Draw a curve over the field `over` for each network (by colour) and combination of varying fields (by line)."""
     number = {"image_size": tokens, "batch_size": lambda row: row["batch_size"]}[over]
     curves = {}
     for row in sorted(results, key=number):
-        curves.setdefault((name_of(row), *(GROUP[name](row[name]) for name in varying)), []).append(row)
+        curves.setdefault((name_of(row), *(GROUPED_BY[name](row[name]) for name in varying)), []).append(row)
     networks, kinds = (list(dict.fromkeys(part)) for part in ((key[0] for key in curves), (key[1:] for key in curves)))
     for (network, *kind), rows in curves.items():
         style = {
@@ -247,13 +252,13 @@ def draw_curves(axis, results: list[dict], value, varying: list[str], over: str)
         label = ", ".join([network, *kind])
         axis.errorbar([number(row) for row in rows], *points(rows, value), label=label, marker="o", capsize=3, **style)
     choose_scale(axis, points(results, value)[0])
-    ticks = {number(row): GROUP[over](row[over]) for row in results}
+    ticks = {number(row): GROUPED_BY[over](row[over]) for row in results}
     axis.set_xscale("log")
     axis.set_xticks(list(ticks), list(ticks.values()))
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def main(argv: list[str] | None = None) -> dict:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "vitae benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -261,32 +266,37 @@ def main(argv: list[str] | None = None) -> dict:
         "--networks",
         nargs="+",
         default=["vitae-t", "vitae-s", "vitaev2-s", "vit-s", "swin-t"],
-        help=f"{', '.join([*PRESETS, *OTHERS])}, or timm:NAME",
+        help=f"{', '.join([*PRESETS, *OTHER_NETWORKS])}, or timm:NAME",
     )
-    parser.add_argument("--reference", default="vit-s", help="what efficiency is relative to; measured in any case")
+    parser.add_argument("--reference", default="vit-s", help="network that the others are compared with")
     parser.add_argument("--size", type=int, nargs="+", action="append", help="side, or height and width; repeatable")
     parser.add_argument("--batch_size", type=int, nargs="+", default=[8])
     parser.add_argument("--mode", nargs="+", choices=["inference", "training"], default=["inference"])
     parser.add_argument("--dtype", nargs="+", choices=list(PRECISIONS), default=["float32"])
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", choices=list(CHOICES), default="no")
-    parser.add_argument("--prepare", choices=list(CHOICES), default="no", help="presets, for inference")
-    parser.add_argument("--checkpointing", choices=list(CHOICES), default="no", help="in training")
+    parser.add_argument("--compile", choices=list(YES_NO_BOTH), default="no")
+    parser.add_argument("--prepare", choices=list(YES_NO_BOTH), default="no", help="use prepare_for_inference")
+    parser.add_argument("--checkpointing", choices=list(YES_NO_BOTH), default="no", help="in training")
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.3, help="how long each runs in a round, at least")
-    parser.add_argument("--skip_memory", action="store_true", help="saves the processes of their own")
-    parser.add_argument("--output", type=Path, help="path without suffix, or with any")
+    parser.add_argument("--seconds", type=float, default=0.3, help="how long a network runs in each round, at least")
+    parser.add_argument("--skip_memory", action="store_true", help="do not measure memory, which takes a process each")
+    parser.add_argument("--output", type=Path, help="files to write; a suffix is replaced by .json, .md and .png")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
-    if arguments.one is not None:
-        return measure_one(arguments.one)
     arguments.networks = list(dict.fromkeys([*arguments.networks, arguments.reference]))
     if unknown := [network for network in arguments.networks if not is_known(network)]:
-        parser.error(f"unknown networks {unknown}; there are {[*PRESETS, *OTHERS]} and timm:NAME")
+        parser.error(f"unknown networks {unknown}; there are {[*PRESETS, *OTHER_NETWORKS]} and timm:NAME")
     if any(len(size) > 2 for size in arguments.size or []):
         parser.error("--size takes a side, or height and width; give it again for another size")
     arguments.size = [(size[0], size[-1]) for size in arguments.size or [(224,)]]
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> dict:
+    arguments = parse(argv)
+    if arguments.one is not None:
+        return measure_one(arguments.one)
     torch.set_num_threads(arguments.threads)
     return measure(arguments)

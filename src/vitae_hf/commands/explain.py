@@ -1,11 +1,12 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """What did a classifier see in my pictures, and which branch of its cells saw it?
 
-    vitae explain vitae-nano-fashion src/vitae_hf/assets/sneaker.png
+    vitae explain vitae-nano-fashion                 # the two pictures that the package carries
+    vitae explain outputs/vitae-nano-fashion cat.jpg dog.jpg
 
-Writes a picture for each image: the scores, Grad-CAM, where attention looks, and how much attention and convolution add
-to each token, cell by cell. Prints a JSON line for each, then one for all. An image that cannot be read is named, the
-others are explained, and the exit status is 1.
+Draws for each image the scores, Grad-CAM, where attention looks, and how much attention and convolution add to each
+token, cell by cell. Prints a line of JSON for each image, then one for all. If an image cannot be read, the command
+names it, explains the others, and ends with status 1.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import torch
 from ..environment import environment
 from ..evaluation.explanation import Explanation, class_of, draw, explain
 from ..failures import about, device
+from ..files import PICTURES
 from ..image_processing_vitae import read_image
 from ..loading import load_trained
 
@@ -27,20 +29,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "vitae explain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model_name_or_path", help="folder or Hub name of a classifier")
-    parser.add_argument("images", nargs="+", help="files")
+    parser.add_argument(
+        "images", nargs="*", help=f"files; default: {' and '.join(path.name for path in PICTURES)} of the package"
+    )
     parser.add_argument("--output", type=Path, default=Path("outputs/explanations"), help="folder to write")
     parser.add_argument("--target", help="label to explain by Grad-CAM; default: the likeliest")
     parser.add_argument("--image_size", type=int, nargs="+", help="side, or height and width, in pixels")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
+    arguments.images = arguments.images or list(map(str, PICTURES))
     if arguments.image_size and len(arguments.image_size) > 2:
         parser.error("--image_size takes a side, or height and width")
     return arguments
 
 
 def picture_paths(images: list[str], folder: Path) -> list[Path]:
-    """One file for each image, called like it; of equal names the later ones are numbered."""
+    """The picture to write for each image, of the same name. If several images have one name, they are numbered."""
     paths = []
     for image in images:
         stem = Path(image).stem
@@ -50,6 +55,7 @@ def picture_paths(images: list[str], folder: Path) -> list[Path]:
 
 
 def summary(image: str, picture: Path, explanation: Explanation) -> dict:
+    """The line that is printed for an image. `attention_percent` is the mean share of attention in each cell."""
     shares = zip(explanation.cells, explanation.attention_share)
     return {
         "image": image,

@@ -4,9 +4,9 @@
     vitae export outputs/vitae-nano-fashion --format onnx
     vitae export outputs/vitae-nano-fashion --format onnx --quantize int8
 
-`examples/run_onnx.py` classifies pictures with what the first writes. A program takes any number of images of any size
-that the model takes. Before it gets its name it is loaded and compared with the model on real pictures, of two sizes,
-one not square, and several at once; where they disagree nothing is written, and the exit status is 1.
+`examples/run_onnx.py` classifies pictures with the first of these programs. A program takes any number of images, of
+any size that the model takes. The command compares it with the model on real pictures, of several sizes, alone and in
+batches. If they disagree, nothing is written and the exit status is 1.
 """
 
 import argparse
@@ -29,9 +29,9 @@ def main(argv: list[str] | None = None) -> dict:
         "--images",
         nargs="+",
         default=list(map(str, PICTURES)),
-        help="pictures to compare on",
+        help="pictures to compare on; default: those that the package carries",
     )
-    parser.add_argument("--quantize", choices=["int8"], help="matrix products in int8; with onnx")
+    parser.add_argument("--quantize", choices=["int8"], help="compute matrix products in int8; only with onnx")
     arguments = parser.parse_args(argv)
     int8 = arguments.quantize == "int8"
     with about(arguments.source):

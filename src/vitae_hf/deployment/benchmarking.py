@@ -1,8 +1,9 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Speed, work and memory of classifiers, ours and others', measured side by side.
+"""Measures speed, work and memory of classifiers, ours and others', side by side.
 
-Speed is only comparable within one run, in which the networks take turns (`interleave`), and then by ratios, since no
-machine is equally fast at all times. Every network has 1,000 classes, random weights and random images in memory.
+No machine is equally fast at all times. Speeds are therefore measured in one process in which the networks take turns
+(`interleave`), and compared as ratios. Every network has 1,000 classes and random weights, and gets random images that
+are in memory.
 """
 
 import math
@@ -32,7 +33,7 @@ from .inference import prepare_for_inference
 
 
 _SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
-OTHERS = {
+OTHER_NETWORKS = {
     "vit-s": (ViTForImageClassification, _SMALL),
     "vit-b": (ViTForImageClassification, {}),
     "deit-s": (DeiTForImageClassification, _SMALL),
@@ -40,32 +41,34 @@ OTHERS = {
     "convnext-t": (ConvNextForImageClassification, {}),
     "resnet-50": (ResNetForImageClassification, {}),
 }
-"""Networks of transformers: class of the model, and where its configuration differs from the defaults."""
+"""Networks of transformers: the class of the model, and the fields in which its configuration differs from the
+defaults."""
 
-PRECISIONS = {  # dtype of the weights, bfloat16 autocast, TF32
+PRECISIONS = {
     "float32": (torch.float32, False, False),
-    "tf32": (torch.float32, False, True),  # on GPUs
+    "tf32": (torch.float32, False, True),  # for GPUs
     "bfloat16": (torch.bfloat16, False, False),
     "float16": (torch.float16, False, False),
-    "autocast": (torch.float32, True, True),  # bfloat16 over float32 weights, as `ViTAETrainer` trains on a GPU
+    "autocast": (torch.float32, True, True),  # as `ViTAETrainer` trains on a GPU
 }
+"""The dtype of the weights, whether bfloat16 autocast is on, and whether matrix products may use TF32."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """A network in the circumstances under which it is measured.
+class Setup:
+    """What is measured: a network, and how it is run.
 
     Args:
-        network: a preset, one of `OTHERS`, or `timm:` and the name of a model there.
+        network: a preset, one of `OTHER_NETWORKS`, or `timm:` and the name of a model of timm.
         image_size: height and width in pixels.
-        batch_size: images at a time.
+        batch_size: images in a batch.
         mode: `"inference"`, or `"training"`: forward, cross-entropy, backward and AdamW.
         dtype: one of `PRECISIONS`.
-        device: where torch shall run it.
-        compiled: by `torch.compile`.
-        checkpointing: gradient checkpointing, in training.
-        channels_last: memory format of weights and images.
-        prepared: by `prepare_for_inference`; presets only, and only for inference.
+        device: the torch device.
+        compiled: whether `torch.compile` compiles the network.
+        checkpointing: whether training uses gradient checkpointing.
+        channels_last: whether weights and images are stored channels last.
+        prepared: whether `prepare_for_inference` prepares the network; for presets in inference only.
     """
 
     network: str
@@ -83,32 +86,33 @@ class Case:
 def is_known(network: str) -> bool:
     """Whether [`build_network`] can build it."""
     if network.startswith("timm:"):
-        import timm  # not at the top, here and below: only some need it
+        import timm  # here and below, since only networks of timm need it
 
         return timm.is_model(network.removeprefix("timm:"))
-    return network in PRESETS or network in OTHERS
+    return network in PRESETS or network in OTHER_NETWORKS
 
 
 def build_network(network: str, image_size: tuple[int, int]) -> nn.Module:
-    """A classifier of 1,000 classes with random weights; where positions are learned, they are those of the size.
+    """A classifier of 1,000 classes with random weights, made for images of this size.
 
     Args:
-        network: as in [`Case`].
+        network: as in [`Setup`].
         image_size: height and width in pixels.
 
     Raises:
-        ValueError: no such network, or the size is not one of its own.
+        ValueError: there is no such network, or it cannot take this size.
         RuntimeError: timm does not know the name.
+        ModuleNotFoundError: timm is not installed.
     """
     if network.startswith("timm:"):
         import timm
 
         try:
             return timm.create_model(network.removeprefix("timm:"), img_size=image_size)
-        except TypeError:  # convolutional networks take any size
+        except TypeError:  # timm's convolutional networks take any size and have no `img_size`
             return timm.create_model(network.removeprefix("timm:"))
-    if network in OTHERS:
-        model_class, fields = OTHERS[network]
+    if network in OTHER_NETWORKS:
+        model_class, fields = OTHER_NETWORKS[network]
         return model_class(model_class.config_class(image_size=image_size, num_labels=1000, **fields))
     config = config_from_preset(network, image_size=image_size, num_labels=1000)
     return AutoModelForImageClassification.from_config(config)
@@ -117,9 +121,9 @@ def build_network(network: str, image_size: tuple[int, int]) -> nn.Module:
 @lru_cache
 @torch.no_grad()
 def count_work(network: str, image_size: tuple[int, int]) -> tuple[int, float]:
-    """Parameters, and multiply-adds in 1e9 of one image through the forward pass, attention included.
+    """Count the parameters of a network, and the multiply-adds of its forward pass for one image, in 1e9.
 
-    Counted on the meta device, where no fused attention hides its products. Errors are those of the network.
+    They are counted on the meta device. There attention is not fused into one operation, so that its products count.
     """
     with torch.device("meta"):
         model = build_network(network, image_size).eval()
@@ -129,32 +133,33 @@ def count_work(network: str, image_size: tuple[int, int]) -> tuple[int, float]:
 
 
 class Workload:
-    """A case made ready: each call is one forward pass or one step of training on the same images."""
+    """A network ready to run: each call is one forward pass or one step of training, always on the same images."""
 
-    def __init__(self, case: Case):
+    def __init__(self, setup: Setup):
         torch.manual_seed(0)
-        dtype, self.autocast, _ = PRECISIONS[case.dtype]
-        layout = torch.channels_last if case.channels_last else torch.contiguous_format
-        self.case, self.is_training = case, case.mode == "training"
-        model = build_network(case.network, case.image_size).to(case.device, dtype, memory_format=layout)
-        if case.prepared:
-            self.model = prepare_for_inference(model, compile=case.compiled)
+        dtype, self.autocast, _ = PRECISIONS[setup.dtype]
+        layout = torch.channels_last if setup.channels_last else torch.contiguous_format
+        self.setup, self.is_training = setup, setup.mode == "training"
+        model = build_network(setup.network, setup.image_size).to(setup.device, dtype, memory_format=layout)
+        if setup.prepared:
+            self.model = prepare_for_inference(model, compile=setup.compiled)
         else:
             self.model = model.train(self.is_training)
-        if case.checkpointing:
+        if setup.checkpointing:
             enable = getattr(model, "gradient_checkpointing_enable", None) or model.set_grad_checkpointing
             enable()
         self.run = model
-        if case.compiled:  # networks of one class count together; beyond the limit they run eagerly
+        if setup.compiled:
+            # All networks of one class count towards the limit. Beyond it, torch would run them uncompiled.
             torch._dynamo.config.recompile_limit = 64
-            self.run = model if case.prepared else torch.compile(model, dynamic=False)
-        pixels = torch.randn(case.batch_size, 3, *case.image_size, device=case.device, dtype=dtype)
+            self.run = model if setup.prepared else torch.compile(model, dynamic=False)
+        pixels = torch.randn(setup.batch_size, 3, *setup.image_size, device=setup.device, dtype=dtype)
         self.pixels = pixels.contiguous(memory_format=layout)
-        self.labels = torch.randint(0, 1000, (case.batch_size,), device=case.device)
+        self.labels = torch.randint(0, 1000, (setup.batch_size,), device=setup.device)
         self.optimizer = torch.optim.AdamW(model.parameters(), fused=True) if self.is_training else None
 
     def logits(self) -> torch.Tensor:
-        device_type = torch.device(self.case.device).type
+        device_type = torch.device(self.setup.device).type
         with torch.autocast(device_type, torch.bfloat16) if self.autocast else nullcontext():
             outputs = self.run(self.pixels)
         return outputs if isinstance(outputs, torch.Tensor) else outputs.logits
@@ -173,7 +178,7 @@ class Workload:
 
 
 class MatrixProduct:
-    """Each call is one product of two square matrices of the size at which the device is fastest."""
+    """Each call multiplies two square matrices, of the size at which the device is fastest."""
 
     SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
 
@@ -194,7 +199,7 @@ class MatrixProduct:
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions of a call."""
+        """How many multiplications and additions a call takes."""
         return 2 * self.side**3
 
     def __call__(self) -> None:
@@ -202,7 +207,7 @@ class MatrixProduct:
 
 
 def set_precision(dtype: str) -> None:
-    """Allow TF32, or not, as one of `PRECISIONS` asks."""
+    """Allow or forbid TF32 in matrix products and convolutions, for one of `PRECISIONS`."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = PRECISIONS[dtype][2]
 
 
@@ -221,7 +226,7 @@ def seconds_per_call(function: Callable[[], None], calls: int, device: str) -> f
 
 
 def warm_up(function: Callable[[], None], least_seconds: float, device: str) -> int:
-    """How many calls take `least_seconds`, after two that need not be as fast."""
+    """How many calls take at least `least_seconds`. Two calls come before, since the first ones may be slower."""
     seconds_per_call(function, 2, device)
     return max(1, math.ceil(least_seconds / seconds_per_call(function, 1, device)))
 
@@ -229,10 +234,11 @@ def warm_up(function: Callable[[], None], least_seconds: float, device: str) -> 
 def interleave(
     functions: dict[object, Callable[[], None]], rounds: int, least_seconds: float, device: str
 ) -> tuple[dict[object, list[float]], dict[object, str]]:
-    """Time functions in turn, several rounds, each in a round for at least `least_seconds`.
+    """Time functions that take turns. In each round, every function is called for at least `least_seconds`.
 
     Returns:
-        Seconds per call in each round, by the function's key; and the errors of those that failed, which have no times.
+        For each function that did not fail, by its key, the seconds per call in each round; and for each that failed,
+        its error.
     """
     calls, seconds, errors = {}, {key: [] for key in functions}, {}
     for round_idx in range(-1, rounds):
@@ -244,73 +250,97 @@ def interleave(
                     calls[key] = warm_up(function, least_seconds, device)
                 else:
                     seconds[key].append(seconds_per_call(function, calls[key], device))
-            except Exception as error:  # out of memory, for one: the others' times are still wanted
-                errors[key] = describe(error)
+            except Exception as error:  # such as a lack of memory; the other functions are still timed
+                errors[key] = error_in_a_line(error)
     return {key: times for key, times in seconds.items() if key not in errors}, errors
 
 
-def describe(error: Exception) -> str:
-    """Its kind and what it says, in one line."""
+def error_in_a_line(error: Exception) -> str:
+    """The class and the message of an error, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
-def measure_speed(cases: list[Case], reference: str, rounds: int, least_seconds: float) -> list[dict]:
-    """Time networks in turn, and the device's matrix product with them.
+def measure_speed(setups: list[Setup], reference: str, rounds: int, least_seconds: float) -> list[dict]:
+    """Time networks that take turns with each other and with a product of two large matrices.
 
-    The relative efficiency of a network is images/s × multiply-adds per image over that of the reference in the same
-    round, both compiled or not, both checkpointing or not. Training counts as three times the multiply-adds of the
-    forward pass, recomputation not at all.
+    The relative efficiency of a network is its multiply-adds per second over those of the reference in the same round.
+    The reference is compiled and checkpointed if the network is. A step of training counts as three forward passes;
+    computing activations a second time does not count.
 
     Args:
-        cases: of one mode, dtype, image size, batch size and device.
-        reference: their network that the others are compared with.
-        rounds: how many times each has its turn.
-        least_seconds: length of a turn.
+        setups: networks with the same mode, dtype, image size, batch size and device.
+        reference: the network among them that the others are compared with.
+        rounds: how many turns each network has.
+        least_seconds: how long a turn takes at least.
 
     Returns:
-        For each case its fields and `parameters`, `gmacs` of an image, `images_per_s` (median), `images_per_s_rounds`,
-        `relative_efficiency` and `fraction_of_peak` (each the median, lowest and highest of the rounds), `peak_tflops`
-        (the matrix product's); or its fields and `error`.
+        For each setup its fields, and `parameters`, `gmacs` (of an image), `images_per_s` (median),
+        `images_per_s_rounds`, `relative_efficiency` and `fraction_of_peak` (both as median, lowest and highest of the
+        rounds), and `peak_tflops` (speed of the matrix product). For a network that failed, its fields and `error`.
     """
-    device = cases[0].device
-    set_precision(cases[0].dtype)
+    device = setups[0].device
+    set_precision(setups[0].dtype)
     torch.compiler.reset()
-    functions, errors, work = {}, {}, {}
-    for case in cases:
-        try:
-            work[case] = count_work(case.network, case.image_size)
-            functions[case] = Workload(case)
-        except Exception as error:
-            errors[case] = describe(error)
-    product = MatrixProduct(cases[0].dtype, device)
-    seconds, failed = interleave({"product": product, **functions}, rounds, least_seconds, device)
+    workloads, work, errors = build_workloads(setups)
+    product = MatrixProduct(setups[0].dtype, device)
+    seconds, failed = interleave({"product": product, **workloads}, rounds, least_seconds, device)
     errors |= failed
     peaks = [product.operations / time for time in seconds.pop("product")]
     speeds = {
-        case: [case.batch_size * work[case][1] * 1e9 / time for time in times] for case, times in seconds.items()
+        setup: [setup.batch_size * work[setup][1] * 1e9 / time for time in times] for setup, times in seconds.items()
     }  # multiply-adds of forward passes per second
-    passes = 3 if cases[0].mode == "training" else 1
     records = []
-    for case in cases:
-        if case in errors:
-            records.append({**asdict(case), "error": errors[case]})
+    for setup in setups:
+        if setup in errors:
+            records.append({**asdict(setup), "error": errors[setup]})
             continue
-        parameters, gmacs = work[case]
-        images_per_s = [case.batch_size / time for time in seconds[case]]
-        base = speeds.get(Case(**{**asdict(case), "network": reference, "prepared": False}))
-        records.append(
-            {
-                **asdict(case),
-                "parameters": parameters,
-                "gmacs": gmacs,
-                "images_per_s": statistics.median(images_per_s),
-                "images_per_s_rounds": images_per_s,
-                "relative_efficiency": base and spread([own / other for own, other in zip(speeds[case], base)]),
-                "fraction_of_peak": spread([2 * passes * own / peak for own, peak in zip(speeds[case], peaks)]),
-                "peak_tflops": statistics.median(peaks) / 1e12,
-            }
-        )
+        base = speeds.get(Setup(**{**asdict(setup), "network": reference, "prepared": False}))
+        records.append(record_of_speed(setup, work[setup], seconds[setup], speeds[setup], base, peaks))
     return records
+
+
+def build_workloads(setups: list[Setup]) -> tuple[dict, dict, dict]:
+    """Workloads and work (see [`count_work`]) of the networks that can be built, and the errors of the others."""
+    workloads, work, errors = {}, {}, {}
+    for setup in setups:
+        try:
+            work[setup] = count_work(setup.network, setup.image_size)
+            workloads[setup] = Workload(setup)
+        except Exception as error:
+            errors[setup] = error_in_a_line(error)
+    return workloads, work, errors
+
+
+def record_of_speed(
+    setup: Setup,
+    work: tuple[int, float],
+    seconds: list[float],
+    speeds: list[float],
+    reference_speeds: list[float] | None,
+    peaks: list[float],
+) -> dict:
+    """The figures of one network, see [`measure_speed`].
+
+    Args:
+        work: its parameters, and multiply-adds of an image in 1e9.
+        seconds: of a call, in each round.
+        speeds, reference_speeds: its multiply-adds per second in each round, and the reference's.
+        peaks: operations per second of the matrix product in each round.
+    """
+    parameters, gmacs = work
+    images_per_s = [setup.batch_size / time for time in seconds]
+    passes = 3 if setup.mode == "training" else 1
+    ratios = reference_speeds and [own / other for own, other in zip(speeds, reference_speeds)]
+    return {
+        **asdict(setup),
+        "parameters": parameters,
+        "gmacs": gmacs,
+        "images_per_s": statistics.median(images_per_s),
+        "images_per_s_rounds": images_per_s,
+        "relative_efficiency": ratios and spread(ratios),
+        "fraction_of_peak": spread([2 * passes * own / peak for own, peak in zip(speeds, peaks)]),
+        "peak_tflops": statistics.median(peaks) / 1e12,
+    }
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -318,51 +348,51 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def peak_memory(device: str) -> float:
-    """The most memory that this process has had, in MiB: what torch allocated on a GPU, resident memory on a CPU.
+    """The most memory that this process has used, in MiB: on a GPU what torch allocated, on a CPU resident memory.
 
-    Linux tells the latter. Not `ru_maxrss`, which a process inherits from the one that started it.
+    Resident memory is read from `/proc`. `ru_maxrss` would not do, since a process inherits it from its parent.
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
 
 
-def measure_memory(case: Case) -> dict[str, float]:
-    """Peak memory of a case; only means something in a fresh process, where nothing else has run.
+def measure_memory(setup: Setup) -> dict[str, float]:
+    """Measure peak memory. Call this in a new process, since whatever ran before would count too.
 
     Returns:
-        In MiB: `peak_mib` after two calls (the compiler's own memory included on a CPU, if there is one),
-        `idle_peak_mib` before the network was built but with all code loaded, and in training
-        `saved_mib_per_image`, see [`saved_activations`].
+        In MiB: `peak_mib` after two calls (on a CPU this includes what the compiler needs), `idle_peak_mib` before the
+        network was built but after all code was loaded, and in training `saved_mib_per_image`, see
+        [`saved_activations`].
     """
-    set_precision(case.dtype)
+    set_precision(setup.dtype)
     with torch.device("meta"):
-        build_network(case.network, case.image_size)
-    idle = peak_memory(case.device)
-    workload = Workload(case)
+        build_network(setup.network, setup.image_size)
+    idle = peak_memory(setup.device)
+    workload = Workload(setup)
     workload()
     workload()
-    record = {"peak_mib": peak_memory(case.device), "idle_peak_mib": idle}
+    record = {"peak_mib": peak_memory(setup.device), "idle_peak_mib": idle}
     if workload.is_training:
-        record["saved_mib_per_image"] = saved_activations(workload) / case.batch_size / 2**20
+        record["saved_mib_per_image"] = saved_activations(workload) / setup.batch_size / 2**20
     return record
 
 
 def saved_activations(workload: Workload) -> int:
-    """Bytes that the forward pass of a workload keeps for the backward pass, see [`saved_bytes`]."""
+    """How many bytes the forward pass of a workload keeps for the backward pass, see [`saved_bytes`]."""
     return saved_bytes(workload.loss, [*workload.model.parameters(), *workload.model.buffers()])
 
 
 def saved_bytes(forward: Callable[[], torch.Tensor], weights: list[torch.Tensor]) -> int:
-    """Bytes that a forward pass keeps for the backward pass, each storage counted once, without weights and buffers.
+    """How many bytes a forward pass keeps for the backward pass. Each storage counts once, weights and buffers do not.
 
-    Under autocast the half-precision copies of the weights are among them.
+    Under autocast, the half-precision copies of the weights count.
     """
     own = {tensor.untyped_storage().data_ptr() for tensor in weights}
     saved = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor  # kept, lest another takes its address
+        saved[tensor.untyped_storage().data_ptr()] = tensor  # kept, so that no other tensor gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):

@@ -1,8 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""A trained model as a program that runs elsewhere: ONNX, `torch.export` or OpenVINO, in float32 or int8.
+"""A trained model written as a program for other runtimes: ONNX, `torch.export` or OpenVINO, in float32 or int8.
 
-Through the library's own exporters (`transformers.exporters`). Batch, height and width stay open in every format; what
-each of them makes of sizes that do not fit is in [`export_model`].
+The programs are made by the exporters of transformers (`transformers.exporters`). They take any number of images of any
+valid size. [`export_model`] says what each format does with images of other sizes.
 """
 
 import copy
@@ -16,30 +16,32 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
 
-from ..files import find_model
-from ..hub.conversion import whole_folder
+from ..files import find_model, whole_folder
 from ..loading import check_source, load_trained
-from .inference import fold_batch_norms
+from .folding import fold_batch_norms
 
 
-# The library's name of each format, and the packages it takes.
 BACKENDS = {"onnx": "onnx", "torch": "dynamo", "openvino": "openvino"}
+"""Each format, and what the library calls it."""
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": (), "openvino": ("openvino",)}
-MANIFEST = "export.json"  # which the library writes beside a program
+"""Each format, and the packages that it needs."""
+MANIFEST = "export.json"
+"""The file that the library writes beside a program."""
 TOLERANCE = 1e-4
-"""Largest difference of an output from the model's, in standard deviations of the output; measured: below 1e-5."""
+"""How far an output may be from the model's at most, in standard deviations of the output. Measured: below 1e-5."""
 INT8_TOLERANCE = 0.2
-"""The same of int8 programs, but root mean square; measured: below 0.05."""
+"""How far the outputs of an int8 program may be from the model's, root mean square, in the same unit. Measured: below
+0.05."""
 
 
 def check_format(name: str) -> None:
-    """See that a format is known and can be written here.
+    """Raise an error unless a format is known and can be written here.
 
     Raises:
         ValueError: there is no such format.
-        ImportError: it takes packages that are not installed.
+        ImportError: packages that it needs are not installed.
     """
     if name not in BACKENDS:
         raise ValueError(f"the format must be one of {', '.join(BACKENDS)}; got {name!r}")
@@ -51,11 +53,12 @@ def check_format(name: str) -> None:
         )
 
 
-def load_for_export(source: str | Path):
-    """A classifier, or else the network without a head, in float32, and its image processor.
+def load_for_export(source: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Load a classifier or headless model in float32, with all its trained weights, and its image processor.
 
     Raises:
-        OSError, ValueError: see [`load_trained`]; or it is another network.
+        OSError: there is no such folder or repository.
+        ValueError: see [`load_trained`], or it holds another kind of model.
     """
     check_source(find_model(source))
     config = AutoConfig.from_pretrained(find_model(source))
@@ -70,10 +73,11 @@ def load_for_export(source: str | Path):
 
 @contextmanager
 def whole_strides(model: PreTrainedModel):
-    """Calls take of an image what is whole strides, and a tracer knows its sides to be stride · (side // stride).
+    """In this block, the model crops its input to sides of stride · (side // stride) pixels.
 
-    All sizes in the network are then sums of whole terms. From sides that are bare symbols every convolution makes
-    another quotient, and comparing these took minutes in ViTAEv2, where windows multiply them.
+    A tracer then knows that both sides are multiples of the stride, and writes every size in the network as a product.
+    Otherwise each convolution makes a new quotient, and in ViTAEv2, whose windows multiply these, comparing them took
+    minutes.
     """
     stride = model.config.total_stride
 
@@ -90,26 +94,26 @@ def whole_strides(model: PreTrainedModel):
 
 
 def forward_inputs(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, Any]:
-    """How any size of image is passed: variants with positions interpolate them."""
+    """The arguments of `forward` for images of any size: the class-token variants must interpolate their positions."""
     inputs = {"pixel_values": pixel_values}
     return inputs | {"interpolate_pos_encoding": True} if model.config.has_class_token else inputs
 
 
 def export_model(model: PreTrainedModel, format: str, quantizer=None):
-    """Trace a model for images of any number and size.
+    """Make a program from a model, for any number of images of any valid size.
 
-    Its BatchNorms are folded in a copy; positions of the class-token variants are interpolated to the size of the
-    image. Batch, height and width stay open, sides being multiples of `config.total_stride`. Of other sides,
-    `"torch"` and `"onnx"` programs raise an error, `"openvino"` leaves the rest on the right and at the bottom out. A
-    `"torch"` program also wants sides of two strides at least, and stays on the device of the model.
+    BatchNorms are folded, in a copy of the model. Class-token variants interpolate their positions to the size of the
+    image. Both sides of an image must be multiples of `config.total_stride`. Given another image, `"torch"` and
+    `"onnx"` programs raise an error, and `"openvino"` programs ignore what is too much on the right and at the bottom.
+    A `"torch"` program needs sides of at least two strides, and runs on the device of the model only.
 
     Args:
         model: a classifier or headless model of this family.
         format: `"onnx"`, `"torch"` or `"openvino"`.
-        quantizer: one of `transformers.exporters` that goes with the format; default: float32.
+        quantizer: one of `transformers.exporters` that supports the format; default: float32.
 
     Returns:
-        The library's `ExportedModel`: can be called like the model, saved, loaded.
+        The library's `ExportedModel`, which can be called like the model, saved and loaded.
 
     Raises:
         ValueError, ImportError: see [`check_format`].
@@ -131,15 +135,16 @@ def export_model(model: PreTrainedModel, format: str, quantizer=None):
     if format == "onnx":
         refuse_remainders(exported.program)
         for node in exported.program.graph:
-            node.metadata_props.clear()  # where in our code it is from, with this machine's paths
-    exported.config = None  # it stays with the model: beside a program it would make loading ask for our code
+            node.metadata_props.clear()  # the line of code that it comes from, with paths of this machine
+    exported.config = None  # a config.json beside the program would make loading ask for the model's code
     return exported
 
 
 def refuse_remainders(program) -> None:
-    """Give an ONNX graph the image as it is, in the place of what [`whole_strides`] took of it, and in that shape.
+    """Make an ONNX program raise an error where it would crop an image, as [`whole_strides`] told it to.
 
-    ONNX Runtime then refuses what has more pixels, where it would go on with a part of the image.
+    The whole image is reshaped to the shape of the cropped one. This changes nothing if there is nothing to crop, and
+    is an error of ONNX Runtime if there is, because the number of pixels differs.
     """
     import onnx_ir
 
@@ -157,10 +162,11 @@ def refuse_remainders(program) -> None:
 
 
 def int8_quantizer():
-    """int8 weights for the matrix products, whose inputs become int8 as they come: no calibration. For `"onnx"`.
+    """A quantizer for `"onnx"`: matrix products in int8, without calibration.
 
-    Their range is taken over the whole batch, so that an image's scores depend a little on its company. Convolutions
-    stay in float32: in int8 they were slower, the grouped ones by far, and less exact (results/LOG.md).
+    Weights are int8. Inputs are converted when the program runs, by the range of values in the whole batch, so that the
+    scores of an image depend slightly on the other images. Convolutions stay in float32, because in int8 they were
+    slower (grouped ones much slower) and less exact, see results/LOG.md.
     """
     from transformers.exporters import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
@@ -169,11 +175,12 @@ def int8_quantizer():
 
 
 def load_exported(folder: str | Path, **options):
-    """A saved program, ready to be called like the model it came from.
+    """Load a saved program, which can be called like the model that it was made from.
 
     Args:
-        options: of the library's runner for the format: `session_options` of ONNX Runtime, `config` of OpenVINO. The
-            latter computes in float32 unless this says otherwise; by itself it takes bfloat16 where processors have it.
+        options: for the library's runner of the format: `session_options` for ONNX Runtime, `config` for OpenVINO.
+            OpenVINO computes in float32 unless `config` says otherwise. (Its own default is bfloat16 on processors that
+            have it.)
 
     Raises:
         OSError: there is no program in this folder.
@@ -188,11 +195,12 @@ def load_exported(folder: str | Path, **options):
 
 @torch.no_grad()
 def compare(exported, model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, float]:
-    """How far a program is from the model on some images.
+    """Measure how far the outputs of a program are from the model's on some images.
 
     Returns:
-        Largest and root mean square difference, each over the standard deviation of the model's output, of the worst
-        output; and for classifiers the share of images, in percent, for which both name the same class.
+        `max_over_std` and `rms_over_std`: the largest and the root mean square difference, over the standard deviation
+        of the model's output. With several outputs, those of the worst one. For classifiers also `same_top1_percent`:
+        the share of images for which both name the same class.
     """
     inputs = forward_inputs(model, pixel_values)
     expected, outputs = model(**inputs), exported(**inputs)
@@ -208,16 +216,19 @@ def compare(exported, model: PreTrainedModel, pixel_values: torch.Tensor) -> dic
 
 
 def read_batch(processor, pictures: list, batch: int, height: int, width: int) -> torch.Tensor:
-    """Some pictures, again from the first where there are too few: `(batch, C, height, width)`."""
+    """A batch of pictures, `(batch, C, height, width)`. If there are too few, the first ones are repeated."""
     chosen = [pictures[index % len(pictures)] for index in range(batch)]
     return processor(chosen, size={"height": height, "width": width}, return_tensors="pt").pixel_values
 
 
 def verify(exported, model: PreTrainedModel, processor, pictures: list, int8: bool = False) -> list[dict]:
-    """Compare a program with the model on real pictures, of the model's size and not square, one and several.
+    """Compare a program with the model on pictures of three sizes, two of them not square, alone and in batches.
+
+    Returns:
+        For each batch its size and the figures of [`compare`].
 
     Raises:
-        ValueError: they differ by more than [`TOLERANCE`], or root mean square by more than [`INT8_TOLERANCE`].
+        ValueError: the outputs differ by more than `TOLERANCE`, those of an int8 program by more than `INT8_TOLERANCE`.
     """
     stride, (height, width) = model.config.total_stride, model.config.image_height_width
     sizes = ((1, height, width), (3, height, width), (1, height + 2 * stride, width), (2, height, width + 3 * stride))
@@ -226,7 +237,7 @@ def verify(exported, model: PreTrainedModel, processor, pictures: list, int8: bo
     for batch, rows, columns in sizes:
         figures = compare(exported, model, read_batch(processor, pictures, batch, rows, columns))
         checks.append({"batch": batch, "height": rows, "width": columns, **figures})
-        if not figures[name] <= limit:  # not a number is no agreement either
+        if not figures[name] <= limit:  # also if the figure is not a number
             raise ValueError(
                 f"the exported program disagrees with the model by {figures[name]:.2g} ({name}) on {batch} pictures of"
                 f" {rows}×{columns} pixels, at most {limit} was expected"
@@ -236,10 +247,10 @@ def verify(exported, model: PreTrainedModel, processor, pictures: list, int8: bo
 
 @contextmanager
 def replaced_folder(output: Path):
-    """[`whole_folder`], in the place of an earlier export, which stays if anything fails.
+    """[`whole_folder`], which replaces an earlier export, but keeps it if anything fails.
 
     Raises:
-        FileExistsError: something else is there.
+        FileExistsError: there is something at `output` that is no export.
     """
     if output.exists() and not (output.is_dir() and ((output / MANIFEST).is_file() or not any(output.iterdir()))):
         raise FileExistsError(f"{output} exists already and is no export: choose another --output")
@@ -251,21 +262,21 @@ def replaced_folder(output: Path):
 def export_folder(
     source: str | Path, format: str, pictures: list, output: str | Path | None = None, int8: bool = False
 ) -> dict:
-    """Write a folder's or repository's model as a program that was compared with it, or nothing at all.
+    """Export a saved model, and compare the program with it. If they disagree, nothing is written.
 
     Args:
-        source: of a classifier or headless model of this family; it stays as it is.
+        source: folder or Hub name of a classifier or headless model of this family.
         format: `"onnx"`, `"torch"` or `"openvino"`.
-        pictures: to compare on: paths, or what else its image processor takes.
-        output: folder to write; default: `source/onnx` (or another format; int8: `source/onnx_int8`).
-        int8: quantize, see [`int8_quantizer`].
+        pictures: what to compare on: paths, or anything else that the image processor takes.
+        output: folder to write; default: `onnx` (or the other format) in the source, `onnx_int8` for int8.
+        int8: whether matrix products are computed in int8, see [`int8_quantizer`].
 
     Returns:
-        Folder, format, size in bytes, seconds, and the comparison.
+        `output`, `format`, `dtype`, `bytes`, `seconds`, and `checks`, the comparison.
 
     Raises:
-        ValueError: of [`check_format`], [`load_for_export`] and [`verify`]; a picture cannot be read; there is no
-            output, or no int8 in this format.
+        ValueError: the format or the model cannot be exported, the program disagrees with the model, a picture cannot
+            be read, `output` is missing for a name on the Hub, or the format has no int8.
         OSError: something cannot be read or written.
         ImportError: a package is missing.
     """

@@ -22,16 +22,11 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
+from ..attention_vitae import join_windows, split_into_windows
 from ..data.pictures import as_pictures
-from ..layers_vitae import (
-    ViTAECell,
-    ViTAEFamilyPreTrainedModel,
-    ViTAEFamilyReductionCell,
-    join_windows,
-    split_into_windows,
-    tokens_to_map,
-)
+from ..layers_vitae import ViTAEFamilyCell, ViTAEFamilyReductionCell, grid_tokens, tokens_to_map
 from ..messages import listed
+from ..modeling_base_vitae import ViTAEFamilyPreTrainedModel
 
 
 MOST_LABELS = 5
@@ -39,24 +34,27 @@ MOST_LABELS = 5
 
 @dataclass
 class Explanation:
-    """What [`explain`] finds out about one image; maps of a cell have the height and width of its grid of tokens.
+    """What [`explain`] finds out about one image. A cell's maps have one value for each position of its grid of tokens.
 
     Attributes:
         image: uint8 `(height, width, 3)`, what the network saw, after resizing and cropping.
-        labels: the five likeliest classes, or all if there are fewer, as `{"label", "score"}`, the best first.
+        labels: the five likeliest classes (all if there are fewer) as `{"label", "score"}`, the best first.
         target: the class that `grad_cam` explains.
-        target_label: its name.
-        grad_cam: float32 `(height, width)` from 0 to 1, where the image speaks for the target; all 0 if nowhere.
-        cells: names of the cells that have an attention and a convolution branch, in order of depth: `"stage 1,
-            reduction"`, `"stage 3, cell 1"`.
-        attention: of each cell, where its attention looks: what each position gets on average over the positions that
-            ask and over the heads; sums to 1. None where there is no such matrix, as with random features.
-        rollout: `"stage 3"` -> the same for the attention of all cells of a stage one after the other, for stages that
-            have softmax attention.
-        attention_share: of each cell, the part of what its two branches add to a token that comes from attention,
+        target_label: the name of that class.
+        grad_cam: float32 `(height, width)` from 0 to 1: how much each place of the image raises the score of the
+            target. All 0 if no place does.
+        cells: names of the cells that have an attention and a convolution branch, in order of depth, such as
+            `"stage 1, reduction"` and `"stage 3, cell 1"`, see [`cell_name`]. The lists below are in the same order.
+        stages: for each cell the number of its stage, from 1.
+        attention: for each cell a map of where its attention looks: the attention that a position receives, averaged
+            over all positions that attend and over the heads. Sums to 1. `None` for random features, which never
+            compute attention weights.
+        rollout: for each stage with softmax attention (by its number, from 1) a map as in `attention`, for all cells of
+            the stage together.
+        attention_share: for each cell a map of how much of what it adds to a token comes from its attention:
             |attention| / (|attention| + |convolution|). In a reduction cell the attention includes its value residual.
-        convolution_share: what is missing from that to 1.
-        seconds: how long it took.
+        convolution_share: for each cell the rest, `1 - attention_share`.
+        seconds: how long the explanation took.
     """
 
     image: np.ndarray
@@ -65,38 +63,49 @@ class Explanation:
     target_label: str
     grad_cam: np.ndarray
     cells: list[str]
+    stages: list[int]
     attention: list[np.ndarray | None]
-    rollout: dict[str, np.ndarray]
+    rollout: dict[int, np.ndarray]
     attention_share: list[np.ndarray]
     convolution_share: list[np.ndarray]
     seconds: float
 
 
+def stage_name(stage: int) -> str:
+    return f"stage {stage}"
+
+
+def cell_name(stage: int, cell: int | None) -> str:
+    """What people call a cell: stages and their normal cells are numbered from 1, and `None` is the reduction cell."""
+    return f"{stage_name(stage)}, reduction" if cell is None else f"{stage_name(stage)}, cell {cell}"
+
+
 class Cell(NamedTuple):
     name: str
-    stage: str
-    module: ViTAECell
+    stage: int
+    module: ViTAEFamilyCell
 
 
 def two_branch_cells(model: ViTAEFamilyPreTrainedModel) -> list[Cell]:
     """The cells with an attention and a convolution branch, in order of depth."""
     cells = []
+    has_reduction_cells = not model.config.has_class_token
     for number, stage in enumerate(model.base_model.stages, start=1):
-        if isinstance(stage.reduction_cell, ViTAEFamilyReductionCell):
-            cells.append(Cell(f"stage {number}, reduction", f"stage {number}", stage.reduction_cell))
+        if has_reduction_cells and isinstance(stage.reduction_cell, ViTAEFamilyReductionCell):
+            cells.append(Cell(cell_name(number, None), number, stage.reduction_cell))
         for cell_number, cell in enumerate(stage.normal_cells, start=1):
-            cells.append(Cell(f"stage {number}, cell {cell_number}", f"stage {number}", cell))
+            cells.append(Cell(cell_name(number, cell_number), number, cell))
     return cells
 
 
 def attention_matrix(weights: torch.Tensor, height: int, width: int, window_size: int | None) -> torch.Tensor:
-    """The mean over heads of one image's attention weights, float32, rows of real tokens adding up to 1.
+    """The attention weights of one image, averaged over heads, in float32. Each row of a real token sums to 1.
 
     Args:
-        weights: `(windows, heads, T, T)`, the window being the whole grid if `window_size` is None.
+        weights: `(windows, heads, T, T)`. Without a `window_size` there is one window, the whole grid.
 
     Returns:
-        `(windows, T, T)`, with zeros for what fills up windows at the border.
+        `(windows, T, T)`. Rows and columns of the padding at the border are zero.
     """
     matrix = weights.mean(1, dtype=torch.float32)
     if window_size is not None:
@@ -107,14 +116,15 @@ def attention_matrix(weights: torch.Tensor, height: int, width: int, window_size
     return matrix
 
 
-def received(matrix: torch.Tensor, height: int, width: int, window_size: int | None, first: int) -> np.ndarray:
-    """What each position of the grid gets from all of them: `(windows, T, T)` -> `(height, width)`, adding up to 1.
+def received(
+    matrix: torch.Tensor, height: int, width: int, window_size: int | None, has_class_token: bool
+) -> np.ndarray:
+    """The attention that each position of the grid receives from all positions: `(windows, T, T)` -> `(height, width)`.
 
-    Args:
-        first: where the grid's tokens begin; a class token neither asks nor is asked, since the classifier reads the
-            others alone.
+    The map sums to 1. A class token is left out on both sides, since the classifier reads the other tokens only.
     """
-    totals = matrix[:, first:, first:].sum(1)  # (windows, T)
+    first = int(has_class_token)  # the number of the first token of the grid
+    totals = matrix[:, first:, first:].sum(1)  # (windows, tokens of the window)
     if window_size is not None:
         totals = join_windows(totals.unsqueeze(-1), 1, height, width, window_size)
     totals = totals.reshape(height, width)
@@ -122,10 +132,10 @@ def received(matrix: torch.Tensor, height: int, width: int, window_size: int | N
 
 
 class _Recorder:
-    """Hooks that reduce what the cells compute to maps as soon as they have, so that one cell's matrix is alive."""
+    """Hooks that turn what a cell computes into maps at once, so that only one matrix of attention is in memory."""
 
-    def __init__(self, cells: list[Cell], num_class_tokens: int):
-        self.first = num_class_tokens
+    def __init__(self, cells: list[Cell], has_class_token: bool):
+        self.has_class_token = has_class_token
         self.attention, self.shares, self.rollout = {}, {}, {}
         self._norms, self._products = {}, {}
         self.handles = []
@@ -139,29 +149,31 @@ class _Recorder:
     def _see_attention(self, cell: Cell, args: tuple, output: tuple[torch.Tensor, torch.Tensor | None]) -> None:
         states, weights = output
         _, height, width = args
-        norm = torch.linalg.vector_norm(states[0, self.first :].float(), dim=-1)
+        norm = torch.linalg.vector_norm(grid_tokens(states, self.has_class_token)[0].float(), dim=-1)
         self._see_norm(cell, "attention", norm.view(height, width))
         self.attention[cell.name] = None
         if weights is None:
             return
         window_size = cell.module.attention.window_size
         matrix = attention_matrix(weights, height, width, window_size)
-        self.attention[cell.name] = received(matrix, height, width, window_size, self.first)
+        self.attention[cell.name] = received(matrix, height, width, window_size, self.has_class_token)
         step = (matrix + torch.eye(matrix.shape[-1], device=matrix.device)) / 2
         before = self._products.get(cell.stage)
         self._products = {cell.stage: step if before is None else step @ before}
-        self.rollout[cell.stage] = received(self._products[cell.stage], height, width, window_size, self.first)
+        self.rollout[cell.stage] = received(
+            self._products[cell.stage], height, width, window_size, self.has_class_token
+        )
 
     def _see_convolution(self, cell: Cell, args: tuple, output: torch.Tensor) -> None:
         self._see_norm(cell, "convolution", torch.linalg.vector_norm(output[0].float(), dim=0))
 
     def _see_norm(self, cell: Cell, branch: str, norm: torch.Tensor) -> None:
-        """Of one branch; of a cell's two branches either may be the first to run."""
+        """Keep the norm of one branch; when the cell's other branch has run too, compute the share of attention."""
         norms = self._norms.setdefault(cell.name, {})
         norms[branch] = norm
         if len(norms) == 2:
             total = norms["attention"] + norms["convolution"]
-            share = torch.where(total > 0, norms["attention"] / total, 0.5)  # of nothing, both did as much
+            share = torch.where(total > 0, norms["attention"] / total, 0.5)  # 0.5 where neither adds anything
             self.shares[cell.name] = share.cpu().numpy()
 
     def remove(self) -> None:
@@ -170,8 +182,8 @@ class _Recorder:
 
 
 @contextmanager
-def _still(model: nn.Module):
-    """Inside, evaluation mode, no weight asks for a gradient and nothing runs compiled; afterwards all is as before."""
+def _evaluating(model: nn.Module):
+    """In this block, the model is in evaluation mode, needs no gradients and does not run compiled code."""
     modes = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval().requires_grad_(False)
@@ -187,7 +199,7 @@ def _still(model: nn.Module):
 
 @contextmanager
 def _eager_attention(cells: list[Cell]):
-    """Softmax attention forms its matrix."""
+    """In this block, softmax attention computes its weights."""
     configs = {id(config): config for cell in cells if (config := getattr(cell.module.attention, "config", None))}
     before = [(config, config._attn_implementation) for config in configs.values()]
     for config in configs.values():
@@ -200,7 +212,7 @@ def _eager_attention(cells: list[Cell]):
 
 
 class _Logits(nn.Module):
-    """A classifier whose output is its logits, as Grad-CAM wants it."""
+    """A classifier whose output is its logits, as the package for Grad-CAM expects."""
 
     def __init__(self, model: ViTAEFamilyPreTrainedModel):
         super().__init__()
@@ -208,7 +220,7 @@ class _Logits(nn.Module):
         self.options = {"interpolate_pos_encoding": True} if model.config.has_class_token else {}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Nothing: gradients are those of whoever trains the model."""
+        """Does nothing: the gradients belong to whoever trains the model."""
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         outputs = self.model(
@@ -218,21 +230,24 @@ class _Logits(nn.Module):
 
 
 def last_tokens(model: ViTAEFamilyPreTrainedModel) -> nn.Module:
-    """The module that gives the tokens which the classifier reads the mean of."""
+    """The module that gives the last tokens, whose mean the classifier reads."""
     stage = model.base_model.stages[-1]
-    return stage.normal_cells[-1] if len(stage.normal_cells) else stage.reduction_cell or model.base_model.embeddings
+    if len(stage.normal_cells):
+        return stage.normal_cells[-1]
+    return model.base_model.embeddings if model.config.has_class_token else stage.reduction_cell
 
 
 def grad_cam(model: ViTAEFamilyPreTrainedModel, pixel_values: torch.Tensor, target: int) -> np.ndarray:
     """Grad-CAM of a class on the last tokens: `(1, 3, height, width)` -> float32 `(height, width)` from 0 to 1.
 
-    The weights must ask for no gradient. The graph then begins at these tokens, and nothing before them is kept.
+    The weights must not require gradients. The graph then begins at these tokens, so that nothing before is kept.
     """
     height, width = (side // model.config.total_stride for side in pixel_values.shape[-2:])
-    first, layer = int(model.config.has_class_token), last_tokens(model)
+    layer = last_tokens(model)
 
     def reshape(tokens: torch.Tensor) -> torch.Tensor:
-        return tokens_to_map(tokens[:, first:], height, width).float()  # float32, since NumPy has no bfloat16
+        feature_map = tokens_to_map(grid_tokens(tokens, model.config.has_class_token), height, width)
+        return feature_map.float()  # NumPy has no bfloat16
 
     handle = layer.register_forward_hook(lambda module, args, output: output.requires_grad_())
     try:
@@ -243,10 +258,10 @@ def grad_cam(model: ViTAEFamilyPreTrainedModel, pixel_values: torch.Tensor, targ
 
 
 def class_of(label: str, id2label: dict[int, str]) -> int:
-    """The class with a label.
+    """The number of the class with this label.
 
     Raises:
-        ValueError: there is none; the message has the most similar ones.
+        ValueError: there is no such class; the message lists the most similar labels.
     """
     for index, name in id2label.items():
         if name == label:
@@ -266,7 +281,7 @@ def _target_class(target: int | str | None, logits: torch.Tensor, id2label: dict
 
 
 def _best_labels(model: ViTAEFamilyPreTrainedModel, logits: torch.Tensor) -> list[dict]:
-    """As the library's pipeline scores them."""
+    """The likeliest labels, with the scores that the library's pipeline gives them."""
     is_multi_label = model.config.problem_type == "multi_label_classification" or len(logits) == 1
     scores = logits.sigmoid() if is_multi_label else logits.softmax(-1)
     best = scores.topk(min(MOST_LABELS, len(scores)))
@@ -284,8 +299,8 @@ def _as_image(pixel_values: torch.Tensor, processor) -> np.ndarray:
 def _run(
     model: ViTAEFamilyPreTrainedModel, cells: list[Cell], pixel_values: torch.Tensor
 ) -> tuple[torch.Tensor, _Recorder]:
-    """Logits of an image and what its cells did."""
-    recorder = _Recorder(cells, int(model.config.has_class_token))
+    """Classify an image: its logits, and a record of what the cells did."""
+    recorder = _Recorder(cells, model.config.has_class_token)
     try:
         with torch.no_grad(), _eager_attention(cells):
             logits = _Logits(model)(pixel_values)[0]
@@ -300,18 +315,18 @@ def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | s
     """Find out what a classifier saw in an image.
 
     Args:
-        model: image classifier of this family, in any mode, dtype and attention implementation, compiled or not, which
-            it keeps. It is changed while this runs: one call at a time for a model.
+        model: an image classifier of this family, in any mode, dtype and attention implementation, compiled or not.
+            It is changed while this function runs and then restored, so explain one image at a time.
         processor: its image processor.
-        image: one picture, as the processor takes it: PIL, array, path.
-        target: the class to explain by Grad-CAM, as number or label; default: the likeliest.
+        image: one picture, in any form that the processor takes: PIL, array, path.
+        target: the class to explain by Grad-CAM, as number or label; default: the likeliest class.
 
     Raises:
-        ValueError: the model is no classifier of this family, the image cannot be read or is more than one, there is no
-            class `target`, or the scores are not finite.
+        ValueError: the model is no classifier of this family, the image cannot be read, there is more than one image,
+            there is no class `target`, or the scores are not finite.
     """
     started = time.perf_counter()
-    model = getattr(model, "_orig_mod", model)  # of `torch.compile`
+    model = getattr(model, "_orig_mod", model)  # the model inside of what `torch.compile` returned
     is_classifier = isinstance(getattr(model, "classifier", None), nn.Linear)
     if not isinstance(model, ViTAEFamilyPreTrainedModel) or not is_classifier:
         raise ValueError(f"expected an image classifier of the ViTAE family, got {type(model).__name__}")
@@ -319,7 +334,7 @@ def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | s
     if len(pictures) != 1:
         raise ValueError(f"expected one image, got {len(pictures)}")
     pixel_values, cells = pictures.to(model.device, model.dtype), two_branch_cells(model)
-    with _still(model):
+    with _evaluating(model):
         logits, seen = _run(model, cells, pixel_values)
         target = _target_class(target, logits, model.config.id2label)
         heat = grad_cam(model, pixel_values, target)
@@ -331,6 +346,7 @@ def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | s
         target_label=model.config.id2label[target],
         grad_cam=heat,
         cells=[cell.name for cell in cells],
+        stages=[cell.stage for cell in cells],
         attention=[seen.attention[cell.name] for cell in cells],
         rollout=seen.rollout,
         attention_share=shares,
@@ -339,13 +355,20 @@ def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | s
     )
 
 
-MOST_CELLS = 6  # that a picture has room for
-MOST_ATTENTION = 5  # over the mean; more has the same colour, lest a few positions darken all others
-BRANCH_COLOURS = "PuOr"  # from convolution, orange, to attention, purple
+MOST_CELLS = 6
+"""The number of cells that a picture has room for."""
+MOST_ATTENTION = 5
+"""Where the scale of colours ends, in multiples of the mean. A longer one would make most of the map dark."""
+BRANCH_COLOURS = "PuOr"
+"""matplotlib's colours from orange (convolution) to purple (attention)."""
 
 
 def draw(explanation: Explanation) -> Figure:
-    """Image, scores, Grad-CAM and rollout; attention and branch shares of up to six cells; the shares over depth."""
+    """Draw an explanation.
+
+    From top to bottom: the image, its scores, Grad-CAM and the rollout of the last stage; attention and branch shares
+    of up to six cells; the mean shares of all cells.
+    """
     count = len(explanation.cells)
     shown = np.linspace(0, count - 1, min(MOST_CELLS, count)).round().astype(int).tolist()
     height, width = explanation.image.shape[:2]
@@ -360,11 +383,11 @@ def draw(explanation: Explanation) -> Figure:
 
 
 def draw_heat(axis: Axes, image: np.ndarray, heat: np.ndarray | None, title: str, **options) -> AxesImage | None:
-    """Draw a map over an image in pale grey, or that alone.
+    """Draw a map over an image in pale grey.
 
     Args:
         image: uint8 `(height, width, 3)`.
-        heat: `(h, w)`, of whatever grid covers the image.
+        heat: `(h, w)`, a grid of any size that covers the image; `None` draws the image alone.
         **options: as for `imshow`.
     """
     height, width = image.shape[:2]
@@ -377,7 +400,7 @@ def draw_heat(axis: Axes, image: np.ndarray, heat: np.ndarray | None, title: str
 
 
 def _draw_overview(figure: SubFigure, explanation: Explanation) -> None:
-    image, (stage, rollout) = explanation.image, list(explanation.rollout.items() or [("", None)])[-1]
+    image = explanation.image
     picture, bars, cam, flow = figure.subplots(1, 4)
     picture.imshow(image)
     picture.set_axis_off()
@@ -385,10 +408,12 @@ def _draw_overview(figure: SubFigure, explanation: Explanation) -> None:
     _draw_scores(bars, explanation)
     heat = draw_heat(cam, image, explanation.grad_cam, f"Grad-CAM: {_short(explanation.target_label)}", cmap="inferno")
     figure.colorbar(heat, ax=cam, shrink=0.8).set_ticks([0, 1], labels=["least", "most"])
-    if rollout is None:
+    if not explanation.rollout:
         flow.set_axis_off()
         return
-    heat = draw_heat(flow, image, rollout * rollout.size, f"attention rollout of {stage}", cmap="inferno", vmin=0)
+    stage, rollout = list(explanation.rollout.items())[-1]
+    title = f"attention rollout of {stage_name(stage)}"
+    heat = draw_heat(flow, image, rollout * rollout.size, title, cmap="inferno", vmin=0)
     figure.colorbar(heat, ax=flow, shrink=0.8, label="over the mean")
 
 
@@ -409,7 +434,7 @@ def _short(label: str) -> str:
 
 
 def _draw_cells(figure: SubFigure, explanation: Explanation, shown: list[int]) -> None:
-    """Attention in the upper line, branch shares in the lower."""
+    """Draw the attention of the shown cells in the upper line, their branch shares in the lower."""
     image, looks = explanation.image, None
     upper, lower = figure.subplots(2, max(4, len(shown)), squeeze=False)
     for axis in (*upper, *lower):
@@ -430,7 +455,7 @@ def _draw_cells(figure: SubFigure, explanation: Explanation, shown: list[int]) -
 
 
 def _draw_depth(axis: Axes, explanation: Explanation) -> None:
-    """Mean over tokens, and the middle 80 % of them."""
+    """Draw the shares of all cells: their mean over tokens, and error bars for the middle 80 % of the tokens."""
     places, shares = np.arange(len(explanation.cells)), explanation.attention_share
     means = np.array([share.mean() for share in shares])
     low, high = np.transpose([np.quantile(share, (0.1, 0.9)) for share in shares])

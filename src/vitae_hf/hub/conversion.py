@@ -4,9 +4,7 @@
 import json
 import math
 import re
-import shutil
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +12,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from ..configuration_vitae import ViTAEFamilyConfig
 from ..failures import of_a_missing_package
+from ..files import whole_folder
 from ..image_processing_vitae import ViTAEImageProcessorPil
 from ..loading import load_trained
 from ..messages import listed, printable
@@ -246,21 +245,6 @@ def load_original_model(
     model = AutoModelForImageClassification.from_config(config)
     model.load_state_dict(weights)
     return model, preset
-
-
-@contextmanager
-def whole_folder(output: Path):
-    """A folder beside `output` that gets its name at the end, so that nothing half done ever has it."""
-    unfinished = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    try:
-        yield unfinished
-        if output.exists():  # empty, as checked
-            output.rmdir()
-        unfinished.rename(output)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 @torch.no_grad()

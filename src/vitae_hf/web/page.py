@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""A web page: what does a model make of my picture, and what did it look at?"""
+"""A web page on which a visitor chooses a picture and sees how a model classifies it and what the model looks at."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read by gradio already when it is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before the import of gradio, which reads it
 
 import gradio as gr  # noqa: E402
 import numpy as np  # noqa: E402
@@ -28,18 +28,20 @@ from starlette.datastructures import Headers, MutableHeaders  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from ..evaluation.explanation import BRANCH_COLOURS, Explanation, explain  # noqa: E402
+from ..evaluation.explanation import BRANCH_COLOURS, Explanation, explain, stage_name  # noqa: E402
 from .visitors import Models, Refusal, read_picture, uploaded_file  # noqa: E402
 
 
 logger = logging.get_logger(__name__)
 
 MAX_FILE_SIZE = "20mb"
-MOST_WAITING = 20  # visitors; more are told to come back
-SESSIONS = 200  # whose last explanation is kept, less than a megabyte each
-KEPT_SECONDS = 3600  # for what visitors send and what they are shown
+MOST_WAITING = 20
+"""How many visitors can wait for an explanation. Further ones are told to come back later."""
+SESSIONS = 200
+"""For how many visitors the last explanation is kept, each less than a megabyte."""
+KEPT_SECONDS = 3600
+"""How long pictures and explanations of a visitor are kept."""
 
-# What can be seen, and what it is.
 MAPS = {
     "Attention": "where attention looks, mean over heads and tokens",
     "Branches": "what adds more to each token, convolution (orange) or attention (purple)",
@@ -47,6 +49,7 @@ MAPS = {
     "Grad-CAM": "what speaks for this label at the end of the network",
     "Picture": "what the network gets, resized and cropped",
 }
+"""The kinds of maps that a visitor can choose, and what each one shows."""
 BUTTONS = ["download", "fullscreen"]  # not "share", which would upload the picture
 TITLE = "What does ViTAE see?"
 WELCOME = "Choose a picture, drop one, or take one of the examples."
@@ -74,28 +77,38 @@ CSS = f"""
 #caption .key i {{ display: inline-block; width: .8em; height: .8em; background: {ORANGE} }}
 #caption .key .attention {{ background: {PURPLE} }}
 """
-# Fonts of the visitor's machine: gradio's themes may come with others' servers.
+# The fonts are those of the visitor's machine, since gradio's themes may fetch fonts from other servers.
 THEME = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
-def pick_map(explanation: Explanation, kind: str, cell: int) -> tuple[np.ndarray | None, tuple[str, str]]:
-    """The map `(h, w)` from 0 to 1 of a kind, at a cell counted from 0, or none, and what 0 and 1 are."""
+def pick_map(explanation: Explanation, kind: str, index: int) -> tuple[np.ndarray | None, tuple[str, str]]:
+    """Choose the map to show.
+
+    Args:
+        kind: one of `MAPS`.
+        index: of the cell among the explanation's cells, from 0.
+
+    Returns:
+        A map `(h, w)` from 0 to 1, or `None` if there is none to show; and what the lowest and highest value mean.
+    """
     if kind == "Picture":
         return None, ("", "")
     if kind == "Branches":
-        return explanation.attention_share[cell], ("convolution", "attention")
+        return explanation.attention_share[index], ("convolution", "attention")
     if kind == "Grad-CAM":
         return explanation.grad_cam, ("least", "most")
-    stage = explanation.cells[cell].split(",")[0]
-    values = explanation.attention[cell] if kind == "Attention" else explanation.rollout.get(stage)
-    return None if values is None else values / values.max(), ("none", "most")  # they add up to 1 over the grid
+    rollout = explanation.rollout.get(explanation.stages[index])
+    values = explanation.attention[index] if kind == "Attention" else rollout
+    return None if values is None else values / values.max(), ("none", "most")
 
 
-def overlay(image: np.ndarray, values: np.ndarray | None, colours: str, side: int = 448) -> np.ndarray:
-    """The image `(height, width, 3)`, at least `side` pixels high and wide; in grey under a map `(h, w)`, if any.
+def picture_under_map(image: np.ndarray, values: np.ndarray | None, colours: str, side: int = 448) -> np.ndarray:
+    """The image in grey under a map, enlarged until both sides have at least `side` pixels.
 
     Args:
-        colours: a colour map of matplotlib's.
+        image: uint8 `(height, width, 3)`.
+        values: the map `(h, w)` from 0 to 1; `None` gives the image in its own colours.
+        colours: name of a colour map of matplotlib.
     """
     picture = PIL.Image.fromarray(image)
     scale = max(1, side / min(picture.size))
@@ -112,12 +125,12 @@ def colours_of(kind: str) -> str:
     return BRANCH_COLOURS if kind == "Branches" else "inferno"
 
 
-def describe_map(explanation: Explanation, kind: str, cell: int) -> str:
-    """Name and meaning of a map, and its scale of colours, as HTML."""
-    values, (least, most) = pick_map(explanation, kind, cell)
-    stage = explanation.cells[cell].split(",")[0]
+def map_caption(explanation: Explanation, kind: str, index: int) -> str:
+    """Name and meaning of a map, and its scale of colours, as HTML. See [`pick_map`] for the arguments."""
+    values, (least, most) = pick_map(explanation, kind, index)
+    stage = stage_name(explanation.stages[index])
     names = {"Rollout": stage, "Grad-CAM": explanation.target_label, "Picture": "Picture"}
-    title = f"<b>{escape(str(names.get(kind, explanation.cells[cell])))}</b>: "
+    title = f"<b>{escape(str(names.get(kind, explanation.cells[index])))}</b>: "
     if values is None:
         return f"<p>{title}{MAPS[kind] if kind == 'Picture' else NO_MATRIX}</p>"
     colours = ", ".join(map(to_hex, colormaps[colours_of(kind)](np.linspace(0, 1, 9))))
@@ -125,11 +138,12 @@ def describe_map(explanation: Explanation, kind: str, cell: int) -> str:
     return f'<p>{title}{MAPS[kind]}</p><p class="scale">{scale}</p>'
 
 
-def describe_depth(explanation: Explanation, cell: int) -> str:
-    """A bar for each cell, a cell counted from 0 marked, with how much of what it adds is attention, as HTML."""
+def bars_of_cells(explanation: Explanation, shown: int) -> str:
+    """A bar for each cell with the share of attention in what it adds, as HTML. The cell with the index `shown` is
+    marked."""
     shares = [(name, float(share.mean())) for name, share in zip(explanation.cells, explanation.attention_share)]
     bars = "".join(
-        f'<i{" class=now" if index == cell else ""} title="{escape(name)}: {share:.0%} attention">'
+        f'<i{" class=now" if index == shown else ""} title="{escape(name)}: {share:.0%} attention">'
         f'<b style="height: {share:.1%}"></b></i>'
         for index, (name, share) in enumerate(shares)
     )
@@ -138,24 +152,23 @@ def describe_depth(explanation: Explanation, cell: int) -> str:
 
 
 def show(explanation: Explanation | None, kind: str, cell: int) -> tuple[np.ndarray | None, str]:
-    """The image under the chosen map, and what to say about it as HTML.
+    """The image under the chosen map, and its caption as HTML.
 
     Args:
         kind: one of `MAPS`.
-        cell: counted from 1.
+        cell: the number on the slider, from 1. A number beyond the last cell means the last cell.
     """
     if explanation is None:
         return None, ""
-    cell = min(max(int(cell), 1), len(explanation.cells)) - 1
-    picture = overlay(explanation.image, pick_map(explanation, kind, cell)[0], colours_of(kind))
-    return picture, describe_map(explanation, kind, cell) + describe_depth(explanation, cell)
+    index = min(max(int(cell), 1), len(explanation.cells)) - 1
+    picture = picture_under_map(explanation.image, pick_map(explanation, kind, index)[0], colours_of(kind))
+    return picture, map_caption(explanation, kind, index) + bars_of_cells(explanation, index)
 
 
 class Turns:
-    """One at a time, since a model is changed while it explains, and only so many who wait for it.
+    """Lets one explanation run at a time, since it changes the model while it runs, and limits how many wait.
 
-    gradio's queue sees to both among those who stand in it. An explanation that a visitor cancels leaves the queue, but
-    goes on to its end.
+    The queue of gradio does both too, but an explanation that its visitor cancels leaves the queue while it still runs.
     """
 
     def __init__(self, most_waiting: int):
@@ -164,10 +177,10 @@ class Turns:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for a turn, and have it until the end of the block.
+        """Wait until nobody else has the turn, and keep it until the end of the block.
 
         Raises:
-            Refusal: too many wait already.
+            Refusal: too many are waiting already.
         """
         if not self._room.acquire(blocking=False):
             raise Refusal(BUSY)
@@ -184,11 +197,15 @@ TURNS = Turns(MOST_WAITING)
 def examine(
     models: Models, file: dict | None, name: str | None, label: str | None = None
 ) -> tuple[Explanation | None, str]:
-    """What a model makes of a file that was sent, or none, and a sentence to the visitor.
+    """Explain how a model classifies a picture that a visitor sent.
 
     Args:
-        file: as `UploadsOnly` gives it, with the `path` of an upload.
-        label: what Grad-CAM is to explain; default: the likeliest.
+        file: the `path` of an upload, which [`UploadsOnly`] has checked.
+        name: the model.
+        label: the label that Grad-CAM explains; default: the likeliest.
+
+    Returns:
+        The explanation, or `None` if there is none, and a sentence for the visitor.
     """
     if not name and not models.names():
         return None, NO_MODEL
@@ -201,7 +218,7 @@ def examine(
             explanation = explain(model, processor, picture, label)
     except Refusal as refusal:
         return None, str(refusal)
-    except Exception:  # whatever a strange model or picture sets off, the page goes on
+    except Exception:  # an error in one visitor's model or picture must not end the page
         logger.exception("%s with %s", name, file)
         return None, FAILURE
     return explanation, f"{notice} {explanation.seconds:.2f} {DONE}".strip()
@@ -210,10 +227,13 @@ def examine(
 def respond(
     models: Models, file: dict | None, name: str | None, last: Explanation | None, label: str | None = None
 ) -> tuple:
-    """What becomes of the page when a picture, model or label is chosen: explanation, notice, scores, slider.
+    """The new contents of the page when a visitor chooses a picture, model or label.
 
     Args:
-        last: the explanation so far; the slider stays where it is as long as the cells are the same.
+        last: the explanation that is shown so far. If the new one has the same cells, the slider stays where it is.
+
+    Returns:
+        Explanation, notice, scores, and slider.
     """
     explanation, sentence = examine(models, file, name, label)
     notice = f"<p>{escape(sentence)}</p>"
@@ -227,19 +247,20 @@ def respond(
 
 
 def choose_model(models: Models) -> gr.Dropdown:
-    """The choice as it is when somebody opens the page, what was trained last included."""
+    """The list of models, made anew whenever somebody opens the page, so that newly trained models are in it."""
     names = models.names()
     hint = "or type a Hub name: organisation/model" if models.hub_names else None
     return gr.Dropdown(names, value=names[0] if names else None, info=hint)
 
 
 class UploadsOnly(gr.Blocks):
-    """Blocks whose functions get no file but one that was uploaded here, whoever calls them and by whatever route.
+    """`gr.Blocks` whose functions get no files but those that were uploaded to this page, on every route.
 
-    gradio checks what calls itself a file by its `meta`, passes on any other, and fetches a file that is a web address.
+    gradio itself only checks files whose `meta` says that they are files. It passes others on unchecked, and it
+    downloads a file that is named by a web address.
 
     Args:
-        uploads: folder of what visitors sent, no link in its path.
+        uploads: folder of uploads; its path contains no links.
         **options: as for `gr.Blocks`.
     """
 
@@ -248,10 +269,10 @@ class UploadsOnly(gr.Blocks):
         self.uploads = uploads
 
     async def preprocess_data(self, block_fn, inputs: list, *args, **options) -> list:
-        """What gradio makes of a request's values for a function. Every route comes through here.
+        """Check the values of a request before gradio prepares them for a function. Requests of every route come here.
 
         Raises:
-            gr.Error: what is sent as a picture, or is more than a text or number, is no file in `uploads`.
+            gr.Error: a picture, or any value that is a list or an object, is not a file in `uploads`.
         """
         try:
             values = [self._check(block, value) for block, value in zip(block_fn.inputs, inputs)]
@@ -260,19 +281,19 @@ class UploadsOnly(gr.Blocks):
         return await super().preprocess_data(block_fn, values, *args, **options)
 
     def _check(self, block: gr.blocks.Block, value: object) -> object:
-        """The value; of a file, its path in gradio's form, and nothing else that the request said of it."""
+        """The value. Of a file only its path is kept, in the form that gradio expects."""
         if value is None or not (isinstance(block, gr.Image) or isinstance(value, dict | list)):
             return value
         return {"path": str(uploaded_file(value, self.uploads)), "meta": {"_type": "gradio.FileData"}}
 
 
 class Page:
-    """The page; `blocks` is what gradio serves.
+    """The page. gradio serves its attribute `blocks`.
 
     Args:
-        models: what can be chosen.
-        uploads: folder of what visitors send, which gradio knows as `GRADIO_TEMP_DIR`.
-        examples: pictures to begin with.
+        models: the models that visitors can choose.
+        uploads: folder of uploads, which is also gradio's `GRADIO_TEMP_DIR`.
+        examples: pictures that visitors can try.
     """
 
     def __init__(self, models: Models, uploads: Path, examples: Sequence[Path] = ()):
@@ -303,10 +324,10 @@ class Page:
         self.caption = gr.HTML(elem_id="caption")
 
     def _connect(self) -> None:
-        """What happens when something is chosen.
+        """Say which function runs when a visitor chooses something.
 
-        One explanation at a time, so that the others wait in the queue, where they are told their place. Its inputs are
-        not preprocessed: gradio would decode pictures before anybody looked at their size.
+        One explanation runs at a time. The others wait in gradio's queue, which tells visitors their place. Inputs are
+        not preprocessed, since gradio would decode a picture before its size is checked.
         """
 
         def explain_picture(file, name, last):
@@ -336,7 +357,7 @@ class Page:
 
 
 def host_name(netloc: str) -> str | None:
-    """The name or address, in lower case, of a host that may come with a port."""
+    """The name or address in `host:port` or `host`, in lower case; `None` if it cannot be read."""
     try:
         return urlsplit(f"//{netloc}").hostname
     except ValueError:
@@ -344,7 +365,7 @@ def host_name(netloc: str) -> str | None:
 
 
 def address(name: str | None) -> IPv4Address | IPv6Address | None:
-    """The address that a name is, if it is one."""
+    """The IP address that is written in a string, or `None` if it is something else."""
     try:
         return ip_address(name or "")
     except ValueError:
@@ -352,19 +373,20 @@ def address(name: str | None) -> IPv4Address | IPv6Address | None:
 
 
 class StayHere:
-    """ASGI middleware: the page answers to names of its own, and has nothing to do with any other site.
+    """ASGI middleware that refuses requests from other web sites, and requests under names that are not the page's own.
 
-    Any web site that somebody opens could use the page else: by requests from there, or by a name that it lets point to
-    this machine (DNS rebinding). gradio answers to any name, and lets the site that asks read the answer. It would also
-    fetch whatever public web address a visitor puts behind `/file=`, and run ffmpeg on what is sent as a recording.
+    Without it, any web site that a visitor has open could use the page: by sending requests from the visitor's browser,
+    or under a name that its owner points to this machine (DNS rebinding). gradio answers under any name and lets the
+    other site read the answer. It also fetches any public web address that follows `/file=`, and runs ffmpeg on
+    uploaded recordings; both are refused too.
 
     Args:
-        host: address to listen on. If others can reach it, the page answers to this machine's names and to whatever
-            is an address, which nobody can let point elsewhere.
-        trusted_hosts: further names that the page is reached by, as through a proxy.
+        host: address to listen on. If other machines can reach it, the page also answers under this machine's names and
+            under any IP address, which nobody can point elsewhere.
+        trusted_hosts: further names under which the page is reached, for example through a proxy.
 
     Raises:
-        ValueError: one of `trusted_hosts` is no name.
+        ValueError: one of `trusted_hosts` is no host name.
     """
 
     CLOSED = ("/file=http", "/file/http", "/proxy=", "/process_recording")
@@ -386,9 +408,9 @@ class StayHere:
 
     @asynccontextmanager
     async def surround(self, app):
-        """Lifespan of an app that stands within this one.
+        """The lifespan of gradio's app, in which this middleware puts itself around all other middleware.
 
-        The middleware that an app of gradio's is given stands within gradio's own, which answers other sites.
+        Middleware that is passed to gradio would come after gradio's own, which already answers other sites.
         """
         self.app, app.middleware_stack = app.middleware_stack, self
         yield
@@ -422,26 +444,28 @@ def serve(
     port: int | None = None,
     trusted_hosts: Sequence[str] = (),
 ) -> None:
-    """Serve the page until the process is told to end. What visitors send is deleted then.
+    """Serve the page until the process is told to end. All uploads are deleted at the end.
 
     Args:
-        host: address to listen on; `"0.0.0.0"`: whoever reaches this machine.
+        models: the models that visitors can choose.
+        examples: pictures that visitors can try.
+        host: address to listen on. `"0.0.0.0"` serves everybody who can reach this machine.
         port: default: the first free one from 7860 on.
-        trusted_hosts: names that the page answers to beside its own, as those that a proxy gives it.
+        trusted_hosts: further names under which the page is reached, see [`StayHere`].
 
     Raises:
         OSError: the port is taken.
-        ValueError: one of `trusted_hosts` is no name.
+        ValueError: one of `trusted_hosts` is no host name.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     surroundings = StayHere(host, trusted_hosts)
     with tempfile.TemporaryDirectory(prefix="vitae-hf-") as folder:
         uploads = Path(folder).resolve()
-        # What gradio gives away: by default, it would also be what others' pages left in the working directory.
+        # gradio serves the files in these folders. By default they may hold what other pages have left there.
         os.environ |= {"GRADIO_TEMP_DIR": str(uploads), "GRADIO_EXAMPLES_CACHE": str(uploads)}
-        copies = [Path(shutil.copy(path, uploads)) for path in examples]  # to be taken as uploads are
+        copies = [Path(shutil.copy(path, uploads)) for path in examples]  # only files in there are accepted
         blocks = Page(models, uploads, copies).blocks
-        blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=4, api_open=False)  # no way around the queue
+        blocks.queue(max_size=MOST_WAITING, default_concurrency_limit=4, api_open=False)  # every request must queue
         blocks.launch(
             server_name=host,
             server_port=port,

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What visitors of the web page send, pictures and names of models, taken for hostile: read safely, or refused."""
+"""Reads pictures and loads models that visitors of the web page name. Whatever could be an attack is refused."""
 
 import math
 import os
@@ -28,41 +28,49 @@ from ..model_folders import FAMILY, MODEL_FILES, read_json, weight_files
 
 logger = logging.get_logger(__name__)
 
-MAX_PIXELS = 50_000_000  # of a picture: more than cameras take, and 150 MB in memory
-# What Pillow may decode here; of its other formats, some call programs.
+MAX_PIXELS = 50_000_000
+"""The largest picture: more pixels than most cameras have, 150 MB in memory."""
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
-MOST_TOKENS = 4097  # that attend to each other, as of 1024×1024 pixels in patches of 16×16 and a class token
-MOST_SCORES = 2**27  # of attention in a cell, half a gigabyte
+"""The formats that Pillow may decode here. For some of the others it starts programs."""
+MOST_TOKENS = 4097
+"""How many tokens may attend to each other: those of 1024×1024 pixels in patches of 16×16, and a class token."""
+MOST_SCORES = 2**27
+"""How many attention weights a cell may have, half a gigabyte."""
 NO_UPLOAD = "This picture is not one that was sent to this page, or not any more: please send it again."
 
 
 class Refusal(ValueError):
-    """What a visitor is told when a picture or a model is not taken."""
+    """A picture or a model is not accepted. The message is shown to the visitor."""
 
 
 def uploaded_file(file: object, uploads: Path) -> Path:
-    """The path of a file that a request names, if it was sent to this page.
+    """The path of a file that a request names, if the file was uploaded to this page.
 
     Args:
-        file: what the request says; right is a dict with a `path`.
-        uploads: folder of what was sent, no link in its path.
+        file: what the request contains; it should be a dict with a `path`.
+        uploads: folder of uploads; its path contains no links.
 
     Raises:
-        Refusal: it is anything else, in the same words whatever lies there.
+        Refusal: it is anything else. The message is always the same, so that it does not tell which files exist.
     """
     try:
         path = Path(os.path.abspath(file["path"]))
-        if path.is_relative_to(uploads):  # or else nothing is looked up, which also takes its time and can hang
+        # A path elsewhere is not even looked up, since the time that takes tells something, and some paths hang.
+        if path.is_relative_to(uploads):
             path = path.resolve(strict=True)
             if path.is_relative_to(uploads) and path.is_file():
                 return path
-    except (LookupError, TypeError, ValueError, OSError, RuntimeError):  # the last: links in a circle
+    except (LookupError, TypeError, ValueError, OSError, RuntimeError):  # RuntimeError if links form a circle
         pass
     raise Refusal(NO_UPLOAD)
 
 
 def read_picture(path: str) -> tuple[PIL.Image.Image, str]:
-    """The upright RGB picture of a file, of several the first, and a sentence if there are more.
+    """Read a picture file.
+
+    Returns:
+        The picture, upright and in RGB, and a sentence for the visitor if the file is an animation, of which the first
+        frame is used.
 
     Raises:
         Refusal: it is too large or damaged, or no picture.
@@ -72,7 +80,7 @@ def read_picture(path: str) -> tuple[PIL.Image.Image, str]:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise PIL.Image.DecompressionBombError
-            is_animated = getattr(picture, "is_animated", False) and picture.format != "MPO"  # phones' JPEG
+            is_animated = getattr(picture, "is_animated", False) and picture.format != "MPO"  # a photo and its preview
             return to_rgb(picture), "The picture moves: this is about its first frame." if is_animated else ""
     except PIL.Image.DecompressionBombError:
         raise Refusal(f"This picture has too many pixels: at most {MAX_PIXELS // 10**6} million, please.") from None
@@ -80,12 +88,12 @@ def read_picture(path: str) -> tuple[PIL.Image.Image, str]:
         raise Refusal(
             "This file is not a picture that can be read here (PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF)."
         ) from None
-    except Exception:  # Pillow's plugins raise of every kind
+    except Exception:  # the plugins of Pillow raise errors of every kind
         raise Refusal("This picture is damaged: it cannot be read to its end.") from None
 
 
 def problem_of_config(folder: Path) -> str | None:
-    """What keeps a folder's model from being one for this page, if anything does."""
+    """Why the model in a folder cannot be used on this page; `None` if it can."""
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError):
@@ -98,10 +106,12 @@ def problem_of_config(folder: Path) -> str | None:
 
 
 def check_cost(config: ViTAEFamilyConfig, height: int, width: int) -> None:
-    """See that the attention of a network to pictures of a size can be shown here, where it is a matrix for each cell.
+    """Raise an error if explaining pictures of this size would take too much memory.
+
+    An explanation computes the attention weights of every cell as a matrix, tokens by tokens.
 
     Raises:
-        ValueError: the size does not go with the network, or is too large.
+        ValueError: the network cannot take this size, or it is too large.
     """
     if height % config.total_stride or width % config.total_stride:
         raise ValueError(f"its pictures of {height}×{width} pixels are no multiples of {config.total_stride}")
@@ -130,13 +140,14 @@ def could_be_hub_name(name: str) -> bool:
 
 @lru_cache(maxsize=32)
 def download(name: str, token: bool | None) -> Path:
-    """Folder with the configuration and the safetensors of a Hub model; nothing else of it is fetched.
+    """Download the configuration and safetensors of a Hub model, and nothing else, and return their folder.
 
     Args:
-        token: whether the Hub token of this machine is used: for names that its owner gave, not for visitors'.
+        token: `None` uses this machine's Hub token, for names that its owner gave; `False` does not, for names that
+            visitors type.
 
     Raises:
-        Refusal: it is not there, or no model for this page.
+        Refusal: there is no such model, or it cannot be used on this page.
     """
     try:
         if problem := problem_of_config(Path(hf_hub_download(name, "config.json", token=token)).parent):
@@ -155,13 +166,13 @@ def download(name: str, token: bool | None) -> Path:
 
 @lru_cache(maxsize=3)
 def load_folder(folder: Path, changed: float):
-    """Model and image processor of a folder, from safetensors alone and by this package's code alone.
+    """Load the model and image processor of a folder, from safetensors only and without running code in the folder.
 
     Args:
-        changed: when the weights were written: a folder that was trained again is loaded again.
+        changed: when the weights were written. A new value makes the cache load the folder again.
 
     Raises:
-        ValueError: they do not fit each other, or cost more than this page should.
+        ValueError: model and processor do not fit each other, or an explanation would take too much memory.
     """
     model, processor = load_trained(folder, use_safetensors=True, local_files_only=True, trust_remote_code=False)
     if not isinstance(processor, OUR_PROCESSORS) or not processor.do_resize:
@@ -171,15 +182,15 @@ def load_folder(folder: Path, changed: float):
 
 
 class Models:
-    """The models that visitors can choose. What they type is never a path.
+    """The models that visitors can choose. What a visitor types is never taken as a path.
 
     Args:
-        named: folders and Hub names that are offered, the default first.
-        root: a folder; the classifiers in it, one or two levels down, are offered too.
-        hub_names: whether any other Hub name can be typed.
+        named: folders and Hub names to offer, the default first.
+        root: a folder. The classifiers one or two levels below it are offered too.
+        hub_names: whether visitors can type other Hub names.
 
     Raises:
-        ValueError: one that is named is neither a folder with a classifier nor could it be a Hub name.
+        ValueError: an entry of `named` is neither a folder with a classifier nor a possible Hub name.
     """
 
     def __init__(self, named: Sequence[str] = (), root: Path | None = None, hub_names: bool = False):
@@ -191,26 +202,26 @@ class Models:
         self.named, self.root, self.hub_names = list(named), root, hub_names
 
     def folders(self) -> dict[str, Path]:
-        """Names that are offered for folders, the latest training first."""
+        """The folders that are offered, by the names that visitors see, the latest training first."""
         found = {name: Path(find_model(name)) for name in self.named if Path(find_model(name)).is_dir()}
         if self.root is None:
             return found
         configs = [*self.root.glob("*/config.json"), *self.root.glob("*/*/config.json")]
-        configs = [path for path in configs if path.is_file()]  # a link may lead nowhere
+        configs = [path for path in configs if path.is_file()]  # not a link that leads nowhere
         for config in sorted(configs, key=lambda path: path.stat().st_mtime, reverse=True):
             if problem_of_config(config.parent) is None:
                 found.setdefault(str(self.root.name / config.parent.relative_to(self.root)), config.parent)
         return found
 
     def names(self) -> list[str]:
-        """All that are offered, the default first."""
+        """The names of all models that are offered, the default first."""
         return list(dict.fromkeys([*self.named, *self.folders()]))
 
     def load(self, name: str | None):
-        """Model and image processor.
+        """Load the model of this name, and its image processor.
 
         Raises:
-            Refusal: nothing is offered by this name, and it is no Hub name that can be used.
+            Refusal: no model of this name is offered, or it cannot be used.
         """
         if not isinstance(name, str) or not name:
             raise Refusal("Choose a model first.")

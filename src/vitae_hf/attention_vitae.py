@@ -1,0 +1,235 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""The two kinds of attention: softmax attention, over all tokens or inside windows, and random-feature attention.
+
+The shape key is in `layers_vitae.py`.
+
+Source: Choromanski et al. 2021, "Rethinking Attention with Performers" (random features); Liu et al. 2021, "Swin
+Transformer" (windows).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.linalg import vector_norm
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils.generic import maybe_autocast
+
+from .configuration_vitae import ViTAEConfig, ViTAEFamilyConfig
+from .layers_vitae import ViTAEDropout, is_program_for_all_sizes, pyramid_size, unflatten
+
+
+def window_grid(height: int, width: int, window_size: int) -> tuple[int, int, tuple[int, ...]]:
+    """How windows cover a grid of tokens.
+
+    Returns:
+        Rows and columns of windows, and the padding (left, right, top, bottom) that the grid needs to fill them.
+    """
+    rows, columns = (height + window_size - 1) // window_size, (width + window_size - 1) // window_size
+    pad_height, pad_width = rows * window_size - height, columns * window_size - width
+    top, left = pad_height // 2, pad_width // 2
+    return rows, columns, (left, pad_width - left, top, pad_height - top)
+
+
+def split_into_windows(tokens: torch.Tensor, height: int, width: int, window_size: int) -> torch.Tensor:
+    """(B, N, C) -> (B · windows, window_size², C). The grid is padded with zeros, half of them on either side."""
+    batch, _, channels = tokens.shape
+    rows, columns, padding = window_grid(height, width, window_size)
+    grid = unflatten(tokens, 1, (height, width))
+    if is_program_for_all_sizes() or any(padding):
+        grid = nn.functional.pad(grid, (0, 0, *padding))
+    grid = grid.view(batch, rows, window_size, columns, window_size, channels).transpose(2, 3)
+    # `clone` always copies. `reshape` copies only if it must, and an exported program would keep that choice for other
+    # sizes.
+    return grid.clone(memory_format=torch.contiguous_format).view(batch * rows * columns, window_size**2, channels)
+
+
+def join_windows(windows: torch.Tensor, batch: int, height: int, width: int, window_size: int) -> torch.Tensor:
+    """Inverse of [`split_into_windows`], padding cut off: (B · windows, window_size², C) -> (B, N, C)."""
+    rows, columns, padding = window_grid(height, width, window_size)
+    channels = windows.shape[-1]
+    grid = windows.view(batch, rows, columns, window_size, window_size, channels).transpose(2, 3)
+    grid = grid.clone(memory_format=torch.contiguous_format)
+    grid = grid.view(batch, rows * window_size, columns * window_size, channels)
+    if torch.compiler.is_exporting() and all(type(side) is int for side in padding):
+        # A program for one fixed size. Core ML's converter refuses the negative padding that is used below.
+        left, _, top, _ = padding
+        grid = grid.narrow(1, top, height).narrow(2, left, width).clone(memory_format=torch.contiguous_format)
+    elif is_program_for_all_sizes() or any(padding):
+        # In a program for all sizes the result of a slice would have an unknown size; that of `pad` is known.
+        grid = nn.functional.pad(grid, (0, 0, *(-side for side in padding)))
+    return grid.view(batch, height * width, channels)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax attention written out: from `(B, heads, T, D)` to `(B, T, heads, D)` and weights `(B, heads, T, T)`."""
+    weights = query @ key.transpose(2, 3) * scaling  # (B, heads, T, T)
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = weights.softmax(-1, dtype=torch.float32).to(query.dtype)
+    output = nn.functional.dropout(weights, p=dropout, training=module.training) @ value
+    return output.transpose(1, 2).contiguous(), weights
+
+
+class ViTAEAttention(nn.Module):
+    """Multi-head softmax self-attention: (B, T, Cin) -> (B, T, C). The config names the implementation that runs.
+
+    Args:
+        window_size: side of the windows inside of which tokens attend to each other; default: all attend to all. The
+            zeros that pad the grid take part, as in the authors' code.
+        value_residual: whether the value is added to the output. It serves as the residual where the input cannot,
+            because its width differs from the output's.
+        has_dropout: whether the configuration's dropout rates apply.
+    """
+
+    def __init__(
+        self,
+        config: ViTAEFamilyConfig,
+        in_size: int,
+        hidden_size: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        window_size: int | None = None,
+        value_residual: bool = False,
+        has_dropout: bool = True,
+    ):
+        super().__init__()
+        self.config = config
+        self.head_dim = hidden_size // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob if has_dropout else 0.0
+        self.is_causal = False
+        self.window_size = window_size
+        self.value_residual = value_residual
+        self.q_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
+        self.k_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
+        self.v_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+        self.dropout = ViTAEDropout(config.hidden_dropout_prob if has_dropout else 0.0)
+
+    def forward(
+        self, hidden_states: torch.Tensor, height: int, width: int, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch = hidden_states.shape[0]
+        if self.window_size is not None:
+            hidden_states = split_into_windows(hidden_states, height, width, self.window_size)
+        query, key, value = (
+            unflatten(projection(hidden_states), 2, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, D)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            None,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            **kwargs,
+        )
+        output = self.dropout(self.o_proj(output.flatten(2)))
+        if self.value_residual:
+            output = output + value.transpose(1, 2).flatten(2)
+        if self.window_size is not None:
+            output = join_windows(output, batch, height, width, self.window_size)
+        return output, weights
+
+
+def constant(states: torch.Tensor) -> torch.Tensor:
+    """The same values, which pass no gradient on.
+
+    A program that is exported for inference gets them as they are: `detach` would be an operation of it, one that
+    Core ML does not have.
+    """
+    # torch 2.11 calls everything that is compiled exported, and a compiled network may be trained.
+    is_exporting = torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+    return states if is_exporting else states.detach()
+
+
+def random_feature_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, random_projection: torch.Tensor, eps: float = 1e-8
+) -> torch.Tensor:
+    """Attention with the softmax kernel replaced by its random-feature estimate, in time linear in N.
+
+    With w the rows of `random_projection`, exp(q·k) is the mean over w of exp(w·q - |q|²/2) exp(w·k - |k|²/2): the
+    product of two positive features φ. This function computes φ(q)·(φ(k)ᵀ v) / (φ(q)·Σφ(k) + eps).
+
+    To keep the exponentials from overflowing, the largest exponent (of each query, and of all keys of an image) is
+    subtracted before `exp`. Numerator and denominator shrink by the same factor, so the quotient only stays the same if
+    `eps` shrinks by it too. In the same way |q|²/2 is left out of φ(q) and put into `eps`, and so is M, because sums
+    over w are computed and not means.
+
+    All is computed in float32, under autocast too, except the two products with values in bfloat16.
+
+    Args:
+        query, key: `(B, N, C)`, not scaled.
+        value: `(B, N, C)`.
+        random_projection: `(M, C)`.
+        eps: what the denominator is increased by.
+
+    Returns:
+        `(B, N, C)` in the dtype of `value`.
+
+    Source: Choromanski et al. 2021, "Rethinking Attention with Performers", lemma 1 and equation 4.
+    """
+    with maybe_autocast(device_type=value.device.type, enabled=False):
+        query, key, projection = query.float(), key.float(), random_projection.float()
+        query_logs, key_logs = query @ projection.T, key @ projection.T  # (B, N, M), w·x
+        query_norms, key_norms = (vector_norm(states, dim=-1, keepdim=True).square() / 2 for states in (query, key))
+        query_shifts = constant(query_logs).amax(-1, keepdim=True)  # (B, N, 1)
+        key_shift = (constant(key_logs).amax(-1, keepdim=True) - constant(key_norms)).amax(1, keepdim=True)  # (B, 1, 1)
+        query_features, key_features = query_logs.sub_(query_shifts).exp_(), key_logs.sub_(key_norms + key_shift).exp_()
+        # The clamp keeps this a normal float32. Beyond its bounds eps is either negligible or all of the denominator.
+        shifted_eps = eps * projection.shape[0] * (query_norms - query_shifts - key_shift).clamp(-60, 80).exp()
+        denominator = query_features @ key_features.sum(1).unsqueeze(-1) + shifted_eps
+        # The M features of a query are divided, not the C channels of the output: M is half of C. The exponents above
+        # need float32; the features are between 0 and 1, where bfloat16 is precise enough.
+        dtype = torch.bfloat16 if value.dtype == torch.bfloat16 else torch.float32
+        query_features, key_features = (query_features / denominator).to(dtype), key_features.to(dtype)
+        output = query_features @ (key_features.transpose(1, 2) @ value.to(dtype))
+        return output.to(value.dtype)
+
+
+class ViTAERandomFeatureAttention(nn.Module):
+    """Single-head attention with random features, for reduction cells: (B, N, R·E) -> (B, N, C).
+
+    The value is added to the output as a residual, since the input is wider than the output. `random_projection`
+    `(M, C)`, M = C/2, is drawn once and never trained, but it is saved, because the weights around it were trained for
+    it. It stays float32, whatever the dtype of the model.
+    """
+
+    def __init__(self, config: ViTAEConfig, stage_idx: int):
+        super().__init__()
+        in_size, hidden_size = pyramid_size(config, stage_idx), config.hidden_sizes[stage_idx]
+        self.q_proj = nn.Linear(in_size, hidden_size)
+        self.k_proj = nn.Linear(in_size, hidden_size)
+        self.v_proj = nn.Linear(in_size, hidden_size)
+        self.o_proj = nn.Linear(hidden_size, hidden_size)
+        self.dropout = ViTAEDropout(config.reduction_dropout_prob)
+        projection = torch.empty(hidden_size // 2, hidden_size, dtype=torch.float32)
+        self.register_buffer("random_projection", projection)
+
+    def _apply(self, function, recurse: bool = True):
+        """Move the module or change its dtype, as `Module.to` does. The random projection only moves."""
+        before = self.random_projection
+        super()._apply(function, recurse)
+        if self.random_projection.dtype != before.dtype:
+            self.random_projection = before.to(self.random_projection.device)
+        return self
+
+    def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> tuple[torch.Tensor, None]:
+        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        attention = random_feature_attention(query, key, value, self.random_projection)
+        return value + self.dropout(self.o_proj(attention)), None

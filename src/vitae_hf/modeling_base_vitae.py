@@ -1,0 +1,221 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""The base classes of the models and backbones of ViTAE and ViTAEv2.
+
+The shape key is in `layers_vitae.py`.
+"""
+
+import math
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_utils import PreTrainedModel, load_state_dict
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_vitae import ViTAEFamilyConfig
+from .layers_vitae import ViTAEFamilyReductionCell
+
+
+def nearest_multiples(side: int, stride: int) -> list[int]:
+    """`side` itself if it is a multiple of `stride`, or else the multiples below (unless that is 0) and above it."""
+    below = side // stride * stride
+    return [multiple for multiple in sorted({below, -(-side // stride) * stride}) if multiple > 0] or [stride]
+
+
+def is_readable(file: str) -> bool:
+    """Whether the header of a safetensors file can be read."""
+    try:
+        load_state_dict(file, map_location="meta")
+    except Exception:  # the error of safetensors, which files on the Hub may not import
+        return False
+    return True
+
+
+@contextmanager
+def own_class(model: nn.Module):
+    """In this block, a model that FSDP2 has sharded is of its own class again.
+
+    FSDP2 replaces a model's class by a subclass that torch makes: `(FSDPModule, class of the model)`. The library would
+    take torch's source file for the code of the model and save a copy of it.
+    """
+    current_class = type(model)
+    if current_class.__name__.startswith("FSDP"):
+        model.__class__ = current_class.__bases__[-1]
+    try:
+        yield
+    finally:
+        model.__class__ = current_class
+
+
+class ViTAEFamilyPreTrainedModel(PreTrainedModel):
+    """Base class: how weights are initialised, loaded, saved, split over devices and checkpointed."""
+
+    config: ViTAEFamilyConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # Modules that only some classes of a family have. A class without one ignores its weights when it loads a folder.
+    optional_parts = ("classifier",)
+
+    def __init__(self, config: ViTAEFamilyConfig, *args, **kwargs):
+        config.validate()  # a second time, since fields may have been set after the configuration was made
+        super().__init__(config, *args, **kwargs)
+
+    def post_init(self):
+        super().post_init()  # turns the class's lists of names into sets
+        # The sets keep the names that this network has, since FSDP fails on any other.
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+        self._keep_in_fp32_modules_strict &= {name.rpartition(".")[-1] for name, _ in self.named_buffers()}
+
+    def save_pretrained(self, *args, **kwargs):
+        """[`PreTrainedModel.save_pretrained`], for models that FSDP2 has sharded too, see [`own_class`]."""
+        with own_class(self):
+            return super().save_pretrained(*args, **kwargs)
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # the library would search the file of the model for the attention, which is in another file
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        """As in the library, but weights of `optional_parts` that this class lacks are ignored, and a file that is
+        damaged is named."""
+        # The names are set on this model and not on its class, which would hand them to every model that contains it.
+        for part in model.optional_parts:
+            if getattr(model, part, None) is None and getattr(model.base_model, part, None) is None:
+                model._keys_to_ignore_on_load_unexpected.add(rf"^({model.base_model_prefix}\.)?{part}\.")
+        try:
+            return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":
+                raise
+            # Its message does not name the file.
+            damaged = [str(file) for file in checkpoint_files if not is_readable(file)] or map(str, checkpoint_files)
+            raise OSError(f"the weights in {', '.join(damaged)} are damaged: {error}") from error
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The authors' initialisation: truncated normal linears and PyTorch's default for convolutions."""
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The module that turns pixels into tokens: patch embeddings, or the pyramid of the first reduction cell."""
+        if self.base_model is not self:
+            return self.base_model.get_input_embeddings()
+        if self.config.has_class_token:
+            return self.embeddings
+        first = self.stages[0].reduction_cell
+        return first.pyramid_reduction if isinstance(first, ViTAEFamilyReductionCell) else first
+
+    def resize_position_embeddings(self, new_image_size: int | tuple[int, int]) -> None:
+        """Change the image size that the model is made for, for example to fine-tune it at that size.
+
+        The output is the same as with `interpolate_pos_encoding=True` before.
+
+        Args:
+            new_image_size: side, or height and width, in pixels. The position table is resampled for it. Variants
+                without one take every size anyway; then only the configuration changes.
+
+        Raises:
+            StrictDataclassError: the size is not a multiple of the stride. The model is then unchanged.
+        """
+        old_image_size, self.config.image_size = self.config.image_size, new_image_size
+        try:
+            self.config.validate()
+        except Exception:
+            self.config.image_size = old_image_size
+            raise
+        if self.config.has_class_token:
+            self.base_model.embeddings.resize(self.config.image_height_width)
+
+    def validate_pixel_values(self, pixel_values: torch.Tensor | None):
+        if pixel_values is None:
+            raise ValueError("You have to specify pixel_values.")
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
+            raise ValueError(
+                f"`pixel_values` must be (batch, {self.config.num_channels}, height, width), the channel count being"
+                f" `config.num_channels`; got {tuple(pixel_values.shape)}."
+            )
+        stride = self.config.total_stride
+        height, width = pixel_values.shape[-2:]
+        if height % stride or width % stride or not height or not width:
+            nearest = [" or ".join(str(side) for side in nearest_multiples(side, stride)) for side in (height, width)]
+            raise ValueError(
+                f"Both sides of the input must be multiples of {stride}, the total stride of this model; got height"
+                f" {height} and width {width}. The nearest valid sizes are height {nearest[0]} and width {nearest[1]}."
+            )
+
+
+class ViTAEFamilyBackbone(BackboneMixin):
+    """Base class of backbones: feature maps of images of any size, and stages that are not trained.
+
+    `out_features` or `out_indices` of the configuration choose the maps: `"stem"` (the input of the first stage),
+    `"stage1"` and so on. `channels` has their widths in the same order. The first `frozen_stages` stages stay in
+    evaluation mode and keep their weights and BatchNorm statistics while the rest is trained.
+    """
+
+    def frozen_modules(self) -> list[nn.Module]:
+        frozen = list(self.base_model.stages[: self.config.frozen_stages])
+        if frozen and self.config.has_class_token:
+            frozen.append(self.base_model.embeddings)
+        return frozen
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        # Here and not once at the start, because `from_pretrained` makes all weights trainable and then calls `eval`.
+        for module in self.frozen_modules():
+            module.eval().requires_grad_(False)
+        return self
+
+    def feature_maps_of(self, hidden_states: tuple[torch.Tensor, ...], image_size: torch.Size) -> tuple:
+        """A map for each of `stage_names`, from the hidden states of a padded image of this height and width."""
+        return hidden_states
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
+                Normalised images of any size. They are padded with zeros on the right and at the bottom until both
+                sides are multiples of `size_divisor` pixels.
+            output_hidden_states, output_attentions, return_dict (`bool`, *optional*):
+                As in the models.
+
+        Returns:
+            `BackboneOutput`: `feature_maps`, a tuple of maps `(B, channels[i], height / stride, width / stride)`, both
+            sides rounded up. When asked for, also `hidden_states` and `attentions`, those of the padded images.
+        """
+        height, width = pixel_values.shape[-2:]
+        padded = nn.functional.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
+        outputs = self.base_model(padded, **kwargs)
+        maps = dict(zip(self.stage_names, self.feature_maps_of(outputs.hidden_states, padded.shape[-2:])))
+        feature_maps = []
+        for name in self.out_features:  # rows and columns that cover nothing but padding are cut off
+            stride = padded.shape[-1] // maps[name].shape[-1]
+            feature_maps.append(maps[name][..., : (height + stride - 1) // stride, : (width + stride - 1) // stride])
+        return BackboneOutput(
+            feature_maps=tuple(feature_maps),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
