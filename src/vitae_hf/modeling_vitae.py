@@ -157,9 +157,11 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
 
     config: ViTAEConfig
     base_model_prefix = "vitae"
+    # The pyramid in a reduction cell is listed too, since accelerate shards input embeddings as a unit of their own.
     _no_split_modules = [
         "ViTAEEmbeddings",
         "ViTAEReductionCell",
+        "ViTAEPyramidReduction",
         "ViTAEPyramidReductionCell",
         "ViTAENormalCell",
         "ViTAEDecoderLayer",

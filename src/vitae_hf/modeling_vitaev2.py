@@ -87,7 +87,8 @@ class ViTAEv2PreTrainedModel(ViTAEFamilyPreTrainedModel):
 
     config: ViTAEv2Config
     base_model_prefix = "vitaev2"
-    _no_split_modules = ["ViTAEv2ReductionCell", "ViTAEv2NormalCell"]
+    # The pyramid in a reduction cell is listed too, since accelerate shards input embeddings as a unit of their own.
+    _no_split_modules = ["ViTAEv2ReductionCell", "ViTAEPyramidReduction", "ViTAEv2NormalCell"]
     _can_record_outputs = {"hidden_states": ViTAEv2Stage, "attentions": ViTAEAttention}
 
 
