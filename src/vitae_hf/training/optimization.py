@@ -103,7 +103,7 @@ def cosine_schedule(
     after `steps` are the cool-down. Groups with a smaller learning rate follow in proportion.
 
     Args:
-        learning_rate: the full one. `warmup_learning_rate` and `floor` are rates too; the full one bounds them.
+        learning_rate: the full one. `warmup_learning_rate` and `floor` are rates too, at most as large.
         steps: updates until the floor is reached.
     """
     shape = partial(
