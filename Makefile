@@ -25,13 +25,13 @@ test-oldest:  ## the same on the lowest versions that setup.cfg names, the expor
 	$(PYTHON) -m venv $(OLDEST)
 	$(PYTHON) .ci/lowest_versions.py --extras > $(OLDEST)/exports.txt
 	$(OLDEST)/bin/python -m pip install --editable ".[test]" --constraint $(OLDEST)/exports.txt
-	$(OLDEST)/bin/python -m pytest tests/test_exporting.py
+	$(OLDEST)/bin/python -m pytest tests/deployment/test_exporting.py
 	$(PYTHON) .ci/lowest_versions.py > $(OLDEST)/package.txt
 	$(OLDEST)/bin/python -m pip install --editable . --constraint $(OLDEST)/package.txt
 	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 
 test-browser: $(VENV)/installed chromium  ## drive the web page in Chromium
-	$(RUN) -m pytest -m browser tests/test_browser.py
+	$(RUN) -m pytest -m browser tests/web/test_browser.py
 
 chromium:  ## Debian's, and its driver, unless they are here
 	command -v chromium && command -v chromedriver || \
@@ -40,9 +40,10 @@ chromium:  ## Debian's, and its driver, unless they are here
 test-slow: $(VENV)/installed  ## checks that take minutes
 	$(RUN) -m pytest -m slow
 
-check: $(VENV)/installed  ## style
+check: $(VENV)/installed  ## style, and which room imports which
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/lint-imports setup.cfg
 
 BENCH := $(RUN) -m vitae_hf benchmark --threads 2
 bench: $(VENV)/installed  ## speed and memory against ViT-S and Swin-T, about ten minutes

@@ -11,8 +11,7 @@ import torch
 import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-from helpers import images, pyramid_config
-from test_streaming import write_parquet
+from helpers import images, pyramid_config, write_parquet
 from transformers import EvalPrediction, set_seed
 
 from vitae_hf import ViTAEForImageClassification

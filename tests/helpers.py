@@ -1,21 +1,28 @@
 """What several test files need: tiny networks with every code path, golden weights, commands run as users run them."""
 
+import importlib.metadata
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
+import PIL.Image
 import torch
+from transformers import AutoModelForImageClassification
 
 from vitae_cli import COMMANDS
-from vitae_hf import ViTAEConfig, ViTAEv2Config, config_from_preset
+from vitae_hf import ViTAEConfig, ViTAEImageProcessor, ViTAEv2Config, config_from_preset
 from vitae_hf.hub.original_names import original_layout
 
 
 REPOSITORY = Path(__file__).parents[1]
 ASSETS = REPOSITORY / "src" / "vitae_hf" / "assets"
+IMAGE = ASSETS / "chelsea.png"
+DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
 GOLDEN = REPOSITORY / "tests" / "golden"
 sys.path += [str(GOLDEN), str(REPOSITORY / "scripts")]
 
@@ -116,3 +123,59 @@ def last_line(done: subprocess.CompletedProcess) -> dict:
     """The record that a command prints at its end."""
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+BAD_FILES = ("text", "truncated", "bomb", "pixels", "postscript", "empty")
+SHARD_SIZES = (7, 11, 5, 14, 3)  # rows of the shards: 40
+
+
+def png(index: int) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new("L", (64, 64), 5 * index).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_parquet(folder, as_text: bool = False):
+    label = datasets.Value("string") if as_text else datasets.ClassLabel(names=list("abcde"))
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    first = 0
+    for shard, size in enumerate(SHARD_SIZES):
+        rows = range(first, first + size)
+        labels = ["abcde"[i % 5] if as_text else i % 5 for i in rows]
+        data = {"image": [{"bytes": png(i), "path": f"{i}.png"} for i in rows], "label": labels}
+        data = datasets.Dataset.from_dict(data, features=features)
+        data.to_parquet(folder / f"train-{shard:05}-of-00005.parquet", batch_size=4)  # rows of a row group
+        first += size
+
+
+def save_model(folder: Path, config) -> Path:
+    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
+    ViTAEImageProcessor(size=64, crop_pct=1.0).save_pretrained(folder)
+    return folder
+
+
+def write_bad_files(folder: Path) -> dict[str, Path]:
+    """Files that are no good pictures, by what is wrong with them."""
+    files = {name: folder / f"{name}.png" for name in BAD_FILES}
+    files["text"].write_text("no picture at all\n")
+    files["truncated"].write_bytes((ASSETS / "chelsea.png").read_bytes()[:20_000])
+    PIL.Image.new("1", (20_000, 20_000)).save(files["bomb"])
+    PIL.Image.new("1", (8000, 8000)).save(files["pixels"])  # which Pillow would read
+    PIL.Image.new("RGB", (20, 20)).save(files["postscript"], format="EPS")
+    files["empty"].touch()
+    return files
+
+
+def python_path_without(*packages: str, folder: Path) -> Path:
+    """A folder of links to everything installed here but these packages; `python -S` sees nothing else."""
+    folder.mkdir()
+    site_packages = Path(importlib.metadata.distribution("transformers").locate_file(""))
+    for entry in site_packages.iterdir():
+        if not entry.name.startswith(packages) and entry.suffix != ".pth":
+            (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+def options(**values) -> list[str]:
+    common = {"per_device_train_batch_size": 8, "report_to": "none", "logging_steps": 1, "dataloader_drop_last": True}
+    return [word for name, value in {**common, **values}.items() for word in (f"--{name}", str(value))]

@@ -12,12 +12,13 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from helpers import COMMANDS, REPOSITORY, last_line, original_weights, python_path_without, serving
+from helpers import DATA, REPOSITORY, last_line, original_weights, python_path_without
+from photograph_app import serving
 
+from vitae_cli import COMMANDS
 from vitae_hf import config_from_preset
 
 
-DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
 BUILD = "from setuptools import build_meta as b; b.build_wheel('dist'); b.build_sdist('dist')"
 
 

@@ -9,9 +9,8 @@ import zipfile
 
 import pytest
 import torch
-from helpers import ASSETS, class_token_config, original_weights, pyramid_config, windowed_config
+from helpers import ASSETS, class_token_config, original_weights, pyramid_config, save_model, windowed_config
 from safetensors.torch import save_file
-from test_app import save_model
 from transformers import ViTConfig, ViTForImageClassification
 
 from vitae_hf import ViTAEForPreTraining, ViTAEModel, ViTAEv2Backbone, config_from_preset

@@ -1,6 +1,5 @@
 """Saved folders work where the package is not installed, with and without torchvision."""
 
-import importlib.metadata
 import json
 import os
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from helpers import ASSETS, REPOSITORY, class_token_config, pyramid_config, windowed_config
+from helpers import IMAGE, class_token_config, pyramid_config, python_path_without, windowed_config
 from packaging import version
 from transformers import AutoModel, AutoModelForImageClassification
 
@@ -25,7 +24,6 @@ from vitae_hf import (
 )
 
 
-IMAGE = ASSETS / "chelsea.png"
 SHARED_CODE = {
     "attention_vitae.py",
     "configuration_vitae.py",
@@ -55,16 +53,6 @@ def folders(tmp_path_factory):
     return root
 
 
-def python_path_without(*packages: str, folder: Path) -> Path:
-    """A folder of links to everything installed here but these packages; `python -S` sees nothing else."""
-    folder.mkdir()
-    site_packages = Path(importlib.metadata.distribution("transformers").locate_file(""))
-    for entry in site_packages.iterdir():
-        if not entry.name.startswith(packages) and entry.suffix != ".pth":
-            (folder / entry.name).symlink_to(entry)
-    return folder
-
-
 @pytest.mark.parametrize("torchvision", [True, False], ids=["with_torchvision", "without_torchvision"])
 def test_folders_load_without_the_package_and_give_the_same_bits(folders, tmp_path, torchvision):
     if not torchvision and version.parse(transformers.__version__) < version.parse("5.23"):
@@ -72,7 +60,14 @@ def test_folders_load_without_the_package_and_give_the_same_bits(folders, tmp_pa
     hidden = ("vitae_hf", "__editable__") if torchvision else ("vitae_hf", "__editable__", "torchvision")
     path = python_path_without(*hidden, folder=tmp_path / "site")
     environment = {**os.environ, "PYTHONPATH": str(path), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-S", REPOSITORY / "tests" / "without_package.py", folders, IMAGE, tmp_path / "out.pt"]
+    command = [
+        sys.executable,
+        "-S",
+        Path(__file__).with_name("without_package.py"),
+        folders,
+        IMAGE,
+        tmp_path / "out.pt",
+    ]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     record = torch.load(tmp_path / "out.pt")

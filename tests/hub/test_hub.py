@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import REPOSITORY, original_weights, pyramid_config
+from helpers import IMAGE, REPOSITORY, original_weights, pyramid_config, python_path_without
 from hub_server import READER, WRITER, HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from test_remote_code import IMAGE, python_path_without
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
 from vitae_hf.hub.checksums import SUMS_NAME, sha256, verify_checkpoint, write_sums
@@ -82,7 +81,7 @@ class Client:
 def start_client(folder: Path, variables: dict, flags: tuple = ()) -> Client:
     folder.mkdir(exist_ok=True)
     environment = {key: value for key, value in os.environ.items() if key not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
-    command = [sys.executable, *flags, REPOSITORY / "tests" / "hub_client.py"]
+    command = [sys.executable, *flags, Path(__file__).with_name("hub_client.py")]
     process = subprocess.Popen(
         command,
         env={**environment, **variables},

@@ -19,7 +19,7 @@ import PIL.Image
 import pytest
 import yaml
 from gradio_client import Client, handle_file
-from helpers import ASSETS, class_token_config, pyramid_config, windowed_config
+from helpers import ASSETS, class_token_config, pyramid_config, save_model, windowed_config, write_bad_files
 from hub_server import HubServer
 from huggingface_hub.utils import httpx
 from photograph_app import serving
@@ -27,21 +27,13 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
-from transformers import AutoModelForImageClassification
 
-from vitae_hf import ViTAEImageProcessor
 from vitae_hf.web.page import MAPS, MOST_WAITING, StayHere, examine, respond, show
 from vitae_hf.web.visitors import Models, Refusal, read_picture
 
 
 SNEAKER = ASSETS / "sneaker.png"
 EVIL = "from pathlib import Path\nPath(__file__).with_suffix('.executed').touch()\n"
-
-
-def save_model(folder: Path, config) -> Path:
-    AutoModelForImageClassification.from_config(config).save_pretrained(folder)
-    ViTAEImageProcessor(size=64, crop_pct=1.0).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -70,18 +62,6 @@ SENTENCES = {
     "postscript": "not a picture",
     "empty": "not a picture",
 }
-
-
-def write_bad_files(folder: Path) -> dict[str, Path]:
-    """Files that are no good pictures, by what is wrong with them."""
-    files = {name: folder / f"{name}.png" for name in SENTENCES}
-    files["text"].write_text("no picture at all\n")
-    files["truncated"].write_bytes((ASSETS / "chelsea.png").read_bytes()[:20_000])
-    PIL.Image.new("1", (20_000, 20_000)).save(files["bomb"])
-    PIL.Image.new("1", (8000, 8000)).save(files["pixels"])  # which Pillow would read
-    PIL.Image.new("RGB", (20, 20)).save(files["postscript"], format="EPS")
-    files["empty"].touch()
-    return files
 
 
 @pytest.mark.parametrize("problem", SENTENCES)

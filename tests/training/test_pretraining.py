@@ -10,9 +10,8 @@ import torch
 import yaml
 from accelerate import init_empty_weights
 from datasets import Dataset, load_dataset
-from helpers import class_token_config, images, pyramid_config
+from helpers import DATA, class_token_config, images, pyramid_config
 from huggingface_hub import ModelCard
-from test_train import DATA
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from vitae_hf import ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, ViTAEModel, config_from_preset

@@ -11,12 +11,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import PIL.Image
 import pytest
-from helpers import ASSETS, last_line, run
+from helpers import ASSETS, last_line, run, write_bad_files
 from huggingface_hub.utils import httpx
 from photograph_app import choose_picture, chromium, serving, shown_picture, wait
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from test_app import write_bad_files
 
 from vitae_hf.web.page import MAPS
 

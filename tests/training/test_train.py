@@ -8,7 +8,7 @@ import sys
 import PIL.Image
 import pytest
 import yaml
-from helpers import REPOSITORY, last_line, run
+from helpers import DATA, REPOSITORY, last_line, options, run
 from huggingface_hub import ModelCard
 
 from vitae_hf import PRESETS, ViTAEForImageClassification, config_from_preset
@@ -18,7 +18,6 @@ from vitae_hf.files import RECIPES
 
 
 TRAINING = sorted(path for path in RECIPES.glob("*.yaml") if not path.stem.startswith(("mae", "upernet")))
-DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: path.stem)
@@ -70,11 +69,6 @@ def test_a_wrong_recipe_or_missing_model_is_named(tmp_path):
         train.main([*arguments, "--output_dir", str(tmp_path)])
     with pytest.raises(ValueError, match="either --preset, to train from scratch, or --model_name_or_path"):
         Classification.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
-
-
-def options(**values) -> list[str]:
-    common = {"per_device_train_batch_size": 8, "report_to": "none", "logging_steps": 1, "dataloader_drop_last": True}
-    return [word for name, value in {**common, **values}.items() for word in (f"--{name}", str(value))]
 
 
 def test_from_scratch(tmp_path):

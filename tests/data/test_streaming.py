@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers import pyramid_config
+from helpers import SHARD_SIZES, png, pyramid_config, write_parquet
 from torch.utils.data import DataLoader
 
 from vitae_hf import ViTAEForImageClassification
@@ -21,31 +21,9 @@ from vitae_hf.training.arguments import ViTAETrainingArguments
 from vitae_hf.training.trainer import ViTAETrainer
 
 
-SIZES = (7, 11, 5, 14, 3)  # rows of the shards: 40
-
-
-def png(index: int) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.new("L", (64, 64), 5 * index).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def write_parquet(folder, as_text: bool = False):
-    label = datasets.Value("string") if as_text else datasets.ClassLabel(names=list("abcde"))
-    features = datasets.Features({"image": datasets.Image(), "label": label})
-    first = 0
-    for shard, size in enumerate(SIZES):
-        rows = range(first, first + size)
-        labels = ["abcde"[i % 5] if as_text else i % 5 for i in rows]
-        data = {"image": [{"bytes": png(i), "path": f"{i}.png"} for i in rows], "label": labels}
-        data = datasets.Dataset.from_dict(data, features=features)
-        data.to_parquet(folder / f"train-{shard:05}-of-00005.parquet", batch_size=4)  # rows of a row group
-        first += size
-
-
 def write_tars(folder, as_text: bool = False):
     index = 0
-    for shard, size in enumerate(SIZES):
+    for shard, size in enumerate(SHARD_SIZES):
         with tarfile.open(folder / f"train-{shard:04}.tar", "w") as archive:
             for _ in range(size):
                 label = "abcde"[index % 5] if as_text else str(index % 5)
@@ -83,7 +61,7 @@ def rows(batches) -> list[int]:
 @pytest.mark.parametrize("world_size, workers", [(1, 0), (1, 3), (2, 1), (4, 0), (4, 3)])
 def test_each_row_is_seen_once_in_an_epoch_by_any_processes_and_workers(folder, world_size, workers):
     shards = find_shards(folder)
-    assert shards.rows == SIZES
+    assert shards.rows == SHARD_SIZES
     epochs = []
     for epoch in range(2):
         seen = []

@@ -16,9 +16,8 @@ import PIL.Image
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from helpers import REPOSITORY, images, last_line, pyramid_config
+from helpers import REPOSITORY, images, last_line, options, pyramid_config
 from safetensors.torch import load_file
-from test_train import options
 from torch import nn
 from transformers import AutoModelForImageClassification
 
