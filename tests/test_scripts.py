@@ -19,7 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers import ASSETS, GOLDEN, REPOSITORY, images, last_line, original_weights, run, write_malicious
+from helpers import ASSETS, GOLDEN, REPOSITORY, drawn, images, last_line, original_weights, run, write_malicious
 from hub_server import HubServer
 from transformers import AutoConfig
 
@@ -82,20 +82,37 @@ def test_the_demo_at_full_length_reaches_87_percent(tmp_path):
     assert record["top1_percent"] >= 87
 
 
+PYTHON_AND_OUTPUT = r"```python\n(.*?)```\n(?:\n```\n(.*?)```)?"
+
+
 def test_the_readmes_snippets_run(demo, monkeypatch, capsys):
-    """All Python blocks in order, in one session, in a folder where the demo has run."""
+    """All Python blocks in order, in one session, in a folder where the demo has run; they print what is shown."""
     root, _ = demo
     monkeypatch.chdir(root)
     for folder in ("examples", "src"):
         if not (root / folder).exists():
             (root / folder).symlink_to(REPOSITORY / folder)
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) >= 4
-    names = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
-    printed = capsys.readouterr().out
-    assert "score" in printed
+    blocks = re.findall(PYTHON_AND_OUTPUT, (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    names, compared = {}, 0
+    for code, output in blocks:
+        exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+        shown = [*output.splitlines(), *re.findall(r"^# ([\[(].*)", code, flags=re.MULTILINE)]
+        printed = capsys.readouterr().out.splitlines()
+        if shown:  # "…" stands for what another machine or training may change
+            pattern = "\n".join(map(re.escape, shown)).replace("…", ".*")
+            assert re.fullmatch(pattern, "\n".join(printed))
+            compared += 1
+        elif "pooler_output" in code:
+            assert printed[0] == "torch.Size([1, 64])" and "# (1, 64), what a classifier reads" in code
+            assert printed[1] == "[(1, 3, 96, 128), (1, 32, 24, 32), (1, 32, 12, 16), (1, 64, 6, 8)]"
+        elif "attention_share" in code:
+            (cells,) = printed
+            assert cells.startswith("{'stage 1") and cells.count("stage") == len(names["explanation"].cells)
+            assert len(drawn("outputs/sneaker.png")[1]) > 1000  # heat maps; a plot of lines has some dozens
+        else:
+            assert not printed and "print(" not in code
+    assert compared == 2 and len(blocks) == 7
+    assert names["model"].dtype == torch.float32 and names["segmenter"].config.num_labels == 11
 
 
 def test_the_converter_writes_and_verifies_a_folder(tmp_path):
