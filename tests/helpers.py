@@ -155,6 +155,11 @@ def drawn(path: Path) -> tuple[tuple[int, int], set[tuple[int, int, int]]]:
         return picture.size, {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
 
 
+def vivid(path: Path) -> int:
+    """How many colours of a picture are far from grey: heat over a grey image has thousands, lines and text dozens."""
+    return sum(max(colour) - min(colour) > 60 for colour in drawn(path)[1])
+
+
 def save_model(folder: Path, config) -> Path:
     AutoModelForImageClassification.from_config(config).save_pretrained(folder)
     ViTAEImageProcessor(size=64, crop_pct=1.0).save_pretrained(folder)

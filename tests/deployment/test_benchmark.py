@@ -36,7 +36,7 @@ def test_a_run_writes_json_a_table_and_a_picture(run):
     assert (
         first_row.startswith("| vitae-nano | training | float32 | 64×64 | 2 | 0.012 |") and "| 900 | 300 |" in first_row
     )
-    assert set(LINES) <= drawn(folder / "tiny.png")[1]  # a curve for each network
+    assert set(LINES) <= drawn(folder / "tiny.png")[1]  # bars of each of three networks
     assert record["settings"]["reference"] == "timm:test_vit" and {"torch", "commit", "threads"} <= record.keys()
 
 
