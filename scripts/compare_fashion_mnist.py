@@ -18,7 +18,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification, set_seed
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
@@ -26,10 +26,6 @@ from vitae_hf.commands import train
 from vitae_hf.data.sources import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
 
 def vit():
@@ -149,7 +145,8 @@ def summarise(runs: list[dict]) -> list[dict]:
 
 
 def draw(rows: list[dict], parameters: dict[str, int], path: Path) -> None:
-    figure, axis = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
     for network in parameters:
         mine = [row for row in rows if row["network"] == network]
         shares, means = [100 * row["share"] for row in mine], [row["mean"] for row in mine]

@@ -125,6 +125,7 @@ def last_line(done: subprocess.CompletedProcess) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+LINES = [(31, 119, 180), (255, 127, 14), (44, 160, 44)]  # colours of matplotlib's first, second and third line
 BAD_FILES = ("text", "truncated", "bomb", "pixels", "postscript", "empty")
 SHARD_SIZES = (7, 11, 5, 14, 3)  # rows of the shards: 40
 
@@ -146,6 +147,17 @@ def write_parquet(folder, as_text: bool = False):
         data = datasets.Dataset.from_dict(data, features=features)
         data.to_parquet(folder / f"train-{shard:05}-of-00005.parquet", batch_size=4)  # rows of a row group
         first += size
+
+
+def drawn(path: Path) -> tuple[tuple[int, int], set[tuple[int, int, int]]]:
+    """The size of a picture, and the colours in it: a curve leaves its own, such as those of `LINES`."""
+    with PIL.Image.open(path) as picture:
+        return picture.size, {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
+
+
+def vivid(path: Path) -> int:
+    """How many colours of a picture are far from grey: heat over a grey image has thousands, lines and text dozens."""
+    return sum(max(colour) - min(colour) > 60 for colour in drawn(path)[1])
 
 
 def save_model(folder: Path, config) -> Path:

@@ -1,15 +1,34 @@
-"""The scripts, run as a user runs them, and the README's snippets."""
+"""The scripts, run as a user runs them or in this process on tiny data, and the README's snippets."""
 
+import copy
+import gzip
+import itertools
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
+import build_fashion_mnist
+import compare_fashion_mnist
+import compare_mae
+import datasets
+import measure_export
+import measure_loading
+import measure_step
+import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers import ASSETS, REPOSITORY, last_line, original_weights, run, write_malicious
+from helpers import ASSETS, GOLDEN, REPOSITORY, images, last_line, original_weights, run, vivid, write_malicious
 from hub_server import HubServer
+from transformers import AutoConfig
 
 from vitae_hf import config_from_preset
+from vitae_hf.commands.pretrain import Pretraining
+from vitae_hf.commands.train import Classification
+from vitae_hf.data.sources import load_labelled_images
+from vitae_hf.deployment.benchmarking import interleave
+from vitae_hf.deployment.exporting import load_for_export
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +82,37 @@ def test_the_demo_at_full_length_reaches_87_percent(tmp_path):
     assert record["top1_percent"] >= 87
 
 
+PYTHON_AND_OUTPUT = r"```python\n(.*?)```\n(?:\n```\n(.*?)```)?"
+
+
 def test_the_readmes_snippets_run(demo, monkeypatch, capsys):
-    """All Python blocks in order, in one session, in a folder where the demo has run."""
+    """All Python blocks in order, in one session, in a folder where the demo has run; they print what is shown."""
     root, _ = demo
     monkeypatch.chdir(root)
     for folder in ("examples", "src"):
         if not (root / folder).exists():
             (root / folder).symlink_to(REPOSITORY / folder)
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
-    assert len(blocks) >= 4
-    names = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)  # noqa: S102
-    printed = capsys.readouterr().out
-    assert "score" in printed
+    blocks = re.findall(PYTHON_AND_OUTPUT, (REPOSITORY / "README.md").read_text(), flags=re.DOTALL)
+    names, compared = {}, 0
+    for code, output in blocks:
+        exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+        shown = [*output.splitlines(), *re.findall(r"^# ([\[(].*)", code, flags=re.MULTILINE)]
+        printed = capsys.readouterr().out.splitlines()
+        if shown:  # "…" stands for what another machine or training may change
+            pattern = "\n".join(map(re.escape, shown)).replace("…", ".*")
+            assert re.fullmatch(pattern, "\n".join(printed))
+            compared += 1
+        elif "pooler_output" in code:
+            assert printed[0] == "torch.Size([1, 64])" and "# (1, 64), what a classifier reads" in code
+            assert printed[1] == "[(1, 3, 96, 128), (1, 32, 24, 32), (1, 32, 12, 16), (1, 64, 6, 8)]"
+        elif "attention_share" in code:
+            (cells,) = printed
+            assert cells.startswith("{'stage 1") and cells.count("stage") == len(names["explanation"].cells)
+            assert vivid("outputs/sneaker.png") > 1000
+        else:
+            assert not printed and "print(" not in code
+    assert compared == 2 and len(blocks) == 7
+    assert names["model"].dtype == torch.float32 and names["segmenter"].config.num_labels == 11
 
 
 def test_the_converter_writes_and_verifies_a_folder(tmp_path):
@@ -102,3 +138,228 @@ def test_the_wrong_preset_is_refused_with_the_first_misfits(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "256 tensors do not fit" in done.stderr and "missing: layers.2.NC.3.norm1.weight" in done.stderr
     assert done.stderr.endswith("… and 246 more\n") and not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------ data, comparisons, figures
+
+IMAGES = {"train": 1200, "t10k": 50}  # as many of each of the ten classes
+
+
+@pytest.fixture(scope="module")
+def idx_files(tmp_path_factory):
+    """The four files as published, of random pixels: their folder, and the pixels and labels of each split."""
+    folder, generator, splits = tmp_path_factory.mktemp("idx"), np.random.default_rng(0), {}
+    for prefix, count in IMAGES.items():
+        pixels = generator.integers(0, 256, (count, 28, 28), np.uint8)
+        labels = generator.permutation(np.arange(count) % 10).astype(np.uint8)
+        headers = [np.array(sizes, ">i4").tobytes() for sizes in ([2051, count, 28, 28], [2049, count])]
+        with gzip.open(folder / f"{prefix}-images-idx3-ubyte.gz", "wb", 1) as file:
+            file.write(headers[0] + pixels.tobytes())
+        with gzip.open(folder / f"{prefix}-labels-idx1-ubyte.gz", "wb", 1) as file:
+            file.write(headers[1] + labels.tobytes())
+        splits["test" if prefix == "t10k" else prefix] = pixels, labels
+    return folder, splits
+
+
+@pytest.fixture(scope="module")
+def fashion(idx_files, tmp_path_factory):
+    """These images as parquet, and the script's record."""
+    folder = tmp_path_factory.mktemp("fashion")
+    return folder, build_fashion_mnist.main([str(idx_files[0]), "--output", str(folder)])
+
+
+def read_images(folder) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The pixels and labels of each split of a folder of parquet files, read by the library."""
+    splits = datasets.load_dataset(str(folder))
+    return {
+        name: (np.stack(list(map(np.asarray, split["image"]))), split["label"][:]) for name, split in splits.items()
+    }
+
+
+def test_all_of_fashion_mnist_is_written_as_it_was_read(idx_files, fashion):
+    folder, record = fashion
+    found = read_images(folder)
+    for split, (pixels, labels) in idx_files[1].items():
+        assert np.array_equal(found[split][0], pixels) and np.array_equal(found[split][1], labels)
+        assert record[split] == {"images": len(labels), "bytes": next(folder.glob(f"{split}-*")).stat().st_size}
+    assert load_labelled_images(str(folder))["test"].features["label"].names[9] == "Ankle boot"
+
+
+def test_some_images_of_each_class_are_drawn_by_the_seed(idx_files, tmp_path):
+    drawn = []
+    for name, seed in {"a": 0, "b": 0, "c": 1}.items():
+        words = [str(idx_files[0]), "--output", str(tmp_path / name), "--per_class", "3", "2", "--seed", str(seed)]
+        build_fashion_mnist.main(words)
+        drawn.append(read_images(tmp_path / name))
+    for split, count in (("train", 3), ("test", 2)):
+        label_of = {image.tobytes(): label for image, label in zip(*idx_files[1][split])}
+        first, again, other = (found[split] for found in drawn)
+        assert [label_of[image.tobytes()] for image in first[0]] == list(first[1])
+        assert len({image.tobytes() for image in first[0]}) == 10 * count
+        assert np.bincount(first[1]).tolist() == [count] * 10 and list(first[1]) != sorted(first[1])
+        assert np.array_equal(first[0], again[0]) and not np.array_equal(first[0], other[0])
+
+
+class Runs:
+    """Stands in for `vitae train` or `vitae pretrain`: reads the command line as it does, and makes up the figures."""
+
+    def __init__(self, task, top1=None):
+        self.task, self.top1, self.done, self.data = task, top1, [], []
+
+    def main(self, words: list[str]) -> dict:
+        parsed = self.task.parse(words)
+        self.done.append(parsed)
+        splits = load_labelled_images(parsed.run.dataset)
+        self.data.append({name: {row["image"]["bytes"] for row in split} for name, split in splits.items()})
+        if self.top1 is None:
+            folder = Path(parsed.training.output_dir)
+            folder.mkdir(parents=True)
+            (folder / "eval_results.json").write_text('{"eval_loss": 1.25}')
+            return {}
+        return {"top1_percent": self.top1(parsed), "eval_loss": 0.5, "images_per_s": 100.0}
+
+
+def check_held_out(data: dict[str, set], folder) -> None:
+    """Learning rates are tested on training images that are not trained on, and never on the test images."""
+    whole = {
+        name: {row["image"]["bytes"] for row in split} for name, split in load_labelled_images(str(folder)).items()
+    }
+    assert data["train"] | data["test"] <= whole["train"] and not data["train"] & data["test"]
+
+
+def test_the_comparison_of_networks_chooses_rates_on_held_out_images_and_resumes(fashion, tmp_path, monkeypatch):
+    best = {"vitae": 1e-3, "vit": 2e-3, "swin": 2e-3}
+
+    def top1(parsed) -> float:
+        network = AutoConfig.from_pretrained(parsed.run.model_name_or_path).model_type
+        return 70 + 2 * parsed.training.seed - 10 * (parsed.training.learning_rate != best[network])
+
+    runs = Runs(Classification, top1)
+    monkeypatch.setattr(compare_fashion_mnist, "train", runs)
+    words = ["--data", str(fashion[0]), "--output", str(tmp_path / "found"), "--learning_rates", "1e-3", "2e-3"]
+    words += ["--seeds", "0", "1", "--share_epochs", "0.1:3", "1:1"]
+    record = compare_fashion_mnist.main(words)
+    assert record["learning_rates"] == {"vitae-nano": 1e-3, "vit": 2e-3, "swin": 2e-3}
+    figures = {"seeds": 2, "mean": 71, "lowest": 70, "highest": 72}
+    cases = itertools.product(record["learning_rates"], (0.1, 1.0))
+    assert record["summary"] == [{"network": network, "share": share, **figures} for network, share in cases]
+    assert len(runs.done) == 3 * 2 + 3 * 2 * 2
+    for data in runs.data[:6]:
+        check_held_out(data, fashion[0])
+        assert {name: len(split) for name, split in data.items()} == {"train": 120, "test": 120}
+    settings = [(parsed.run.train_share, parsed.training.num_train_epochs) for parsed in runs.done[6:]]
+    assert settings == [*[(0.1, 3)] * 3, *[(1, 1)] * 3] * 2
+    assert "| vit | 0.002 | 71.00 (70.00–72.00) | 71.00 (70.00–72.00) |" in (tmp_path / "found.md").read_text()
+    assert compare_fashion_mnist.main(words)["summary"] == record["summary"] and len(runs.done) == 18  # nothing anew
+    sizes = json.loads((tmp_path / "found.json").read_text())["parameters"]
+    assert max(sizes.values()) < 1.05 * min(sizes.values())
+
+
+def test_the_comparison_with_pretraining_gives_both_ways_the_same_images_and_updates(fashion, tmp_path, monkeypatch):
+    def top1(parsed) -> float:
+        pretrained = parsed.run.model_name_or_path is not None
+        return 50 + pretrained + parsed.training.seed % 1000 - 10 * (parsed.training.learning_rate == 1e-3)
+
+    pretraining, training = Runs(Pretraining), Runs(Classification, top1)
+    monkeypatch.setattr(compare_mae, "pretrain", pretraining)
+    monkeypatch.setattr(compare_mae, "train", training)
+    words = ["--data", str(fashion[0]), "--output", str(tmp_path / "found.json"), "--work", str(tmp_path / "work")]
+    words += ["--share", "0.05", "--learning_rates", "1e-3", "2e-3", "--seeds", "1", "2"]
+    record = compare_mae.main([*words, "--pretraining_epochs", "4", "--epochs", "7"])
+    assert record["learning_rates"] == {"scratch": 2e-3, "pretrained": 2e-3}
+    assert record["top1_percent"]["scratch"] == {"mean": 51.5, "lowest": 51, "highest": 52}
+    assert record["top1_percent"]["pretrained"] == {"mean": 52.5, "lowest": 52, "highest": 53}
+    assert [parsed.training.seed for parsed in pretraining.done] == [1000, 1, 2]
+    assert {parsed.training.num_train_epochs for parsed in pretraining.done} == {4}
+    for data in training.data[:4]:
+        check_held_out(data, fashion[0])
+        assert {name: len(split) for name, split in data.items()} == {"train": 60, "test": 1000}
+    for scratch, pretrained in zip(training.done[4::2], training.done[5::2]):
+        assert scratch.run.preset == "vitae-nano-mae"
+        assert pretrained.run.model_name_or_path == str(tmp_path / "work" / f"pretrained-{scratch.training.seed}")
+        for name in ("seed", "num_train_epochs", "learning_rate", "per_device_train_batch_size"):
+            assert getattr(scratch.training, name) == getattr(pretrained.training, name)
+        assert scratch.run.train_share == pretrained.run.train_share == 0.05 and scratch.run.dataset == str(fashion[0])
+    assert len(training.done) == 8
+    assert compare_mae.main([*words, "--pretraining_epochs", "4", "--epochs", "7"])["top1_percent"]["scratch"]
+    assert len(training.done) == 8 and len(pretraining.done) == 3
+    with pytest.raises(ValueError, match="is of another training, .*: choose another --output and --work"):
+        compare_mae.main([*words, "--pretraining_epochs", "4", "--epochs", "8"])
+
+
+def briefly(functions: dict, rounds: int, least_seconds: float, device: str):
+    return interleave(functions, rounds, 0.01, device)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_speed_of_loading_counts_the_batches_after_the_first(fashion, tmp_path, monkeypatch, workers):
+    """By a clock that moves on by a second whenever it is read: four batches of 8 in six seconds."""
+    monkeypatch.setattr(measure_loading, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    words = f"--workers {workers} --image_size 32 --batch_size 8 --seconds 5 --output {tmp_path / 'found.json'}"
+    record = measure_loading.main(["--dataset", str(fashion[0]), *words.split()])
+    assert record["images_per_s_by_workers"] == {workers: round(4 * 8 / 6, 1)}
+    assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(record))
+
+
+def test_a_step_of_training_is_compared_with_the_plain_networks(tmp_path, monkeypatch):
+    reference = measure_step.reference
+    monkeypatch.setattr(
+        reference, "_batch_norm", reference._batch_norm
+    )  # the script replaces it; put it back at the end
+    monkeypatch.setattr(measure_step, "interleave", briefly)
+    words = f"--presets vitae-t --batch_size 2 --rounds 1 --threads 1 --output {tmp_path / 'found.json'}"
+    record = measure_step.main(words.split())
+    assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(record))
+    ((preset, figures),) = record["networks"].items()
+    seconds, memory = figures["seconds"], figures["saved_bytes_per_image"]
+    assert preset == "vitae-t" and set(seconds) == set(memory) == {"plain", "ours"} and min(seconds.values()) > 0
+    assert figures["times_as_fast"]["median"] == pytest.approx(seconds["plain"] / seconds["ours"])
+    assert 10**7 < memory["ours"] < memory["plain"]
+    plain_logits = reference.logits
+    monkeypatch.setattr(reference, "logits", lambda *inputs: 1.01 * plain_logits(*inputs))
+    with pytest.raises(RuntimeError, match="the two networks differ in their losses"):
+        measure_step.main(words.split())
+
+
+def biased(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy that names the first class, whatever it sees."""
+    model = copy.deepcopy(model)
+    torch.nn.init.constant_(model.classifier.bias[:1].data, 1e4)
+    return model
+
+
+def test_exported_programs_are_compared_with_the_model_and_the_labels(fashion, tmp_path, monkeypatch):
+    """Beside the model itself, in the place of programs: their export takes half a minute and has tests of its own."""
+    models = {}
+
+    def load_all(source, records) -> dict:
+        model = models[len(models)] = load_for_export(source)[0]
+        return {"torch_float32": model, "onnx": copy.deepcopy(model), "openvino_bfloat16": biased(model)}
+
+    sizes = {"onnx": 3, "onnx_int8": 2, "openvino": 4}
+    records = {name: {"bytes": size, "seconds": 1.5, "checks": []} for name, size in sizes.items()}
+    monkeypatch.setattr(measure_export, "export_all", lambda source, root: records)
+    monkeypatch.setattr(measure_export, "load_all", load_all)
+    monkeypatch.setattr(measure_export, "interleave", briefly)
+    monkeypatch.setattr(measure_export, "EXAMPLES", tmp_path)
+    (tmp_path / "fashion_mnist_mini").symlink_to(fashion[0])
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "cat.png").symlink_to(ASSETS / "chelsea.png")
+    words = ["--demo", str(ASSETS / "vitae-nano-fashion"), "--photographs", str(tmp_path / "photographs")]
+    words += ["--presets", "vitae-t", "--rounds", "2", "--threads", "1", "--output", str(tmp_path / "found.json")]
+    record = measure_export.main(words)
+    assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(record))
+    demo, golden = record["networks"]["vitae-nano"], record["networks"]["vitae-t"]
+    assert (demo["images"], demo["image_size"], golden["images"]) == (50, [64, 64], 1)
+    programs = demo["programs"]
+    assert [program["bytes"] for program in programs.values()] == [None, 3, 4]
+    assert programs["onnx"]["same_top1_percent"] == 100 and programs["onnx"]["rms_over_std"] == 0
+    assert programs["openvino_bfloat16"]["top1_percent"] == 10  # the first of ten classes is right for a tenth
+    assert programs["openvino_bfloat16"]["rms_over_std"] > 100 and "top1_percent" not in golden["programs"]["onnx"]
+    for program in programs.values():
+        rounds = program["milliseconds_rounds"]
+        assert len(rounds) == 2 and 0 < program["milliseconds"] == pytest.approx(sum(rounds) / 2)
+    expected = np.load(GOLDEN / "vitae-t_224_seed0.npz")["logits"]
+    with torch.no_grad():
+        logits = models[1](images(2, 224, 224)).logits.numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * expected.std())

@@ -15,6 +15,7 @@ from packaging import version
 from torch import nn
 from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
 from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
+from transformers.utils import is_flash_attn_2_available
 
 from vitae_hf import ViTAEForImageClassification, ViTAEModel, ViTAEv2Model, config_from_preset
 from vitae_hf.attention_vitae import random_feature_attention
@@ -158,8 +159,11 @@ def test_attention_backends_agree_with_eager(implementation):
     assert torch.allclose(model(images()).logits, expected, atol=1e-5)
 
 
-def test_flash_attention_is_offered():
-    assert ViTAEModel._supports_flash_attn and ViTAEModel._can_set_attn_implementation()
+@pytest.mark.skipif(is_flash_attn_2_available(), reason="flash attention is installed")
+def test_flash_attention_lacks_nothing_but_its_package(tiny_config):
+    """The library refuses it to models that do not support it before it looks for the package."""
+    with pytest.raises(ImportError, match="the package for FlashAttention2 doesn't seem to be installed"):
+        AutoModel.from_config(tiny_config(), attn_implementation="flash_attention_2")
 
 
 def random_projections(model: nn.Module) -> list[torch.Tensor]:

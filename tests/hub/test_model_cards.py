@@ -99,8 +99,14 @@ def test_a_card_states_no_measured_figure_but_those_in_the_results(preset):
         assert f"({measured['device']}, torch {measured['torch']}, {measured['date']};" in stated
     else:
         assert "not measured for this variant" in stated and "%" not in stated
-    assert len(re.findall("measured", text)) == 2  # there, and where it says that accuracy is not
-    if VARIANTS[preset].printed:
+    before, rest = text.split("## Size and accuracy\n")
+    section, after = rest.split("## Training\n")
+    assert section.count("measured") == 2 and "measured" not in before + after  # there, and that accuracy is not
+    table = [line for line in section.splitlines() if line.startswith("| ")][1:]  # without its head
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    printed = VARIANTS[preset].printed.values()
+    assert [row[1:] for row in rows] == [["–" if value is None else str(value) for value in row] for row in printed]
+    if printed:
         assert "as printed by the authors** for the variant; we have measured none of it" in text
 
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 from accelerate import init_empty_weights
 from datasets import Dataset, load_dataset
-from helpers import DATA, class_token_config, images, pyramid_config
+from helpers import DATA, LINES, class_token_config, drawn, images, pyramid_config
 from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
@@ -375,10 +375,11 @@ def test_every_evaluation_hides_the_same_patches_and_leaves_the_random_state(pre
 
 def test_pictures_curves_card_and_tensorboards_files_are_written(pretrained):
     root, record = pretrained
-    drawn = sorted((root / "mae" / "reconstructions").iterdir())
-    assert [path.stem for path in drawn] == ["step-000000", "step-000030", "step-000060"]
-    assert record["picture"] == str(drawn[-1]) and drawn[0].read_bytes() != drawn[-1].read_bytes()
-    assert (root / "mae" / "training_curves.png").stat().st_size > 10_000
+    pictures = sorted((root / "mae" / "reconstructions").iterdir())
+    assert [path.stem for path in pictures] == ["step-000000", "step-000030", "step-000060"]
+    assert record["picture"] == str(pictures[-1]) and pictures[0].read_bytes() != pictures[-1].read_bytes()
+    size, colours = drawn(root / "mae" / "training_curves.png")
+    assert size == (1040, 432) and set(LINES[:2]) <= colours  # two panels: losses, and the learning rate
     logged = b"".join(path.read_bytes() for path in (root / "mae" / "runs").rglob("events.out.*"))
     assert logged.count(b"reconstructions") >= 3 and logged.count(b"PNG") >= 3
     card = ModelCard.load(root / "mae" / "README.md")

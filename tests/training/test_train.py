@@ -8,7 +8,7 @@ import sys
 import PIL.Image
 import pytest
 import yaml
-from helpers import DATA, REPOSITORY, last_line, options, run
+from helpers import DATA, LINES, REPOSITORY, drawn, last_line, options, run
 from huggingface_hub import ModelCard
 
 from vitae_hf import PRESETS, ViTAEForImageClassification, config_from_preset
@@ -85,7 +85,8 @@ def test_from_scratch(tmp_path):
     record = last_line(done)
     assert re.search(r"32\.0/32\.0 \[.* images/s\]", done.stderr)
     assert 0 <= record["top1_percent"] <= record["top5_percent"] <= 100 and record["skipped"] == 0
-    assert (tmp_path / "out" / "training_curves.png").stat().st_size > 10_000
+    size, colours = drawn(tmp_path / "out" / "training_curves.png")
+    assert size == (1560, 432) and set(LINES[:2]) <= colours  # three panels, of which two have two lines
     assert json.loads((tmp_path / "out" / "eval_results.json").read_text())["eval_top1"] == record["top1_percent"]
     assert list((tmp_path / "out" / "runs").rglob("events.out.tfevents.*"))
     card = ModelCard.load(tmp_path / "out" / "README.md")

@@ -1,0 +1,106 @@
+"""vitae segment: from scenes to a folder that segments, resumed exactly, by recipes that are read whole."""
+
+import json
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import yaml
+from dense_networks import SCENES
+from helpers import ASSETS, drawn, last_line, run
+from huggingface_hub import ModelCard
+from transformers import AutoImageProcessor, UperNetForSemanticSegmentation, pipeline
+
+from vitae_hf.commands import segment as segment_command
+from vitae_hf.dense.figures import class_colours
+from vitae_hf.dense.model import segment
+from vitae_hf.files import RECIPES
+
+
+def options(output, **values) -> list[str]:
+    common = {"dataset": SCENES, "short_side": 96, "crop_size": 96, "report_to": "none", "save_strategy": "no"}
+    common |= {"head_channels": 16, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 20}
+    values = {**common, "output_dir": output, **values}
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def few_scenes(tmp_path_factory):
+    """Four of the shipped scenes as both splits of a data set."""
+    folder = tmp_path_factory.mktemp("scenes")
+    scenes = datasets.load_dataset(str(SCENES), split="validation").select(range(4))
+    for split in ("train", "validation"):
+        scenes.to_parquet(folder / f"{split}-0.parquet")
+    return folder
+
+
+def test_the_script_learns_saves_draws_and_its_folder_segments(few_scenes, tmp_path):
+    """It learns four scenes by heart; what it makes of new ones takes minutes, see the slow test."""
+    learning = {"learning_rate": 1e-2, "warmup_steps": 5, "min_scale": 1, "max_scale": 1, "distortion_prob": 0}
+    learning |= {"max_steps": 80, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4}
+    learning |= {"short_side": 64, "crop_size": 64}
+    done = run("segment", *options(tmp_path, preset="vitae-nano", dataset=few_scenes, **learning))
+    record = last_line(done)
+    assert record["mean_iou_percent"] > 3 * record["constant_mean_iou_percent"]
+    figures = json.loads((tmp_path / "segmentation_metrics.json").read_text())
+    assert record["mean_iou_percent"] == round(figures["mean_iou"], 2) and len(figures["iou"]) == 11
+    assert {"overlays.png", "training_curves.png", "eval_results.json"} <= {path.name for path in tmp_path.iterdir()}
+    legend = {tuple(colour) for colour in (255 * class_colours(11)[1:]).round().astype(int).tolist()}
+    assert len(legend & drawn(tmp_path / "overlays.png")[1]) > 1  # garments in the masks, as the legend names them
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.eval_results[0].metric_value == round(figures["mean_iou"], 3)
+    assert "| Ankle boot |" in card.text and "4 pictures" in card.text
+
+    picture = PIL.Image.open(ASSETS / "chelsea.png").resize((131, 77))
+    found = pipeline("image-segmentation", model=str(tmp_path))(picture)
+    model = UperNetForSemanticSegmentation.from_pretrained(tmp_path)
+    classes = segment(model, AutoImageProcessor.from_pretrained(tmp_path), picture)
+    for entry in found:
+        assert np.array_equal(np.array(entry["mask"]) > 0, classes == model.config.label2id[entry["label"]])
+    assert sum((np.array(entry["mask"]) > 0).sum() for entry in found) == 131 * 77
+
+
+@pytest.mark.slow
+def test_a_sixth_of_the_segmentation_demo_tells_garments_apart(tmp_path):
+    """Twice as well as calling everything background, which is what far fewer updates come to."""
+    config = RECIPES / "upernet-garment-scenes.yaml"
+    record = last_line(run("segment", *options(tmp_path, config=config, head_channels=64, max_steps=500)))
+    assert record["mean_iou_percent"] > 2 * record["constant_mean_iou_percent"]
+
+
+def test_the_script_resumes_exactly_and_averages_weights(few_scenes, tmp_path):
+    common = {"preset": "vitae-nano", "max_steps": 4, "save_steps": 2, "save_strategy": "steps", "crop_size": 32}
+    common |= {"ema_decay": 0.5, "overlays": 1, "drop_path_rate": 0.1, "dataset": few_scenes}
+    common |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 4, "short_side": 48}
+    record = segment_command.main(options(tmp_path, **common))
+    whole = UperNetForSemanticSegmentation.from_pretrained(record["model"]).state_dict()
+    assert (tmp_path / "ema" / "overlays.png").exists()
+    with pytest.raises(ValueError, match="checkpoint-4 is of an earlier run"):
+        segment_command.main(options(tmp_path, **common))
+    resumed = segment_command.main(options(tmp_path, resume_from_checkpoint=tmp_path / "checkpoint-2", **common))
+    weights = UperNetForSemanticSegmentation.from_pretrained(resumed["model"]).state_dict()
+    assert all(torch.equal(value, whole[name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("path", sorted((RECIPES).glob("upernet-*.yaml")), ids=lambda path: path.stem)
+def test_the_recipes_are_made_of_arguments_and_say_what_to_expect(path, tmp_path):
+    recipe = yaml.safe_load(path.read_text())
+    assert {"model", "hardware", "global_batch", "expected", "source"} == set(recipe["about"])
+    given = [] if "preset" in recipe else ["--dataset", "x", "--model_name_or_path", "y"]
+    parsed = segment_command.Segmentation.parse(["--config", str(path), "--output_dir", str(tmp_path), *given])
+    values = {name: value for part in vars(parsed).values() for name, value in vars(part).items()}
+    different = {name for name, value in recipe.items() if name != "about" and values[name] != value}
+    assert different <= {"eval_strategy", "save_strategy", "lr_scheduler_type", "report_to"}  # enumerations, a list
+
+
+def test_a_model_to_begin_with_is_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="either --preset, to train from scratch, or --model_name_or_path"):
+        segment_command.Segmentation.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
+
+
+def test_publishing_is_refused_before_anything_is_read(tmp_path):
+    words = ["--dataset", "x", "--preset", "vitae-nano", "--output_dir", str(tmp_path), "--push_to_hub"]
+    with pytest.raises(ValueError, match="--push_to_hub is for classifiers; publish a segmenter by its `push_to_hub`"):
+        segment_command.main(words)
