@@ -16,6 +16,13 @@ from ..files import find_recipe
 from .optimization import scaled_ema_decay, scaled_learning_rate
 
 
+class CommandHelp(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The lines of a description as they are, and after each argument its default, unless that is None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 @dataclass(kw_only=True)
 class RunArguments:
     """What to train on, in every task."""
@@ -181,7 +188,9 @@ def parse_arguments(
         ValueError: an argument is unknown, or excludes another.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(classes, prog=command, description=description, allow_abbrev=False)
+    usage = f"{command} --ARGUMENT VALUE …   (`{command} --help` lists the arguments)"  # a whole one fills the screen
+    texts = {"prog": command, "usage": usage, "description": description, "formatter_class": CommandHelp}
+    parser = HfArgumentParser(classes, allow_abbrev=False, **texts)
     parser.set_defaults(report_to="tensorboard", logging_steps=50, logging_first_step=True, **defaults)
     parser.add_argument("--config", help="recipe: a name like vitae-t, or a YAML file of these arguments")
     recipe = override_recipe(read_config(argv, parser), argv)
