@@ -72,7 +72,7 @@ class Task(ABC):
 
     @abstractmethod
     def settings(self, trainer: ViTAETrainer) -> dict:
-        """What the card's table of settings says beside [`common_settings`], or in other words."""
+        """Settings for the card's table, in addition to [`common_settings`] or in their place."""
 
     @abstractmethod
     def card(self, trainer: ViTAETrainer, record: dict, **values) -> ModelCard:
@@ -151,7 +151,7 @@ def take_over_pushing(training: ViTAETrainingArguments) -> bool:
 
 
 def make_record(task: Task, trainer: ViTAETrainer, metrics: dict[str, float]) -> dict:
-    """The figures of a run that came to its end; all processes take part."""
+    """The figures of a finished run. All processes must call this, since they add up what they skipped."""
     training, speed = task.training, trainer.throughput.images_per_s
     output = Path(training.output_dir)
     record = {
@@ -169,7 +169,7 @@ def make_record(task: Task, trainer: ViTAETrainer, metrics: dict[str, float]) ->
 
 
 def write_report(task: Task, trainer: ViTAETrainer, record: dict) -> None:
-    """Curves, pictures and model card, beside the model, and again beside its average, which they are about."""
+    """Write curves, pictures and model card beside the model, and copies beside its average, if there is one."""
     output = Path(task.training.output_dir)
     curves = output / "training_curves.png"
     draw_curves(trainer.state.log_history, curves, task.accuracies)
