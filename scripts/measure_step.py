@@ -3,7 +3,7 @@
 
     python scripts/measure_step.py --output results/step_cpu.json
 
-The plain networks are those of `tests/reference.py`, but with the statistics of the batch. Both have the golden
+The plain networks are those of `tests/family/reference.py`, but with the statistics of the batch. Both have the golden
 weights, no dropout and no drop path. A step is forward, cross-entropy and backward, in float32. The two take turns, and
 the ratio of their times is the median over rounds. Memory is what the forward pass keeps for the backward pass.
 """
@@ -25,7 +25,7 @@ from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
 
 
-sys.path.insert(0, str(GOLDEN.parent))
+sys.path.insert(0, str(GOLDEN.parent / "family"))
 import reference  # noqa: E402
 
 

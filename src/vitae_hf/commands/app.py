@@ -50,6 +50,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="let visitors type Hub names; default: if no other machine can open the page",
     )
     arguments = parser.parse_args(argv)
+    if arguments.port is not None and not 0 < arguments.port < 65536:
+        parser.error(f"--port must be a number from 1 to 65535, got {arguments.port}")
     if arguments.hub_names is None:
         arguments.hub_names = arguments.host in ("127.0.0.1", "localhost", "::1")
     return arguments

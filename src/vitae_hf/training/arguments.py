@@ -197,10 +197,23 @@ def parse_arguments(
     parser.set_defaults(**recipe)
     for action in parser._actions:
         action.required = action.required and action.dest not in recipe
-    run, *others, training, _ = parser.parse_args_into_dataclasses(argv)
+    run, *others, training, _, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        refuse_unknown(unknown[0], parser)
     scale_by_batch(run, training)
     training.remove_unused_columns = False
     return run, *others, training
+
+
+def refuse_unknown(word: str, parser: HfArgumentParser) -> None:
+    """Say of the first word that is no argument what it may have meant.
+
+    Raises:
+        ValueError: always.
+    """
+    closest = get_close_matches(word.split("=")[0], parser._option_string_actions, n=1)
+    hint = f"did you mean {closest[0]}?" if closest else f"`{parser.prog} --help` lists the arguments"
+    raise ValueError(f"there is no argument {word!r}; {hint}")
 
 
 def read_config(argv: list[str], parser: HfArgumentParser) -> dict:
