@@ -47,6 +47,7 @@ class PretrainingArguments(ImageArguments):
     def __post_init__(self):
         if self.pictures < 1:
             raise ValueError(f"--pictures must be at least 1, got {self.pictures}")
+        config_from_preset(self.preset)  # an unknown one is an error now, not after the data have been read
 
 
 @dataclass

@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..files import find_recipe
+from ..presets import config_from_preset
 from .optimization import scaled_ema_decay, scaled_learning_rate
 
 
@@ -49,6 +50,8 @@ class StartArguments(RunArguments):
             raise ValueError(
                 "give either --preset, to train from scratch, or --model_name_or_path, to begin with a trained model"
             )
+        if self.preset is not None:
+            config_from_preset(self.preset)  # an unknown one is an error now, not after the data have been read
 
 
 @dataclass(kw_only=True)
