@@ -248,6 +248,14 @@ def test_vitae_lists_its_commands_without_torch_and_names_the_nearest_of_a_wrong
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_what_a_command_is_for_with_its_lines_as_they_are(capsys, command):
+    module = importlib.import_module(f"vitae_hf.commands.{command}")
+    with pytest.raises(SystemExit):
+        module.main(["--help"])
+    assert module.__doc__ in capsys.readouterr().out
+
+
 def test_a_missing_extra_is_one_sentence_with_what_mends_it(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['datasets'] = None\n")
     done = run("evaluate", "--help", PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How a command ends: with its record as the last line, or with one sentence where what it was given will not do."""
+"""How a command ends: with its record as the last line, or with one sentence that says what went wrong."""
 
 import argparse
 import json
@@ -19,8 +19,8 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# What files, names, arguments, data and the network cause. Anything else is a mistake in this package and keeps its
-# traceback.
+# Errors that files, names, arguments, data and the network cause. Any other error is a mistake in this package and
+# keeps its traceback.
 FAILURES = (
     OSError,
     ValueError,

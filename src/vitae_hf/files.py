@@ -36,8 +36,8 @@ def find_model(name: str | Path) -> str:
     ```
 
     Args:
-        name: of a folder, of a model that the package carries, or of one on the Hub; the first of these that there is
-            counts.
+        name: of a folder, of a model that the package carries, or of one on the Hub. The first of these that exists is
+            taken.
 
     Returns:
         The path of the package's model, else the name as it is.

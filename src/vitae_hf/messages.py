@@ -19,7 +19,7 @@ def printable(name: object, most: int = MOST_LETTERS) -> str:
 
 
 def listed(names: Iterable[object], separator: str = ", ") -> str:
-    """The first ten names, and how many more there are. A name may have a few words of a message beside it."""
+    """The first ten names, and how many more there are. Each may contain a few words of a message too."""
     names = list(names)
     shown = separator.join(printable(name, 2 * MOST_LETTERS) for name in names[:MOST_NAMES])
     return shown if len(names) <= MOST_NAMES else f"{shown}{separator}… and {len(names) - MOST_NAMES} more"

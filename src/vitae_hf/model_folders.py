@@ -1,9 +1,9 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Checks model folders of strangers: before a network is built, its configuration is compared with the weights.
 
-A configuration can describe a network of any size; the weights that come with it cannot lie about theirs. This reads
-`config.json` and the headers of the safetensors, which name every tensor and its shape, but no weights. [`not_finite`]
-alone looks at weights: those of a model that is loaded.
+A configuration can describe a network of any size, but the weights beside it have the size that they have. The checks
+read `config.json` and the headers of the safetensors, which name every tensor and its shape, and no weights. Only
+[`not_finite`] looks at weights, those of a model that is loaded.
 """
 
 import copy

@@ -20,6 +20,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 from ..files import PICTURES  # noqa: E402
 from ..web.page import serve  # noqa: E402
 from ..web.visitors import Models  # noqa: E402
+from . import command_parser  # noqa: E402
 
 
 DEMO = "outputs/vitae-nano-fashion"  # what `make demo` trains here
@@ -27,12 +28,14 @@ CARRIED = "vitae-nano-fashion"  # what it trained for the package
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "vitae app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("vitae app", __doc__)
     parser.add_argument("--model", nargs="+", default=[], help="folders and Hub names to offer, the default first")
-    parser.add_argument("--models", type=Path, default=Path("outputs"), help="folder whose classifiers are offered")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
+    parser.add_argument(
+        "--models", type=Path, default=Path("outputs"), help="folder whose classifiers are offered; default: outputs"
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1; 0.0.0.0 lets other machines in"
+    )
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     parser.add_argument(
         "--trusted_host",
@@ -41,8 +44,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="further names by which the page is opened, such as that of a proxy",
     )
-    parser.add_argument("--hub_names", action=argparse.BooleanOptionalAction, help="let visitors type Hub names")
+    parser.add_argument(
+        "--hub_names",
+        action=argparse.BooleanOptionalAction,
+        help="let visitors type Hub names; default: if no other machine can open the page",
+    )
     arguments = parser.parse_args(argv)
+    if arguments.port is not None and not 0 < arguments.port < 65536:
+        parser.error(f"--port must be a number from 1 to 65535, got {arguments.port}")
     if arguments.hub_names is None:
         arguments.hub_names = arguments.host in ("127.0.0.1", "localhost", "::1")
     return arguments

@@ -9,8 +9,8 @@
 Networks with the same mode, dtype, size and batch size form a group. They take turns in one process, `--rounds` times,
 and ratios are taken within a round. Memory is measured in a process for each network. A network that cannot run is
 listed with its error. After every group the command writes OUTPUT.json, OUTPUT.md and OUTPUT.png (curves if there are
-three or more sizes or batch sizes, bars otherwise). `make bench`, `bench-sweep` and `bench-dense` make the files in
-`results/`. `vitae_hf/deployment/benchmarking.py` says what the figures mean.
+three or more sizes or batch sizes, bars otherwise). In a checkout, `make bench`, `make bench-sweep` and `make
+bench-dense` write the files in `results/`. The docstring of `vitae_hf.deployment.benchmarking` defines the figures.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from ..deployment.benchmarking import (
 )
 from ..environment import environment
 from ..failures import device
+from . import command_parser
 
 
 YES_NO_BOTH = {"no": [False], "yes": [True], "both": [False, True]}
@@ -259,27 +260,36 @@ def draw_curves(axis, results: list[dict], value, varying: list[str], over: str)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "vitae benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("vitae benchmark", __doc__)
     parser.add_argument(
         "--networks",
         nargs="+",
         default=["vitae-t", "vitae-s", "vitaev2-s", "vit-s", "swin-t"],
-        help=f"{', '.join([*PRESETS, *OTHER_NETWORKS])}, or timm:NAME",
+        help=f"{', '.join([*PRESETS, *OTHER_NETWORKS])}, or timm:NAME; default: vitae-t vitae-s vitaev2-s vit-s swin-t",
     )
-    parser.add_argument("--reference", default="vit-s", help="network that the others are compared with")
-    parser.add_argument("--size", type=int, nargs="+", action="append", help="side, or height and width; repeatable")
-    parser.add_argument("--batch_size", type=int, nargs="+", default=[8])
-    parser.add_argument("--mode", nargs="+", choices=["inference", "training"], default=["inference"])
-    parser.add_argument("--dtype", nargs="+", choices=list(PRECISIONS), default=["float32"])
+    parser.add_argument(
+        "--reference", default="vit-s", help="network that the others are compared with; default: vit-s"
+    )
+    parser.add_argument(
+        "--size", type=int, nargs="+", action="append", help="side, or height and width; repeatable; default: 224"
+    )
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[8], help="default: 8")
+    parser.add_argument(
+        "--mode", nargs="+", choices=["inference", "training"], default=["inference"], help="default: inference"
+    )
+    parser.add_argument("--dtype", nargs="+", choices=list(PRECISIONS), default=["float32"], help="default: float32")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", choices=list(YES_NO_BOTH), default="no")
+    parser.add_argument("--compile", choices=list(YES_NO_BOTH), default="no", help="use torch.compile")
     parser.add_argument("--prepare", choices=list(YES_NO_BOTH), default="no", help="use prepare_for_inference")
-    parser.add_argument("--checkpointing", choices=list(YES_NO_BOTH), default="no", help="in training")
+    parser.add_argument(
+        "--checkpointing",
+        choices=list(YES_NO_BOTH),
+        default="no",
+        help="recompute activations in the backward pass, in training",
+    )
     parser.add_argument("--channels_last", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=7, help="default: 7")
     parser.add_argument("--seconds", type=float, default=0.3, help="how long a network runs in each round, at least")
     parser.add_argument("--skip_memory", action="store_true", help="do not measure memory, which takes a process each")
     parser.add_argument("--output", type=Path, help="files to write; a suffix is replaced by .json, .md and .png")

@@ -8,19 +8,17 @@ card: `vitae push` takes it as it is. Nothing in the checkpoint is executed, and
 that does not fit is an error that names it.
 """
 
-import argparse
 from pathlib import Path
 
 from ..environment import environment
 from ..files import PICTURES
 from ..hub.conversion import convert_checkpoint
 from ..presets import PRESETS
+from . import command_parser
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(
-        "vitae convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("vitae convert", __doc__)
     parser.add_argument("checkpoint", type=Path, help="one of the authors' .pth or .pth.tar files")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist yet or be empty")
     parser.add_argument("--preset", choices=list(PRESETS), help="which network it is; default: recognised")

@@ -1,7 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """How good is a trained classifier on labelled images, overall and class by class?
 
-    vitae evaluate --model_name_or_path vitae-nano-fashion --dataset examples/fashion_mnist_mini
+    vitae evaluate --model_name_or_path outputs/mine --dataset FOLDER
+    vitae evaluate --model_name_or_path vitae-nano-fashion --dataset examples/fashion_mnist_mini   # in a checkout
 
 `vitae-nano-fashion` is the small model that the package carries; a folder or a name on the Hub works as well.
 `--dataset` is as for `vitae train`. Size and crop are those of the saved image processor unless given. Every picture of
@@ -31,26 +32,27 @@ from ..evaluation.scores import (
 )
 from ..failures import about, device
 from ..loading import load_trained
+from . import command_parser
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "vitae evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model_name_or_path", required=True, help="folder or name of a classifier")
+    parser = command_parser("vitae evaluate", __doc__)
+    parser.add_argument("--model_name_or_path", required=True, help="folder or Hub name of a classifier")
     parser.add_argument("--dataset", required=True, help="Hub name or local folder of labelled images")
     parser.add_argument("--dataset_name", help="its configuration, if several")
     parser.add_argument("--split", help="default: validation, else test")
     parser.add_argument("--image_size", type=int, nargs="+", help="side, or height and width, in pixels")
     parser.add_argument("--crop_pct", type=float, help="share of the resized side that the centre crop keeps")
-    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--batch_size", type=int, default=64, help="default: 64")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read pictures")
     parser.add_argument(
         "--real_labels", type=Path, help="real.json of ImageNet's validation set, for the ReaL accuracy"
     )
-    parser.add_argument("--on_bad_sample", choices=["error", "skip"], default="error")
+    parser.add_argument(
+        "--on_bad_sample", choices=["error", "skip"], default="error", help="an unreadable picture; default: error"
+    )
     parser.add_argument("--output", type=Path, help="folder to write; default: outputs/evaluation-MODEL")
     arguments = parser.parse_args(argv)
     if arguments.image_size and len(arguments.image_size) > 2:

@@ -2,7 +2,7 @@
 """What did a classifier see in my pictures, and which branch of its cells saw it?
 
     vitae explain vitae-nano-fashion                 # the two pictures that the package carries
-    vitae explain outputs/vitae-nano-fashion cat.jpg dog.jpg
+    vitae explain outputs/mine cat.jpg dog.jpg
 
 Draws for each image the scores, Grad-CAM, where attention looks, and how much attention and convolution add to each
 token, cell by cell. Prints a line of JSON for each image, then one for all. If an image cannot be read, the command
@@ -22,17 +22,21 @@ from ..failures import about, device
 from ..files import PICTURES
 from ..image_processing_vitae import read_image
 from ..loading import load_trained
+from . import command_parser
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "vitae explain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("vitae explain", __doc__)
     parser.add_argument("model_name_or_path", help="folder or Hub name of a classifier")
     parser.add_argument(
         "images", nargs="*", help=f"files; default: {' and '.join(path.name for path in PICTURES)} of the package"
     )
-    parser.add_argument("--output", type=Path, default=Path("outputs/explanations"), help="folder to write")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("outputs/explanations"),
+        help="folder to write; default: outputs/explanations",
+    )
     parser.add_argument("--target", help="label to explain by Grad-CAM; default: the likeliest")
     parser.add_argument("--image_size", type=int, nargs="+", help="side, or height and width, in pixels")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")

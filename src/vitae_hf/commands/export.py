@@ -1,27 +1,25 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """How do I run a trained model without transformers, or without torch? Writes it as a program, beside the model.
 
-    vitae export outputs/vitae-nano-fashion --format onnx
-    vitae export outputs/vitae-nano-fashion --format onnx --quantize int8
+    vitae export outputs/mine --format onnx
+    vitae export outputs/mine --format onnx --quantize int8
 
-`examples/run_onnx.py` classifies pictures with the first of these programs. A program takes any number of images, of
-any size that the model takes. The command compares it with the model on real pictures, of several sizes, alone and in
-batches. If they disagree, nothing is written and the exit status is 1.
+A program takes any number of images, of any size that the model takes. The command compares it with the model on real
+pictures, of several sizes, alone and in batches. If they disagree, nothing is written and the exit status is 1. In a
+checkout, `examples/run_onnx.py` classifies pictures with the first of the two programs above.
 """
 
-import argparse
 from pathlib import Path
 
 from ..deployment.exporting import BACKENDS, export_folder
 from ..environment import environment
 from ..failures import about
 from ..files import PICTURES
+from . import command_parser
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(
-        "vitae export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("vitae export", __doc__)
     parser.add_argument("source", help="folder or Hub name of a classifier or headless model")
     parser.add_argument("--format", required=True, choices=list(BACKENDS))
     parser.add_argument("--output", type=Path, help="default: SOURCE/FORMAT, or SOURCE/FORMAT_int8")

@@ -5,8 +5,8 @@
     vitae train --config vitae-b --model_name_or_path outputs/mae-b --dataset LABELLED …
 
 `--dataset` is a Hub name or a folder of images, in parquet files, tars or any folders; labels are not read. A recipe is
-a YAML file of these arguments; the command line overrides it. Every argument of the library's `TrainingArguments`
-works, and `--resume_from_checkpoint last` and SIGTERM do what they do in `vitae train`. At the end the folder holds the
+a YAML file of these arguments; the command line overrides it. The library's `TrainingArguments`,
+`--resume_from_checkpoint last` and SIGTERM do what they do in `vitae train`. At the end the folder holds the
 model, `eval_results.json`, `training_curves.png`, a model card, and in `reconstructions/` a picture for each
 evaluation, which TensorBoard shows too: images, the patches that the encoder saw, and their reconstruction.
 """
@@ -47,6 +47,7 @@ class PretrainingArguments(ImageArguments):
     def __post_init__(self):
         if self.pictures < 1:
             raise ValueError(f"--pictures must be at least 1, got {self.pictures}")
+        config_from_preset(self.preset)  # an unknown one is an error now, not after the data have been read
 
 
 @dataclass
@@ -57,7 +58,6 @@ class Pretraining(Task):
     training: ViTAETrainingArguments
 
     command = "vitae pretrain"
-    description = __doc__
     refused = {
         "label_smoothing_factor": "--label_smoothing_factor does not work here: there are no labels",
         "push_to_hub": "--push_to_hub does not work here: publish what was fine-tuned",

@@ -14,12 +14,11 @@ from ..environment import environment
 from ..failures import about
 from ..files import PICTURES
 from ..hub.publishing import publish
+from . import command_parser
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "vitae push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser("vitae push", __doc__)
     parser.add_argument("folder", type=Path, help="what to publish")
     parser.add_argument("--repo_id", required=True, help="organisation or user, and name: org/vitae-s")
     parser.add_argument("--private", action="store_true", help="create the repository for invited eyes only")

@@ -1,10 +1,9 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Train UperNet with a ViTAE backbone for semantic segmentation: a class for each pixel of a picture.
 
-    vitae segment --config upernet-vitaev2-s-ade20k --dataset FOLDER \
+    vitae segment --config upernet-vitaev2-s-ade20k --dataset FOLDER \\
         --class_names FILE --model_name_or_path outputs/vitaev2-s --output_dir outputs/ade20k
-    vitae segment --preset vitae-nano --head_channels 64 --dataset examples/garment_scenes \
-        --short_side 96 --crop_size 96 --output_dir outputs/scenes          # `make segmentation-demo` does more of it
+    vitae segment --config upernet-garment-scenes --output_dir outputs/scenes   # in a checkout, which has the data
 
 `--dataset` is a Hub name or a folder, with one column of pictures called image and one of masks called mask, annotation
 or label: a class at each pixel, 255 for none. The backbone begins with a trained classifier or backbone
@@ -69,7 +68,6 @@ class Segmentation(Task):
     training: ViTAETrainingArguments
 
     command = "vitae segment"
-    description = __doc__
     defaults = {
         "lr_scheduler_type": "polynomial",  # mmsegmentation's "poly"; linear unless the keywords say otherwise
         "lr_scheduler_kwargs": {"power": 1.0, "lr_end": 0.0},

@@ -5,7 +5,8 @@
     vitae train --model_name_or_path outputs/vitae-t --dataset FOLDER --output_dir outputs/mine
 
 `--dataset` is a Hub name or a folder: parquet files, or one folder of images for each class. A recipe is a YAML file
-of these arguments; the command line overrides it. Every argument of the library's `TrainingArguments` works.
+of these arguments; the command line overrides it. Every argument of the library's `TrainingArguments` works,
+except `--lr_scheduler_type`: the schedule is the authors' warm-up, cosine and cool-down.
 `--resume_from_checkpoint last` continues from the newest whole checkpoint of the output folder, or begins where there
 is none; SIGTERM saves one and exits with status 143. At the end the folder holds the model, `ema/` with the averaged
 weights if there are any (then these are evaluated), `eval_results.json`, `training_curves.png` and a model card;
@@ -64,7 +65,6 @@ class Classification(Task):
     training: ViTAETrainingArguments
 
     command = "vitae train"
-    description = __doc__
     refused = {"label_smoothing_factor": "smooth labels by --label_smoothing, not --label_smoothing_factor"}
     accuracies = tuple(metric for _, _, metric in FIGURES["image-classification"])
 

@@ -7,19 +7,16 @@ The checksums are those of `SHA256SUMS`, which published folders carry, and, for
 file is damaged or missing, the command names it and ends with status 1.
 """
 
-import argparse
-
 from ..failures import about
 from ..files import find_model
 from ..hub.checksums import verify_checkpoint
 from ..hub.publishing import in_words
+from . import command_parser
 
 
 def main(argv: list[str] | None = None) -> dict:
-    parser = argparse.ArgumentParser(
-        "vitae verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("source", help="folder, or name of a model")
+    parser = command_parser("vitae verify", __doc__)
+    parser.add_argument("source", help="folder or Hub name of a model")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     arguments = parser.parse_args(argv)
     with about(arguments.source):

@@ -1,8 +1,9 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """What a local folder of pictures holds: which of its files belong to which split, and which pictures to which class.
 
-`datasets` finds splits by keywords in paths. Files without a keyword it puts into one of the splits, or leaves out, and
-says nothing. Here such a folder is an error. Links to folders are followed, and names may have any characters.
+`datasets` finds splits by keywords in paths. It puts files without a keyword into one of the splits or leaves them out,
+without a warning. Here a folder with such files is an error. Links to folders are followed, and names may have any
+characters.
 """
 
 import os
@@ -28,12 +29,12 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""The split that a folder or shard holds, by a word of its name in lower case."""
+"""Words, in lower case, by which the name of a folder or shard tells its split, and the split that each means."""
 PLAIN_WORDS = {"data", "dataset", "image", "images", "img", "imgs", "of", "part", "set", "shard", "split"}
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 SHARDS = (".parquet", ".tar", ".arrow", ".zip")
 NUMBERED = re.compile(r"(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\b.*")
-"""How `datasets` names shards: `SPLIT-00000-of-00002.parquet`, where the split may have any name."""
+"""How `datasets` names shards: `SPLIT-00000-of-00002.parquet`. The split may have any name."""
 
 
 def split_of(name: str) -> str | None:
@@ -79,7 +80,7 @@ class Folder:
 
     @cached_property
     def splits(self) -> dict[str, tuple[Path, list[Path]]]:
-        """By split: the folder that it begins at, and its files, relative to that.
+        """For each split its own folder, and its files, relative to that folder.
 
         Raises:
             ValueError: what belongs to which split cannot be told; the message lists what was found.
@@ -103,16 +104,14 @@ class Folder:
         return {split: parts[split] for split in ("train", "validation", "test") if split in parts}
 
     def _named(self, folders: list[str]) -> dict[str, str]:
-        """The split of each folder that is one.
+        """The folders that hold a split each, and which split.
 
-        These are the folders that are named after splits. If none is, all of them are splits as long as each name has
-        a word for another split in it, as `my_train_images` and `my_test_images`.
+        These are the folders that are called as a split is. If there are none, names may have other words too, as
+        `my_train_images` and `my_test_images`: all folders are then splits, if each name has a word for another one.
         """
         if named := {folder: split for folder in folders if (split := split_of(folder))}:
             return named
-        words = {
-            folder: [word for word in re.findall("[^\\W\\d_]+", folder.lower()) if word in SPLITS] for folder in folders
-        }
+        words = {folder: [word for word in words_of(folder) if word in SPLITS] for folder in folders}
         splits = {folder: SPLITS[found[0]] for folder, found in words.items() if len(found) == 1}
         return splits if len(set(splits.values())) == len(folders) > 1 else {}
 
@@ -152,7 +151,7 @@ class Folder:
 
     @property
     def data_files(self) -> dict[str, list[str]]:
-        """By split, the paths that `datasets` is to read; where there is metadata, those of its files alone.
+        """For each split the paths that `datasets` is to read; if there is metadata, only the paths of its files.
 
         Raises:
             ValueError: some splits have metadata and others have none.
@@ -167,13 +166,14 @@ class Folder:
         return found
 
     def class_folders(self, labelled: bool) -> datasets.DatasetDict:
-        """Pictures in folders, undecoded. The first folders of a split are the classes, if all its pictures are in one.
+        """The pictures, undecoded. The folders right below that of a split are the classes, whatever lies inside them.
 
         Args:
-            labelled: whether pictures beside the folders of the classes are an error; else there are then no classes.
+            labelled: whether a picture beside the folders of the classes is an error. If it is none, one such picture
+                means that there are no classes and no labels.
 
         Raises:
-            ValueError: there are such pictures, and labels are needed.
+            ValueError: there is such a picture, and labels are needed.
         """
         classes, loose = set(), []
         for root, files in self.splits.values():
@@ -198,7 +198,7 @@ class Folder:
 
 
 def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files below a folder but hidden ones. Links to folders are followed, unless they lead to a folder above.
+    """All files below a folder, except hidden ones. Links to folders are followed, unless they lead to a folder above.
 
     Args:
         above: real paths of the folders above.
@@ -233,5 +233,5 @@ def kind_of(path: Path) -> str | None:
 
 
 def as_data_files(paths: list[str]) -> DataFilesList:
-    """Paths for `datasets`, which would take strings for patterns; files that have changed since are read again."""
+    """Paths for `datasets`, which takes strings for patterns. By the times of change it notices new content."""
     return DataFilesList(paths, [(str(os.path.getmtime(path)),) for path in paths])

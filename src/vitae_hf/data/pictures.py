@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Pictures as rows of a data set hold them, undecoded, made into what can be seen; an error names the file or row."""
+"""Decodes the pictures in the rows of a data set. Every error names the file, or the row if there is no file."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -47,7 +47,7 @@ def origin(image: dict | None, name: str) -> str:
 
 
 def decode_image(image: dict | None, name: str, convert: Callable = to_rgb):
-    """What `convert` makes of an undecoded image.
+    """Decode an image and convert it.
 
     Raises:
         ValueError: it is missing or damaged; the message has the file, or the name of the row.

@@ -21,14 +21,15 @@ from .pictures import decode
 logger = logging.get_logger(__name__)
 
 IGNORED_LABEL = -100
-"""The label of a sample that stands for no picture. Losses leave it out (torch's `ignore_index`); metrics must too."""
+"""The label of a blank sample, in place of a bad picture. Losses skip it (torch's `ignore_index`); metrics must too."""
 
 
 class PictureDataset:
     """What data sets in memory and streamed ones share: reading pictures, counting bad ones, seeding the transform.
 
     Attributes:
-        deals_rows (`bool`): whether the data set itself gives each process other rows, so that a data loader must not.
+        deals_rows (`bool`): whether the data set itself shares its rows out among the processes. If it does, the data
+            loader must not.
 
     Args:
         transform: makes a tensor of an upright RGB picture.
@@ -80,7 +81,7 @@ class PictureDataset:
         self._epoch.fill_(epoch)
 
     def read_picture(self, row: dict, name: str) -> PIL.Image.Image | None:
-        """The picture of a row, or none, and one more to count in `skipped`, if it is bad and bad ones are skipped.
+        """The picture of a row. A bad one that is to be skipped gives `None`, and is counted in `skipped`.
 
         Args:
             row: with an undecoded `image` and, where the data have labels, a `label`.
@@ -116,12 +117,12 @@ class PictureDataset:
 class ImageDataset(PictureDataset, Dataset):
     """One split in memory, as `{"pixel_values", "labels", "names"}` for the Trainer.
 
-    An index from `len` on means a picture once more, for which the transform draws anew ([`RepeatedAugmentation`]).
-    Iterating over the data set ends at `len`.
+    Indices from `len` on stand for the same pictures again, for which the transform draws anew
+    ([`RepeatedAugmentation`]). Iterating over the data set ends at `len`.
 
     A bad picture is an error that names it (`on_bad_sample="error"`), or is counted in `skipped` with a warning
     (`"skip"`). The next good picture takes the place of a skipped one, so that batches keep their size. With
-    `drop_bad`, as for evaluation, none does: the sample is `None`, and [`collate`] blanks it out.
+    `drop_bad`, as evaluations need it, no other picture does: the sample is `None`, and [`collate`] makes it blank.
 
     Args:
         split: with undecoded `image` and `label`, as [`load_labelled_images`] gives it; without `label`, its samples
@@ -162,7 +163,7 @@ class ImageDataset(PictureDataset, Dataset):
 class RepeatedAugmentation(Sampler):
     """Indices that put each picture `repeats` times in a row, so that one batch has it in several transformations.
 
-    An epoch has as many samples as without it, and so a part of the pictures only.
+    The number of samples in an epoch stays the same, so that an epoch has only a part of the pictures.
 
     Args:
         dataset: whose epoch and seed the order follows.
@@ -213,7 +214,7 @@ def evaluation_pixels(processor, picture: PIL.Image.Image) -> torch.Tensor:
 def collate(samples: list[dict | None]) -> dict[str, torch.Tensor]:
     """A batch of samples, with zeros and `IGNORED_LABEL` in place of each that is `None`.
 
-    So every batch has its full size, and what several processes evaluated can be put together again.
+    Every batch then has its full size, so that the results of several processes can be put together in order.
 
     Returns:
         `pixel_values` `(B, 3, height, width)`, `labels` `(B,)` if the samples have them, and `names`, a list.

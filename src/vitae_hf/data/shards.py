@@ -31,7 +31,7 @@ from .sources import find_columns, find_data_files, find_image, is_text, load_fe
 
 
 _NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")
-"""A member of a tar: the name of its sample, and after the first dot which part of it. Other members are left out."""
+"""The name of a member of a tar: the sample, a dot, and which part of the sample it is. Other members are left out."""
 
 
 @dataclass(frozen=True)
@@ -186,12 +186,12 @@ class StreamedImageDataset(PictureDataset, IterableDataset):
     A data loader with this `batch_size` gives `batches` batches in an epoch, with any number of workers. If the rows
     cannot be shared out equally, the last process takes rows from the beginning of the epoch again until it has as many
     as the others; torch's `DistributedSampler` does so too. With `drop_last`, rows that do not fill a batch of every
-    process are left out, other ones in each epoch.
+    process are left out; which rows these are differs between epochs.
 
     Which rows a worker reads depends on the number of processes, the number of workers and the batch size, so a run
     that is resumed in the middle of an epoch needs the same ones.
 
-    A bad picture is treated as in `ImageDataset`, but in the place of a skipped one the last good one is seen again.
+    A bad picture is treated as in `ImageDataset`, but the last good picture takes the place of a skipped one.
 
     Args:
         shards: see [`find_shards`].
@@ -275,7 +275,7 @@ class StreamedImageDataset(PictureDataset, IterableDataset):
             yield self.make_sample(picture, row, row["image"]["path"] or f"row at {place}", epoch, place)
 
     def _good(self, rows: Iterator[dict]) -> Iterator[tuple[PIL.Image.Image, dict]]:
-        """As many readable pictures as there are rows: in the place of a bad one, the last good one once more."""
+        """As many readable pictures as there are rows; the last good one takes the place of a bad one."""
         last, owed = None, 0
         for row in rows:
             picture = self.read_picture(row, "a row of the stream")

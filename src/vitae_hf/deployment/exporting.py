@@ -284,7 +284,9 @@ def export_folder(
     if int8 and format != "onnx":
         raise ValueError(f"int8 goes with the format onnx, not with {format}")
     if output is None and not Path(source).is_dir():
-        raise ValueError(f"{source} is no folder here; for a name on the Hub, say where to write with --output")
+        raise ValueError(
+            f"{source} is no folder here; for a model of the Hub or of the package, say where to write with --output"
+        )
     output = Path(output or Path(source, f"{format}_int8" if int8 else format)).resolve()
     started = time.perf_counter()
     with replaced_folder(output) as unfinished:

@@ -96,10 +96,10 @@ class ReaLAccuracy(evaluate.Metric):
 class MeanIoU(evaluate.Metric):
     """Intersection over union of each class and its mean over classes, in percent, over all pixels of all images.
 
-    `add_batch(predictions=classes, references=masks)` counts pixels into one confusion matrix and keeps nothing else;
-    both are whole numbers of one shape, and batches may differ in theirs. `compute()` gives the figures and begins
-    anew; it takes `predictions` and `references` too, for what is small. A class that is neither in the masks nor
-    predicted has no IoU and does not count in the mean.
+    `add_batch(predictions=classes, references=masks)` takes two arrays of whole numbers with the same shape, any shape,
+    counts their pixels in a confusion matrix, and keeps nothing else. `compute()` gives the figures and begins
+    anew; for small data it takes `predictions` and `references` too. A class that is neither in the masks nor predicted
+    has no IoU and does not count in the mean.
 
     Args:
         names: of the classes.
@@ -137,7 +137,7 @@ class MeanIoU(evaluate.Metric):
         self.add_batch(predictions=prediction, references=reference)
 
     def add_batch(self, *, predictions=None, references=None, **kwargs) -> None:
-        """Count the pixels of predictions and masks, which have one shape, whichever."""
+        """Count the pixels of predictions and masks of the same shape."""
         predictions, references = np.asarray(predictions), np.asarray(references)
         if predictions.shape != references.shape:
             raise ValueError(f"predictions {predictions.shape} and masks {references.shape} must have one shape")

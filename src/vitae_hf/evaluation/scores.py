@@ -29,7 +29,7 @@ def align_labels(names: list[str], id2label: dict[int, str]) -> np.ndarray:
     """The class of a model for each label of a data set: the one of the same name.
 
     If the model has only the generic names `LABEL_0`, `LABEL_1` and so on, it is the one of the same number. The data
-    set may lack classes of the model, as a folder without pictures of a class does not know it.
+    set may lack classes of the model, as a folder does that has no pictures of a class.
 
     Args:
         names: of the data set's classes, by label.
@@ -54,7 +54,7 @@ def align_labels(names: list[str], id2label: dict[int, str]) -> np.ndarray:
 
 
 def _listed(names: list[str], others: list[str], most: int = 10) -> str:
-    """How many names there are, and those of them that are not among the others."""
+    """How many names there are, and which of them are not among `others`."""
     alone = [name for name in names if name not in set(others)]
     which = ", ".join(map(repr, alone[:most])) + (", …" if len(alone) > most else "")
     return f"{len(names)} classes" + (f", {len(alone)} of them alone: {which}" if alone else "")

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What the authors call the tensors of their networks, and which of ours each of them holds."""
+"""The authors' names of tensors, and the names of ours that each of their tensors holds."""
 
 import re
 

@@ -173,7 +173,7 @@ def check_opcodes(stream: BinaryIO) -> None:
 
     Raises:
         pickle.UnpicklingError: it has opcodes that `torch.save` does not write, or would make the unpickler fill the
-            memory, which reserves places up to the highest number under which a pickle keeps something.
+            memory: it reserves a place for every number up to the highest that a pickle gives to an object.
     """
     start = stream.tell()
     for opcode, argument, position in pickletools.genops(stream):
@@ -181,7 +181,7 @@ def check_opcodes(stream: BinaryIO) -> None:
             raise pickle.UnpicklingError(f"opcode {opcode.name}")
         if opcode.name == "LONG_BINPUT" and argument > position:
             raise pickle.UnpicklingError("a memo of too many places")
-        if opcode.name == "LONG1" and argument.bit_length() > 64:  # as keys they could all have one hash
+        if opcode.name == "LONG1" and argument.bit_length() > 64:  # huge numbers of one hash would make slow keys
             raise pickle.UnpicklingError("a number of too many digits")
     stream.seek(start)
 

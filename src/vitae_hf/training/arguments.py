@@ -13,7 +13,15 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..files import find_recipe
+from ..presets import config_from_preset
 from .optimization import scaled_ema_decay, scaled_learning_rate
+
+
+class CommandHelp(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The lines of a description as they are, and after each argument its default, unless that is None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 @dataclass(kw_only=True)
@@ -42,6 +50,8 @@ class StartArguments(RunArguments):
             raise ValueError(
                 "give either --preset, to train from scratch, or --model_name_or_path, to begin with a trained model"
             )
+        if self.preset is not None:
+            config_from_preset(self.preset)  # an unknown one is an error now, not after the data have been read
 
 
 @dataclass(kw_only=True)
@@ -181,17 +191,32 @@ def parse_arguments(
         ValueError: an argument is unknown, or excludes another.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(classes, prog=command, description=description, allow_abbrev=False)
+    usage = f"{command} --ARGUMENT VALUE …   (`{command} --help` lists the arguments)"  # a whole one fills the screen
+    texts = {"prog": command, "usage": usage, "description": description, "formatter_class": CommandHelp}
+    parser = HfArgumentParser(classes, allow_abbrev=False, **texts)
     parser.set_defaults(report_to="tensorboard", logging_steps=50, logging_first_step=True, **defaults)
     parser.add_argument("--config", help="recipe: a name like vitae-t, or a YAML file of these arguments")
     recipe = override_recipe(read_config(argv, parser), argv)
     parser.set_defaults(**recipe)
     for action in parser._actions:
         action.required = action.required and action.dest not in recipe
-    run, *others, training, _ = parser.parse_args_into_dataclasses(argv)
+    run, *others, training, _, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    if unknown:
+        refuse_unknown(unknown[0], parser)
     scale_by_batch(run, training)
     training.remove_unused_columns = False
     return run, *others, training
+
+
+def refuse_unknown(word: str, parser: HfArgumentParser) -> None:
+    """Say of the first word that is no argument what it may have meant.
+
+    Raises:
+        ValueError: always.
+    """
+    closest = get_close_matches(word.split("=")[0], parser._option_string_actions, n=1)
+    hint = f"did you mean {closest[0]}?" if closest else f"`{parser.prog} --help` lists the arguments"
+    raise ValueError(f"there is no argument {word!r}; {hint}")
 
 
 def read_config(argv: list[str], parser: HfArgumentParser) -> dict:

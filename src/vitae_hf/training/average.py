@@ -30,7 +30,7 @@ class WeightAverage(TrainerCallback):
         return None if self._average is None else self._average.module
 
     def start(self, checkpoint: str | Path | None = None) -> None:
-        """Copy the model as it is, or take the average of the checkpoint that the run resumes from.
+        """Begin the average with a copy of the model, or with the average in the checkpoint that the run resumes from.
 
         Raises:
             FileNotFoundError: the checkpoint holds no average.

@@ -71,8 +71,9 @@ class Throughput(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """On SIGTERM, which schedulers send before they take a machine back, saves a checkpoint after the update and stops.
 
-    If one of several processes gets the signal, all stop after the same update. The run resumes exactly, since nothing
-    is saved between a backward pass and its update, as the library's `enable_jit_checkpoint` may do.
+    If one of several processes gets the signal, all stop after the same update. A checkpoint is saved after a whole
+    update only, so that the run resumes exactly. (The library's `enable_jit_checkpoint` may save between a backward
+    pass and its update.)
 
     Attributes:
         received (`bool`): whether the run was told to stop.

@@ -57,8 +57,8 @@ def find_checkpoint(asked: str | Path | bool | None, folder: str | Path) -> str 
     """The checkpoint to resume from, as the library's `train` takes it.
 
     Args:
-        asked: `"last"` for the newest whole one, or none where there is none yet; the path of one; what the library
-            takes beside.
+        asked: `"last"` for the newest whole one, which is none before the first; the path of one; or anything else that
+            the library takes.
         folder: of the run.
 
     Raises:

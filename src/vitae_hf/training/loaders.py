@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Data loaders of a run: repeatable where it resumes, dealt to processes, with workers that outlive a SIGTERM."""
+"""Data loaders of a run: a resumed run repeats their order, processes share the rows, workers survive a SIGTERM."""
 
 import json
 import os
@@ -23,7 +23,7 @@ class ImageLoaders(Trainer):
 
     Raises:
         ValueError: when training begins: `repeated_augmentation` with a stream, images that do not fill a batch under
-            `dataloader_drop_last`, or a checkpoint from the middle of an epoch that was dealt otherwise.
+            `dataloader_drop_last`, or a checkpoint from the middle of an epoch whose rows were shared out differently.
     """
 
     @property
@@ -123,7 +123,7 @@ class ImageLoaders(Trainer):
             (checkpoint / "dealing.json").write_text(json.dumps(self._dealing))
 
     def check_dealing(self) -> None:
-        """Compare how the stream is dealt now with how it was when the checkpoint interrupted an epoch."""
+        """See that the rows of a stream are shared out as they were in the epoch that the checkpoint interrupted."""
         saved = Path(self.resumed_from) / "dealing.json"
         if self._deals_rows and saved.exists() and json.loads(saved.read_text()) != self._dealing:
             raise ValueError(

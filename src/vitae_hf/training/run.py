@@ -8,6 +8,7 @@ A [`Task`] says what is special about its task: arguments, data, model and train
 import dataclasses
 import shutil
 import signal
+import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
@@ -29,18 +30,16 @@ class Task(ABC):
     """What one kind of run does in its own way.
 
     A subclass is a dataclass whose fields are the groups of its arguments, each a dataclass too: `run` is the first,
-    `training` the last.
+    `training` the last. The docstring of its module is what `--help` says of the command.
 
     Attributes:
         command: as users type it.
-        description: of the command, for `--help`.
         defaults: of arguments whose default differs for this task.
         refused: the Trainer's arguments that do not go with this task, each with the sentence that says so.
         accuracies: metrics of an evaluation, in percent, to draw as curves.
     """
 
     command: ClassVar[str]
-    description: ClassVar[str]
     defaults: ClassVar[dict] = {}
     refused: ClassVar[dict[str, str]] = {"push_to_hub": "--push_to_hub does not work here"}
     accuracies: ClassVar[tuple[str, ...]] = ()
@@ -56,7 +55,8 @@ class Task(ABC):
             ValueError: an argument is unknown or out of bounds, or does not go with another or with this task.
         """
         groups = tuple(field.type for field in dataclasses.fields(cls))
-        task = cls(*parse_arguments(argv, groups, cls.command, cls.description, **cls.defaults))
+        description = sys.modules[cls.__module__].__doc__
+        task = cls(*parse_arguments(argv, groups, cls.command, description, **cls.defaults))
         for name, sentence in cls.refused.items():
             if getattr(task.training, name):
                 raise ValueError(sentence)
@@ -72,7 +72,7 @@ class Task(ABC):
 
     @abstractmethod
     def settings(self, trainer: ViTAETrainer) -> dict:
-        """What the card's table of settings says beside [`common_settings`], or in other words."""
+        """Settings for the card's table, in addition to [`common_settings`] or in their place."""
 
     @abstractmethod
     def card(self, trainer: ViTAETrainer, record: dict, **values) -> ModelCard:
@@ -151,7 +151,7 @@ def take_over_pushing(training: ViTAETrainingArguments) -> bool:
 
 
 def make_record(task: Task, trainer: ViTAETrainer, metrics: dict[str, float]) -> dict:
-    """The figures of a run that came to its end; all processes take part."""
+    """The figures of a finished run. All processes must call this, since they add up what they skipped."""
     training, speed = task.training, trainer.throughput.images_per_s
     output = Path(training.output_dir)
     record = {
@@ -169,7 +169,7 @@ def make_record(task: Task, trainer: ViTAETrainer, metrics: dict[str, float]) ->
 
 
 def write_report(task: Task, trainer: ViTAETrainer, record: dict) -> None:
-    """Curves, pictures and model card, beside the model, and again beside its average, which they are about."""
+    """Write curves, pictures and model card beside the model, and copies beside its average, if there is one."""
     output = Path(task.training.output_dir)
     curves = output / "training_curves.png"
     draw_curves(trainer.state.log_history, curves, task.accuracies)

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""The splits of a run: those there are, images held out of them, and training images in memory or streamed."""
+"""The splits that a run trains and evaluates on: chosen, held out if need be, loaded into memory or streamed."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -22,7 +22,7 @@ EVALUATION_SPLITS = ("validation", "test")
 
 
 def choose_splits(run: RunArguments, available: Iterable[str], can_hold_out: bool = False) -> None:
-    """Set `train_split` and `eval_split` to splits that there are, or the latter to `HELD_OUT`.
+    """Set `train_split` and `eval_split` to available splits, or `eval_split` to `HELD_OUT`.
 
     Raises:
         ValueError: a split is missing; the message lists those there are.

@@ -26,8 +26,9 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
     A loss that is not finite stops the run before the update, with a `FloatingPointError` that names step and samples.
     SIGTERM saves a checkpoint and stops; `stop.received` then says so.
 
-    With several processes each draws its own randomness (drop path, mixup, erasing), as one process would for each
-    part of the batch; the weights begin equal. All evaluate with the BatchNorm statistics of the first, which saves.
+    Several processes begin with equal weights and draw different random numbers (drop path, mixup, erasing), as one
+    process would for different images. They evaluate with the BatchNorm statistics of the first process, which are
+    also those that are saved.
 
     Attributes:
         stop ([`StopOnSignal`]), throughput ([`Throughput`]): callbacks of this run.
@@ -42,7 +43,7 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
     def __init__(self, *args, augmentation: DeviceAugmentation | DeviceNormalization | None = None, **kwargs):
         """
         Args:
-            augmentation: what to do to each training batch on the device, after the data loader; see there.
+            augmentation: of each training batch, on the device; default: none.
             args, kwargs: the library's.
         """
         super().__init__(*args, **kwargs)

@@ -437,6 +437,20 @@ class StayHere:
         return None
 
 
+def check_port(host: str, port: int | None) -> None:
+    """See that a port is free, since gradio's own error speaks of its functions.
+
+    Raises:
+        OSError: it is taken.
+    """
+    if port is not None:
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            socket.create_server((host, port), family=family).close()
+        except OSError as error:
+            raise OSError(f"the page cannot have port {port} of {host}: {error.strerror or error}") from error
+
+
 def serve(
     models: Models,
     examples: Sequence[Path] = (),
@@ -459,6 +473,7 @@ def serve(
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     surroundings = StayHere(host, trusted_hosts)
+    check_port(host, port)
     with tempfile.TemporaryDirectory(prefix="vitae-hf-") as folder:
         uploads = Path(folder).resolve()
         # gradio serves the files in these folders. By default they may hold what other pages have left there.
