@@ -13,6 +13,7 @@ from helpers import IMAGE, class_token_config, pyramid_config, python_path_witho
 from packaging import version
 from transformers import AutoModel, AutoModelForImageClassification
 
+import vitae_hf
 from vitae_hf import (
     ViTAEConfig,
     ViTAEForImageClassification,
@@ -109,6 +110,8 @@ def test_the_code_files_import_nothing_but_what_every_user_has(folders):
     from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
     allowed = {"huggingface_hub", "numpy", "PIL", "torch", "transformers"} | set(sys.stdlib_module_names)
+    root = {path.name for path in Path(vitae_hf.__file__).parent.glob("*.py")}
+    assert {name for name in root if name.endswith(("_vitae.py", "_vitaev2.py"))} == CODE_FILES | CODE_FILES_V2
     for folder, code_files in (("classifier", CODE_FILES), ("windowed", CODE_FILES_V2)):
         assert {path.name for path in (folders / folder).glob("*.py")} == code_files
         for path in (folders / folder).glob("*.py"):
