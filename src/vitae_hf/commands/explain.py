@@ -81,6 +81,8 @@ def main(argv: list[str] | None = None) -> dict:
     failed = []
     for image, picture in zip(arguments.images, picture_paths(arguments.images, arguments.output)):
         try:
+            if not Path(image).is_file() and not image.startswith(("http://", "https://")):
+                raise FileNotFoundError("there is no such file")
             pixels = read_image(image)
         except (OSError, ValueError) as error:
             print(f"error: {image}: {error}", file=sys.stderr)
