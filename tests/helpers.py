@@ -126,7 +126,6 @@ def last_line(done: subprocess.CompletedProcess) -> dict:
 
 
 LINES = [(31, 119, 180), (255, 127, 14), (44, 160, 44)]  # colours of matplotlib's first, second and third line
-BAD_FILES = ("text", "truncated", "bomb", "pixels", "postscript", "empty")
 SHARD_SIZES = (7, 11, 5, 14, 3)  # rows of the shards: 40
 
 
@@ -168,7 +167,8 @@ def save_model(folder: Path, config) -> Path:
 
 def write_bad_files(folder: Path) -> dict[str, Path]:
     """Files that are no good pictures, by what is wrong with them."""
-    files = {name: folder / f"{name}.png" for name in BAD_FILES}
+    kinds = ("text", "truncated", "bomb", "pixels", "postscript", "empty")
+    files = {kind: folder / f"{kind}.png" for kind in kinds}
     files["text"].write_text("no picture at all\n")
     files["truncated"].write_bytes((ASSETS / "chelsea.png").read_bytes()[:20_000])
     PIL.Image.new("1", (20_000, 20_000)).save(files["bomb"])
@@ -188,6 +188,11 @@ def python_path_without(*packages: str, folder: Path) -> Path:
     return folder
 
 
+def as_words(values: dict) -> list[str]:
+    """Arguments as a command line has them."""
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
 def options(**values) -> list[str]:
     common = {"per_device_train_batch_size": 8, "report_to": "none", "logging_steps": 1, "dataloader_drop_last": True}
-    return [word for name, value in {**common, **values}.items() for word in (f"--{name}", str(value))]
+    return as_words({**common, **values})

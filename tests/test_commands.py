@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ASSETS, REPOSITORY, run
+from helpers import ASSETS, DATA, REPOSITORY, run
 from hub_server import HubServer
 
 import vitae_hf
@@ -16,7 +16,6 @@ from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config
 from vitae_hf.failures import about, of_a_missing_package, plain_words, run_command
 
 
-DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
 SCENES = REPOSITORY / "examples" / "garment_scenes"
 PICTURE = ASSETS / "sneaker.png"
 WRAPPERS = {"evaluate_model": "evaluate", "pretrain_mae": "pretrain", "train_segmentation": "segment"}

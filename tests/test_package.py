@@ -8,7 +8,7 @@ from configparser import ConfigParser
 from io import BytesIO
 
 import pytest
-from helpers import REPOSITORY
+from helpers import DATA, REPOSITORY
 from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
@@ -22,7 +22,6 @@ from vitae_hf.web.visitors import Models
 
 
 NANO = "vitae-nano-fashion"
-DATA = REPOSITORY / "examples" / "fashion_mnist_mini"
 
 
 def test_everything_is_registered_and_importing_twice_is_fine():

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from helpers import REPOSITORY
+from helpers import DATA
 from torch.utils.data import DataLoader
 
 from vitae_hf.data.pictures import decode
@@ -41,7 +41,7 @@ def image_folder(tmp_path):
 
 def test_a_folder_of_parquet_files_is_read_with_its_class_names(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
-    splits = load_labelled_images(str(REPOSITORY / "examples" / "fashion_mnist_mini"))
+    splits = load_labelled_images(str(DATA))
     assert {name: len(split) for name, split in splits.items()} == {"train": 6000, "test": 1000}
     assert class_names(splits)[9] == "Ankle boot"
     sample = ImageDataset(splits["test"], pixels)[6]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from dense_networks import SCENES
-from helpers import ASSETS, drawn, last_line, run
+from helpers import ASSETS, as_words, drawn, last_line, run
 from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, UperNetForSemanticSegmentation, pipeline
 
@@ -22,8 +22,7 @@ from vitae_hf.files import RECIPES
 def options(output, **values) -> list[str]:
     common = {"dataset": SCENES, "short_side": 96, "crop_size": 96, "report_to": "none", "save_strategy": "no"}
     common |= {"head_channels": 16, "per_device_train_batch_size": 8, "per_device_eval_batch_size": 20}
-    values = {**common, "output_dir": output, **values}
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return as_words({**common, "output_dir": output, **values})
 
 
 @pytest.fixture(scope="module")

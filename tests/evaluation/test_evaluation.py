@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers import REPOSITORY, class_token_config, last_line, run
+from helpers import DATA, class_token_config, last_line, run
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, ViTAEModel, config_from_preset
 from vitae_hf.commands import evaluate
@@ -41,7 +41,7 @@ def named_split(*paths: str | None) -> datasets.Dataset:
 def root(tmp_path_factory):
     """`data`: 75 pictures and a damaged one. `model`: fitted to others in closed form, its classes in reverse order."""
     root = tmp_path_factory.mktemp("evaluation")
-    splits = load_labelled_images(str(REPOSITORY / "examples" / "fashion_mnist_mini"))
+    splits = load_labelled_images(str(DATA))
     damaged = {"image": {"bytes": b"no picture", "path": "damaged.png"}, "label": 3}
     split = splits["test"].select(range(75))
     split = datasets.Dataset.from_list([*split.to_list(), damaged], split.features)

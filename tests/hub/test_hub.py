@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import IMAGE, REPOSITORY, original_weights, pyramid_config, python_path_without
+from helpers import DATA, IMAGE, REPOSITORY, original_weights, pyramid_config, python_path_without
 from hub_server import READER, WRITER, HubServer
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
@@ -173,7 +173,7 @@ def published(hub, client, loaders, tmp_path_factory):
     assert verify_checkpoint(root / "converted")["unchecked"] == ["SHA256SUMS"]
     torch.manual_seed(0)
     ViTAEForImageClassification(config_from_preset("vitae-nano")).save_pretrained(root / "nano")
-    arguments = ["--dataset", REPOSITORY / "examples" / "fashion_mnist_mini", "--model_name_or_path", root / "nano"]
+    arguments = ["--dataset", DATA, "--model_name_or_path", root / "nano"]
     arguments += ["--output_dir", root / "trained", "--max_steps", 2, "--train_share", 0.02, "--learning_rate", 0.1]
     arguments += ["--ema_decay", 0.5, "--save_strategy", "no", "--eval_strategy", "no", "--report_to", "none"]
     arguments += ["--push_to_hub", "--hub_model_id", "org/vitae-nano-trained", "--per_device_eval_batch_size", 100]

@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from helpers import REPOSITORY, images, last_line, options, pyramid_config
+from helpers import DATA, REPOSITORY, images, last_line, options, pyramid_config
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForImageClassification
@@ -330,7 +330,7 @@ def test_a_preempted_slurm_job_saves_at_one_step_and_queues_again(tmp_path):
     out = tmp_path / "out"
     arguments = options(
         preset="vitae-nano",
-        dataset=REPOSITORY / "examples" / "fashion_mnist_mini",
+        dataset=DATA,
         output_dir=out,
         max_steps=500,
         save_steps=1,

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from helpers import REPOSITORY, images, last_line, pyramid_config
+from helpers import DATA, as_words, images, last_line, pyramid_config
 from transformers import TrainerCallback
 
 from vitae_hf import ViTAEForImageClassification
@@ -23,7 +23,7 @@ def command(output, *words) -> list[str]:
     """Twelve steps on real pictures with everything random in it that the recipe has."""
     values = {
         "preset": "vitae-nano",
-        "dataset": REPOSITORY / "examples" / "fashion_mnist_mini",
+        "dataset": DATA,
         "output_dir": output,
         "max_steps": 12,
         "per_device_train_batch_size": 8,
@@ -35,8 +35,7 @@ def command(output, *words) -> list[str]:
         "train_share": 0.01,  # eight batches in an epoch
         "dataloader_num_workers": 1,
     }
-    script = [sys.executable, "-m", "vitae_hf", "train"]
-    return [*script, *(word for name, value in values.items() for word in (f"--{name}", str(value))), *words]
+    return [sys.executable, "-m", "vitae_hf", "train", *as_words(values), *words]
 
 
 def wait_for(condition, process, seconds=120):

@@ -10,7 +10,7 @@ import torch
 import yaml
 from accelerate import init_empty_weights
 from datasets import Dataset, load_dataset
-from helpers import DATA, LINES, class_token_config, drawn, images, pyramid_config
+from helpers import DATA, LINES, as_words, class_token_config, drawn, images, pyramid_config
 from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
@@ -324,7 +324,7 @@ def test_offloaded_kernels_are_an_error_and_not_a_model_half_expanded():
 
 def options(**values) -> list[str]:
     common = {"dataloader_drop_last": True, "report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
-    return [word for name, value in {**common, **values}.items() for word in (f"--{name}", str(value))]
+    return as_words({**common, **values})
 
 
 @pytest.fixture(scope="module")
