@@ -19,8 +19,8 @@ from ..messages import listed, printable
 from ..presets import PRESETS, config_from_preset
 from .cards import variant_card
 from .checksums import sha256, write_sums
+from .original_files import load_original_checkpoint
 from .original_names import original_layout
-from .torch_files import NoTensor, read_torch_file
 from .variants import VARIANTS
 
 
@@ -117,42 +117,6 @@ def convert_original_state_dict(
     if problems:
         raise ValueError(f"{len(problems)} tensors do not fit this network:\n  " + listed(problems, "\n  "))
     return converted
-
-
-def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read the weights of one of the authors' `.pth` or `.pth.tar` files without running code from it.
-
-    Takes `state_dict_ema` if there is one, else `state_dict`, `model` or the file itself; drops `module.` prefixes.
-
-    Raises:
-        OSError: the file is not there or cannot be read.
-        ValueError: it is no PyTorch file, damaged, asks to run code, or holds no state dict of finite numbers.
-    """
-    content = read_torch_file(path)
-    for key in ("state_dict_ema", "state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    is_state_dict = isinstance(content, Mapping) and all(
-        isinstance(key, str) and isinstance(value, (torch.Tensor, NoTensor)) for key, value in content.items()
-    )
-    if not is_state_dict or not content:
-        raise ValueError(
-            f"{path} holds no state dict: expected tensors by name, at the top or under `state_dict_ema`,"
-            " `state_dict` or `model`"
-        )
-    unusable = {name: problem for name, value in content.items() if (problem := problem_of_weight(value))}
-    if unusable:
-        names = listed(f"{printable(name)} ({problem})" for name, problem in unusable.items())
-        raise ValueError(f"{path} holds what no weight can be: {names}")
-    return {key.removeprefix("module."): tensor for key, tensor in content.items()}
-
-
-def problem_of_weight(value: torch.Tensor | NoTensor) -> str | None:
-    """What keeps a value of a state dict from being a weight, if anything does."""
-    if isinstance(value, NoTensor):
-        return value.problem
-    return None if value.isfinite().all() else "not finite"
 
 
 def read_labels(path: str | Path | None, num_labels: int) -> dict[int, str] | None:
