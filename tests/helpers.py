@@ -76,10 +76,12 @@ def windowed_config(**overrides) -> ViTAEv2Config:
 CONFIGS = {"pyramid": pyramid_config, "class_token": class_token_config, "windowed": windowed_config}
 
 
-def original_weights(config: ViTAEConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+def original_weights(
+    config: ViTAEConfig, seed: int = 0, auto_class: type = AutoModelForImageClassification
+) -> dict[str, torch.Tensor]:
     """An original-format state dict for any configuration, well conditioned as the golden data's."""
     weights = {}
-    for name, parts in original_layout(config).items():
+    for name, parts in original_layout(config, auto_class).items():
         shape = tuple(next(iter(parts.values())))
         shape = (len(parts) * shape[0], *shape[1:]) if shape else ()
         weights[name] = torch.from_numpy(np.asarray(golden_weights.tensor(name, shape, seed)))
