@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, AutoModelForPreTraining
 
 from vitae_cli import COMMANDS
 from vitae_hf import ViTAEConfig, ViTAEImageProcessor, ViTAEv2Config, config_from_preset
@@ -85,6 +86,16 @@ def original_weights(
         shape = tuple(next(iter(parts.values())))
         shape = (len(parts) * shape[0], *shape[1:]) if shape else ()
         weights[name] = torch.from_numpy(np.asarray(golden_weights.tensor(name, shape, seed)))
+    return weights
+
+
+def autoencoder_weights(config: ViTAEConfig) -> dict[str, torch.Tensor]:
+    """The same of a masked autoencoder, the keys of whose encoder have no bias."""
+    weights = original_weights(config, auto_class=AutoModelForPreTraining)
+    for name in [name for name in weights if re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", name)]:
+        query_bias, _, value_bias = weights.pop(name).chunk(3)
+        stem = name.removesuffix("qkv.bias")
+        weights |= {f"{stem}q_bias": query_bias, f"{stem}v_bias": value_bias}
     return weights
 
 
