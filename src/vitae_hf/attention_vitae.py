@@ -87,6 +87,56 @@ def eager_attention_forward(
     return output.transpose(1, 2).contiguous(), weights
 
 
+def distances(length: int, device: torch.device) -> torch.Tensor:
+    """How far position q is behind position k, as the number of a row in a table: (q, k) -> q - k + length - 1."""
+    positions = torch.arange(length, device=device)
+    return positions[:, None] - positions[None, :] + length - 1
+
+
+class ViTAERelativePositions(nn.Module):
+    """What a query adds to its scores for how far above and beside it a key lies: (B, heads, N, D) -> (B, heads, N, N).
+
+    Each distance of rows and each of columns has a vector, whose product with the query counts. On a grid of another
+    size than the one they are made for, the tables are resampled.
+
+    Args:
+        grid_size: rows and columns that the tables are made for.
+        head_dim: D.
+
+    Source: Li et al. 2022, "MViTv2: Improved Multiscale Vision Transformers for Classification and Detection",
+    equation 4.
+    """
+
+    def __init__(self, grid_size: tuple[int, int], head_dim: int):
+        super().__init__()
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid_size[0] - 1, head_dim))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * grid_size[1] - 1, head_dim))
+
+    @staticmethod
+    def resample(table: torch.Tensor, length: int) -> torch.Tensor:
+        """A table for an axis of `length` positions: (2L - 1, D) -> (2 · length - 1, D)."""
+        if not is_program_for_all_sizes() and table.shape[0] == 2 * length - 1:
+            return table
+        rows = nn.functional.interpolate(table.float().T[None], size=2 * length - 1, mode="linear")
+        return rows[0].T.to(table.dtype)
+
+    @torch.no_grad()
+    def resize(self, grid_size: tuple[int, int]) -> None:
+        """Resample the tables for a grid of other rows and columns, which become the usual ones."""
+        for name, length in zip(("rel_pos_h", "rel_pos_w"), grid_size):
+            table = getattr(self, name)
+            resampled = self.resample(table, length).clone()
+            setattr(self, name, nn.Parameter(resampled, requires_grad=table.requires_grad))
+
+    def forward(self, query: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        query = unflatten(query, 2, (height, width))  # (B, heads, H, W, D)
+        by_row = self.resample(self.rel_pos_h, height)[distances(height, query.device)]  # (H, H, D)
+        by_column = self.resample(self.rel_pos_w, width)[distances(width, query.device)]  # (W, W, D)
+        row_scores = query @ by_row.transpose(1, 2).unsqueeze(0).unsqueeze(0)  # (B, heads, H, W, H)
+        column_scores = (query.transpose(2, 3) @ by_column.transpose(1, 2)).transpose(2, 3)  # (B, heads, H, W, W)
+        return (row_scores.unsqueeze(-1) + column_scores.unsqueeze(-2)).flatten(4).flatten(2, 3)
+
+
 class ViTAEAttention(nn.Module):
     """Multi-head softmax self-attention: (B, T, Cin) -> (B, T, C). The config names the implementation that runs.
 
@@ -96,6 +146,8 @@ class ViTAEAttention(nn.Module):
         window_padding: where these zeros are, as [`window_grid`] takes it.
         value_residual: whether the value is added to the output. It serves as the residual where the input cannot,
             because its width differs from the output's.
+        rel_pos_size: rows and columns of the grid, or of a window, if tokens see where others lie; default: they do
+            not.
         has_dropout: whether the configuration's dropout rates apply.
     """
 
@@ -109,6 +161,7 @@ class ViTAEAttention(nn.Module):
         window_size: int | None = None,
         window_padding: str = "both",
         value_residual: bool = False,
+        rel_pos_size: tuple[int, int] | None = None,
         has_dropout: bool = True,
     ):
         super().__init__()
@@ -124,17 +177,21 @@ class ViTAEAttention(nn.Module):
         self.v_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
         self.o_proj = nn.Linear(hidden_size, hidden_size)
         self.dropout = ViTAEDropout(config.hidden_dropout_prob if has_dropout else 0.0)
+        self.relative_positions = None
+        if rel_pos_size is not None:
+            self.relative_positions = ViTAERelativePositions(rel_pos_size, self.head_dim)
 
-    def forward(
-        self, hidden_states: torch.Tensor, height: int, width: int, **kwargs
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return unflatten(states, 2, (-1, self.head_dim)).transpose(1, 2)  # (B, T, C) -> (B, heads, T, D)
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch = hidden_states.shape[0]
-        if self.window_size is not None:
-            hidden_states = split_into_windows(hidden_states, height, width, self.window_size, self.window_padding)
-        query, key, value = (
-            unflatten(projection(hidden_states), 2, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, D)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        """Attention and the output projection, `(B, heads, T, D)` -> `(B, T, C)`, and the weights if they are known.
+
+        Args:
+            bias: what is added to the scores before the softmax, `(B, heads, T, T)`.
+        """
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -143,12 +200,26 @@ class ViTAEAttention(nn.Module):
             query,
             key,
             value,
-            None,
+            bias,
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        output = self.dropout(self.o_proj(output.flatten(2)))
+        return self.dropout(self.o_proj(output.flatten(2))), weights
+
+    def forward(
+        self, hidden_states: torch.Tensor, height: int, width: int, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, bias = hidden_states.shape[0], None
+        if self.window_size is not None:
+            hidden_states = split_into_windows(hidden_states, height, width, self.window_size, self.window_padding)
+        query, key, value = (
+            self.split_heads(projection(hidden_states)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.relative_positions is not None:
+            grid_size = (height, width) if self.window_size is None else (self.window_size, self.window_size)
+            bias = self.relative_positions(query * self.scaling, *grid_size)
+        output, weights = self.attend(query, key, value, bias, **kwargs)
         if self.value_residual:
             output = output + value.transpose(1, 2).flatten(2)
         if self.window_size is not None:

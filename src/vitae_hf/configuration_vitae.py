@@ -29,6 +29,8 @@ LIBRARY_FIELDS = {
 LABEL_FIELDS = ("id2label", "label2id")
 LARGEST = 2**31 - 1  # the largest size of a tensor's dimension
 REDUCTION_TYPES = ("random_feature", "pyramid", "patch")
+WINDOW_PADDINGS = ("both", "end")
+WINDOW_TYPES = ("plain", "rotated", "rotated_apart")
 
 
 def as_tuple(value):
@@ -158,8 +160,18 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         return math.prod(self.strides)
 
     @property
+    def is_plain(self) -> bool:
+        """Whether this is a plain variant, one stage after patch embeddings, which only [`ViTAEConfig`] has."""
+        return False
+
+    @property
     def has_class_token(self) -> bool:
-        """Whether this is a class-token variant, which only [`ViTAEConfig`] has."""
+        """Whether a class token comes before the tokens of the grid, which only plain variants have."""
+        return False
+
+    @property
+    def adds_to_scores(self) -> bool:
+        """Whether attention scores are more than products of queries and keys, which some implementations cannot do."""
         return False
 
     @property
@@ -265,7 +277,9 @@ class ViTAEConfig(ViTAEFamilyConfig):
         reduction_types (`tuple[str, ...]`, *optional*, defaults to `("random_feature", "random_feature", "pyramid")`):
             Per stage, the kind of reduction cell: `"random_feature"` (dilated pyramid, random-feature attention and a
             convolution branch) or `"pyramid"` (the dilated pyramid alone). `("patch",)` stands for one stage without a
-            reduction cell, after a patch embedding with class token and learned positions.
+            reduction cell, after a patch embedding with learned positions: the plain variants.
+        class_token (`bool`, *optional*, defaults to `True`):
+            Plain variants: whether a class token comes before the patches.
         strides (`tuple[int, ...]`, *optional*, defaults to `(4, 2, 2)`):
             Per stage, the factor by which the reduction cell shrinks its input: 4 or 2, or the patch size.
         reduction_kernel_sizes (`tuple[int, ...]`, *optional*, defaults to `(7, 3, 3)`):
@@ -293,6 +307,21 @@ class ViTAEConfig(ViTAEFamilyConfig):
         conv_kernel_size (`int`, *optional*, defaults to 3):
             Kernel of the convolutions in the branch of a normal cell: 3, or 1 for a masked autoencoder, whose visible
             patches have no neighbours. `from_pretrained` of all other classes expands kernels of 1 to 3.
+        qkv_bias (`bool`, *optional*, defaults to `True`):
+            Whether queries, keys and values of the normal cells have a bias.
+        window_size (`int`, *optional*):
+            Plain variants without a class token, like the next four: side of the windows, in patches, inside of which
+            the tokens of a cell attend to each other. Default: all attend to all.
+        window_type (`str`, *optional*, defaults to `"plain"`):
+            What moves with the content of a window: nothing (`"plain"`), the place of its keys and values together
+            (`"rotated"`: they shift, scale and turn, for each head), or the places of both by themselves
+            (`"rotated_apart"`).
+        window_padding (`str`, *optional*, defaults to `"both"`):
+            Where the grid is padded to fill its windows: on `"both"` sides, each by half, or at the `"end"`.
+        global_attn_indexes (`tuple[int, ...]`, *optional*, defaults to `()`):
+            The cells, counted from 0, in which all tokens attend to all although the others have windows.
+        use_rel_pos (`bool`, *optional*, defaults to `False`):
+            Whether scores depend on how many rows and columns lie between two tokens. Rotated windows always do.
         mlp_ratio (`float`, *optional*, defaults to 3.0):
             Inner width of the normal cells' MLP and of their convolution branch, over the width of the tokens.
         hidden_dropout_prob (`float`, *optional*, defaults to 0.0):
@@ -310,6 +339,10 @@ class ViTAEConfig(ViTAEFamilyConfig):
         feature_pyramid_channels (`int`, *optional*):
             For backbones of class-token variants: the width of four maps that are made from the last one, as in ViTDet,
             and returned by default. With 16×16 patches their strides are 4, 8, 16 and 32. Default: no such maps.
+        rescaled_cells (`tuple[int, ...]`, *optional*):
+            For backbones of plain variants: four cells, counted from 0, after which these four maps are taken; they are
+            only rescaled and stay as wide as the tokens. `(-1,)` rescales the normalised output of the last cell to all
+            four. Default: no such maps.
         mask_ratio (`float`, *optional*, defaults to 0.75):
             For masked autoencoders ([`ViTAEForPreTraining`]), like the next five: the share of the patches that the
             encoder does not see.
@@ -358,7 +391,13 @@ class ViTAEConfig(ViTAEFamilyConfig):
         "AutoModelForPreTraining": "modeling_vitae.ViTAEForPreTraining",
         "AutoBackbone": "modeling_vitae.ViTAEBackbone",
     }
-    code_files = (*ViTAEFamilyConfig.code_files, "decoder_vitae.py", "embeddings_vitae.py", "modeling_vitae.py")
+    code_files = (
+        *ViTAEFamilyConfig.code_files,
+        "decoder_vitae.py",
+        "embeddings_vitae.py",
+        "modeling_vitae.py",
+        "rotated_windows_vitae.py",
+    )
 
     reduction_types: tuple[str, ...] | list[str] = ("random_feature", "random_feature", "pyramid")
     strides: tuple[int, ...] | list[int] = (4, 2, 2)
@@ -373,8 +412,16 @@ class ViTAEConfig(ViTAEFamilyConfig):
     conv_groups: tuple[int, ...] | list[int] = (1, 1, 96)
     conv_branch_depth: int = 3
     conv_kernel_size: int = 3
+    class_token: bool = True
+    qkv_bias: bool = True
+    window_size: int | None = None
+    window_type: str = "plain"
+    window_padding: str = "both"
+    global_attn_indexes: tuple[int, ...] | list[int] = ()
+    use_rel_pos: bool = False
     mlp_ratio: float | int = 3.0
     feature_pyramid_channels: int | None = None
+    rescaled_cells: tuple[int, ...] | list[int] = ()
     mask_ratio: float | int = 0.75
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 8
@@ -383,17 +430,20 @@ class ViTAEConfig(ViTAEFamilyConfig):
     norm_pix_loss: bool = False
 
     def __post_init__(self, **kwargs):
+        for name in ("global_attn_indexes", "rescaled_cells"):
+            setattr(self, name, as_tuple(getattr(self, name)))
         if not (kwargs.get("out_features") or kwargs.get("out_indices")):
             kwargs["out_features"] = self.feature_pyramid_names or None
         super().__post_init__(**kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in the base class. A new `feature_pyramid_channels` also decides anew which maps a backbone returns."""
-        if "feature_pyramid_channels" in kwargs:
+        """As in the base class. A new feature pyramid also decides anew which maps a backbone returns."""
+        pyramid = ("feature_pyramid_channels", "rescaled_cells")
+        if any(name in kwargs for name in pyramid):
             derived = ("out_features", "out_indices", "stage_names")
             config_dict = {name: value for name, value in config_dict.items() if name not in derived}
-            for name in ("feature_pyramid_channels", "out_features", "out_indices"):
+            for name in (*pyramid, "out_features", "out_indices"):
                 if name in kwargs:
                     config_dict[name] = kwargs.pop(name)
         return super().from_dict(config_dict, **kwargs)
@@ -404,27 +454,41 @@ class ViTAEConfig(ViTAEFamilyConfig):
 
     @property
     def feature_pyramid_names(self) -> list[str]:
-        if self.feature_pyramid_channels is None:
+        if self.feature_pyramid_channels is None and not self.rescaled_cells:
             return []
         level = round(math.log2(self.total_stride))
         return [f"p{level - 2}", f"p{level - 1}", f"p{level}", f"p{level + 1}"]
 
     @property
-    def has_class_token(self) -> bool:
-        """Whether this is a class-token variant: patch embeddings with a class token and positions, then one stage."""
+    def is_plain(self) -> bool:
+        """Whether this is a plain variant: patch embeddings with positions, then one stage."""
         return self.reduction_types[0] == "patch"
 
     @property
+    def has_class_token(self) -> bool:
+        return self.is_plain and self.class_token
+
+    @property
+    def adds_to_scores(self) -> bool:
+        return self.use_rel_pos or self.window_type != "plain"
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of the last stage for images of `image_size`."""
+        height, width = self.image_height_width
+        return height // self.total_stride, width // self.total_stride
+
+    @property
     def patch_size(self) -> int:
-        """Side of a patch in pixels. Other variants than those with a class token raise an `AttributeError`."""
-        if not self.has_class_token:
-            raise AttributeError("only the class-token variants have a `patch_size`")
+        """Side of a patch in pixels. Other variants than the plain ones raise an `AttributeError`."""
+        if not self.is_plain:
+            raise AttributeError("only the plain variants have a `patch_size`")
         return self.strides[0]
 
     @property
     def base_model_fsdp_plan(self) -> dict[str, str]:
         """Which modules of the base model FSDP2 shards one by one, when the library shards a model while loading it."""
-        first = "embeddings" if self.has_class_token else "stages.*.reduction_cell"
+        first = "embeddings" if self.is_plain else "stages.*.reduction_cell"
         return {first: "free_full_weight", "stages.*.normal_cells.*": "free_full_weight"}
 
     def drop_path_rates(self, stage_idx: int) -> list[float]:
@@ -441,13 +505,45 @@ class ViTAEConfig(ViTAEFamilyConfig):
         require("patch" not in types or len(types) == 1, "reduction_types", 'have "patch" as the only stage', types)
         super().validate_architecture()
         self._validate_decoder()
-        if self.feature_pyramid_channels is not None:
-            channels, stride = self.feature_pyramid_channels, self.total_stride
-            is_power = stride >= 4 and stride & (stride - 1) == 0
-            require(self.has_class_token, "feature_pyramid_channels", "be left out without a class token", channels)
-            require(is_power, "strides", "be a power of 2 from 4 on for a feature pyramid", self.strides)
-            require(channels >= 1, "feature_pyramid_channels", "be at least 1", channels)
-            require(self.hidden_size % 4 == 0, "hidden_sizes", "be a multiple of 4 for a pyramid", self.hidden_sizes)
+        self._validate_windows()
+        self._validate_feature_pyramid()
+
+    def _validate_windows(self):
+        size, kind, padding = self.window_size, self.window_type, self.window_padding
+        require(kind in WINDOW_TYPES, "window_type", f"be one of {WINDOW_TYPES}", kind)
+        require(padding in WINDOW_PADDINGS, "window_padding", f"be one of {WINDOW_PADDINGS}", padding)
+        require(size is None or size >= 2, "window_size", "be at least 2", size)
+        needs_grid = size is not None or self.use_rel_pos
+        is_grid = self.is_plain and not self.class_token
+        require(
+            is_grid or not needs_grid,
+            "window_size" if size else "use_rel_pos",
+            'be left out unless the only stage is "patch" and `class_token` is False',
+            size or self.use_rel_pos,
+        )
+        if kind != "plain":
+            require(size is not None, "window_size", "be set for rotated windows", size)
+            require(padding == "both", "window_padding", 'be "both" for rotated windows', padding)
+        are_cells = all(0 <= index < self.depths[0] for index in self.global_attn_indexes)
+        expected = f"number cells from 0 to {self.depths[0] - 1}"
+        require(are_cells or not is_grid, "global_attn_indexes", expected, self.global_attn_indexes)
+        given = bool(self.global_attn_indexes)
+        require(not given or size is not None, "window_size", "be set for `global_attn_indexes`", size)
+
+    def _validate_feature_pyramid(self):
+        channels, cells, stride = self.feature_pyramid_channels, self.rescaled_cells, self.total_stride
+        if channels is None and not cells:
+            return
+        name, value = ("rescaled_cells", cells) if cells else ("feature_pyramid_channels", channels)
+        require(not cells or channels is None, "rescaled_cells", "be left out beside `feature_pyramid_channels`", cells)
+        require(self.is_plain, name, 'be left out unless the only stage is "patch"', value)
+        is_power = stride >= 4 and stride & (stride - 1) == 0
+        require(is_power, "strides", "be a power of 2 from 4 on for a feature pyramid", self.strides)
+        require(self.hidden_size % 4 == 0, "hidden_sizes", "be a multiple of 4 for a pyramid", self.hidden_sizes)
+        require(channels is None or channels >= 1, "feature_pyramid_channels", "be at least 1", channels)
+        last = self.depths[0] - 1
+        are_cells = cells in ((), (-1,)) or (len(cells) == 4 and all(0 <= cell <= last for cell in cells))
+        require(are_cells, "rescaled_cells", f"be (-1,) or number four cells from 0 to {last}", cells)
 
     def _validate_decoder(self):
         require(0 < self.mask_ratio < 1, "mask_ratio", "be above 0 and below 1", self.mask_ratio)

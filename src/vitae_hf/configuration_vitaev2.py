@@ -3,11 +3,10 @@
 
 from huggingface_hub.dataclasses import strict
 
-from .configuration_vitae import ViTAEFamilyConfig, require
+from .configuration_vitae import WINDOW_PADDINGS, ViTAEFamilyConfig, require
 
 
 DROP_PATH_SCHEDULES = ("original", "linear")
-WINDOW_PADDINGS = ("both", "end")
 
 
 @strict

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""The embeddings of the class-token variants: patches, the class token, and positions, learned or fixed.
+"""The embeddings of the plain variants: patches, the class token if there is one, and positions, learned or fixed.
 
 The shape key is in `layers_vitae.py`; K is the number of patches that are chosen of N.
 """
@@ -46,11 +46,12 @@ def interpolate_positions(
 ) -> torch.Tensor:
     """Positions for a grid of another size, resampled as in ViT: bicubic, without antialiasing.
 
-    `(1, 1 + rows · columns, C)` -> the same for the new rows and columns. The class token's position stays as it is.
+    `(1, T, C)` -> the same for the new rows and columns. The class token's position, if there is one, stays as it is.
     """
     if not is_program_for_all_sizes() and new_grid_size == grid_size:
         return positions
-    class_position, positions = positions.split([1, positions.shape[1] - 1], dim=1)
+    num_patches = grid_size[0] * grid_size[1]
+    class_position, positions = positions.split([positions.shape[1] - num_patches, num_patches], dim=1)
     grid = tokens_to_map(positions.float(), *grid_size)
     grid = nn.functional.interpolate(grid, size=new_grid_size, mode="bicubic", align_corners=False)
     return torch.cat([class_position, map_to_tokens(grid).to(class_position.dtype)], dim=1)
@@ -62,7 +63,7 @@ def select_tokens(tokens: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 class ViTAEEmbeddings(nn.Module):
-    """Patches, class token and positions of the class-token variants: (B, Cin, H·s, W·s) -> (B, 1 + N, C).
+    """Patches with positions, and before them the class token if there is one: (B, Cin, H·s, W·s) -> (B, T, C).
 
     Positions begin as zeros and are learned. In masked autoencoders (`fixed_positions`) they are sines and cosines and
     stay so.
@@ -76,8 +77,9 @@ class ViTAEEmbeddings(nn.Module):
         self.image_size = config.image_height_width
         self.grid_size = (height // stride, width // stride)
         self.projection = nn.Conv2d(config.num_channels, hidden_size, stride, stride=stride)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
-        positions = torch.zeros(1, 1 + self.grid_size[0] * self.grid_size[1], hidden_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size)) if config.has_class_token else None
+        num_tokens = self.grid_size[0] * self.grid_size[1] + int(config.has_class_token)
+        positions = torch.zeros(1, num_tokens, hidden_size)
         self.position_embeddings = nn.Parameter(positions, requires_grad=not fixed_positions)
 
     def train(self, mode: bool = True):
@@ -120,8 +122,10 @@ class ViTAEEmbeddings(nn.Module):
                 f"Input image size ({height}*{width}) doesn't match model ({self.image_size[0]}*{self.image_size[1]})."
                 " Pass `interpolate_pos_encoding=True` to interpolate the position embeddings."
             )
-        class_tokens = self.cls_token.expand(pixel_values.shape[0], -1, -1)
-        tokens = torch.cat([class_tokens, map_to_tokens(patches)], dim=1) + positions
+        tokens = map_to_tokens(patches)
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        tokens = tokens + positions
         if ids_keep is not None:
             tokens = torch.cat([tokens[:, :1], select_tokens(tokens[:, 1:], ids_keep)], dim=1)  # (B, 1 + K, C)
         return tokens

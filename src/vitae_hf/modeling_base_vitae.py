@@ -14,9 +14,10 @@ from transformers.backbone_utils import BackboneMixin, filter_output_hidden_stat
 from transformers.modeling_outputs import BackboneOutput
 from transformers.modeling_utils import PreTrainedModel, load_state_dict
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
+from .attention_vitae import ViTAEAttention
 from .configuration_vitae import ViTAEFamilyConfig
 from .layers_vitae import ViTAEFamilyReductionCell
 
@@ -69,6 +70,8 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: ViTAEFamilyConfig, *args, **kwargs):
         config.validate()  # a second time, since fields may have been set after the configuration was made
+        if config.adds_to_scores:  # which these two cannot
+            self._supports_flash_attn = self._supports_flex_attn = False
         super().__init__(config, *args, **kwargs)
 
     def post_init(self):
@@ -122,7 +125,7 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
         """The module that turns pixels into tokens: patch embeddings, or the pyramid of the first reduction cell."""
         if self.base_model is not self:
             return self.base_model.get_input_embeddings()
-        if self.config.has_class_token:
+        if self.config.is_plain:
             return self.embeddings
         first = self.stages[0].reduction_cell
         return first.pyramid_reduction if isinstance(first, ViTAEFamilyReductionCell) else first
@@ -145,8 +148,11 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
         except Exception:
             self.config.image_size = old_image_size
             raise
-        if self.config.has_class_token:
+        if self.config.is_plain:
             self.base_model.embeddings.resize(self.config.image_height_width)
+        for module in self.modules():
+            if isinstance(module, ViTAEAttention) and module.relative_positions and module.window_size is None:
+                module.relative_positions.resize(self.config.grid_size)
 
     def validate_pixel_values(self, pixel_values: torch.Tensor | None):
         if pixel_values is None:
@@ -176,7 +182,7 @@ class ViTAEFamilyBackbone(BackboneMixin):
 
     def frozen_modules(self) -> list[nn.Module]:
         frozen = list(self.base_model.stages[: self.config.frozen_stages])
-        if frozen and self.config.has_class_token:
+        if frozen and self.config.is_plain:
             frozen.append(self.base_model.embeddings)
         return frozen
 
@@ -187,9 +193,10 @@ class ViTAEFamilyBackbone(BackboneMixin):
             module.eval().requires_grad_(False)
         return self
 
-    def feature_maps_of(self, hidden_states: tuple[torch.Tensor, ...], image_size: torch.Size) -> tuple:
-        """A map for each of `stage_names`, from the hidden states of a padded image of this height and width."""
-        return hidden_states
+    def encode(self, pixel_values: torch.Tensor, **kwargs) -> tuple[ModelOutput, tuple[torch.Tensor, ...]]:
+        """The outputs of the base model for images whose sides fit it, and a map for each of `stage_names`."""
+        outputs = self.base_model(pixel_values, **kwargs)
+        return outputs, outputs.hidden_states
 
     @can_return_tuple
     @filter_output_hidden_states
@@ -208,8 +215,8 @@ class ViTAEFamilyBackbone(BackboneMixin):
         """
         height, width = pixel_values.shape[-2:]
         padded = nn.functional.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
-        outputs = self.base_model(padded, **kwargs)
-        maps = dict(zip(self.stage_names, self.feature_maps_of(outputs.hidden_states, padded.shape[-2:])))
+        outputs, maps = self.encode(padded, **kwargs)
+        maps = dict(zip(self.stage_names, maps))
         feature_maps = []
         for name in self.out_features:  # rows and columns that cover nothing but padding are cut off
             stride = padded.shape[-1] // maps[name].shape[-1]

@@ -1,7 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """ViTAE: a vision transformer whose cells run attention and convolution in parallel.
 
-From leaf to head: its cells, the embeddings of the class-token variants, stages, and models. What it shares with
+From leaf to head: its cells, stages, and models. What it shares with
 ViTAEv2 is in `attention_vitae.py`, `layers_vitae.py` (with the shape key) and `modeling_base_vitae.py`.
 
 Source: Xu et al. 2021, "ViTAE: Vision Transformer Advanced by Exploring Intrinsic Inductive Bias", arXiv 2106.03348.
@@ -11,6 +11,7 @@ import copy
 import math
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_vitae import ViTAEAttention, ViTAERandomFeatureAttention
+from .attention_vitae import ViTAEAttention, ViTAERandomFeatureAttention, ViTAERelativePositions
 from .configuration_vitae import ViTAEConfig
 from .decoder_vitae import ViTAEDecoder, masked_patch_loss, random_mask
 from .embeddings_vitae import ViTAEEmbeddings, sin_cos_positions
@@ -38,6 +39,7 @@ from .layers_vitae import (
     tokens_to_map,
 )
 from .modeling_base_vitae import ViTAEFamilyBackbone, ViTAEFamilyPreTrainedModel
+from .rotated_windows_vitae import ViTAERotatedWindowAttention
 
 
 HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -89,16 +91,35 @@ class ViTAEPyramidReductionCell(ViTAEPyramidReduction):
     """The reduction cell of type "pyramid", which is nothing but the pyramid: (B, Cin, H·s, W·s) -> (B, N, C)."""
 
 
+def normal_attention(config: ViTAEConfig, stage_idx: int, cell_idx: int) -> ViTAEAttention:
+    """The attention of a normal cell: over all tokens, or in windows, which may rotate."""
+    hidden_size, num_heads = config.hidden_sizes[stage_idx], config.num_attention_heads[stage_idx]
+    window_size = None if cell_idx in config.global_attn_indexes else config.window_size
+    if window_size is not None and config.window_type != "plain":
+        is_apart = config.window_type == "rotated_apart"
+        return ViTAERotatedWindowAttention(config, hidden_size, num_heads, is_apart)
+    grid_size = config.grid_size if window_size is None else (window_size, window_size)
+    return ViTAEAttention(
+        config,
+        hidden_size,
+        hidden_size,
+        num_heads,
+        config.qkv_bias,
+        window_size,
+        config.window_padding,
+        rel_pos_size=grid_size if config.use_rel_pos else None,
+    )
+
+
 class ViTAENormalCell(ViTAEFamilyNormalCell):
-    """The normal cell, in which all tokens attend to all: (B, T, C) -> (B, T, C)."""
+    """The normal cell: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config: ViTAEConfig, stage_idx: int, cell_idx: int):
-        hidden_size, num_heads = config.hidden_sizes[stage_idx], config.num_attention_heads[stage_idx]
         super().__init__(
             config,
             stage_idx,
             cell_idx,
-            attention=ViTAEAttention(config, hidden_size, hidden_size, num_heads),
+            attention=normal_attention(config, stage_idx, cell_idx),
             conv_branch=ViTAENormalConvBranch(config, stage_idx, config.conv_branch_depth, config.conv_kernel_size),
         )
 
@@ -123,33 +144,38 @@ class ViTAEStage(nn.Module):
         return tokens_to_map(hidden_states, height, width)
 
 
-class ViTAEClassTokenStage(nn.Module):
-    """The only stage of a class-token variant, normal cells after the embeddings: (B, T, C) -> (B, T, C)."""
+class ViTAEPlainStage(nn.Module):
+    """The only stage of a plain variant, normal cells after the embeddings: (B, T, C) -> (B, T, C)."""
 
     def __init__(self, config: ViTAEConfig, stage_idx: int):
         super().__init__()
         self.normal_cells = normal_cells(config, stage_idx)
 
-    def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, height: int, width: int, cell_outputs: list | None = None, **kwargs
+    ) -> torch.Tensor:
+        """`cell_outputs` gets the output of each cell, if it is given."""
         for normal_cell in self.normal_cells:
             hidden_states = normal_cell(hidden_states, height, width, **kwargs)
+            if cell_outputs is not None:
+                cell_outputs.append(hidden_states)
         return hidden_states
 
 
 class ViTAEPooler(nn.Module):
     """Mean over the tokens of the grid, without the class token: (B, T, C) -> (B, C).
 
-    The class-token variants normalise the mean.
+    The plain variants normalise the mean.
     """
 
     def __init__(self, config: ViTAEConfig):
         super().__init__()
         self.has_class_token = config.has_class_token
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.has_class_token else None
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.is_plain else None
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         pooled = grid_tokens(hidden_states, self.has_class_token).mean(1)  # (B, C)
-        return self.layernorm(pooled) if self.has_class_token else pooled
+        return pooled if self.layernorm is None else self.layernorm(pooled)
 
 
 class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
@@ -168,7 +194,10 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
     ]
     _keep_in_fp32_modules_strict = ["random_projection"]
     optional_parts = ("classifier", "decoder", "feature_pyramid", "layernorm", "pooler")
-    _can_record_outputs = {"hidden_states": [ViTAEStage, ViTAEClassTokenStage], "attentions": ViTAEAttention}
+    _can_record_outputs = {
+        "hidden_states": [ViTAEStage, ViTAEPlainStage],
+        "attentions": [ViTAEAttention, ViTAERotatedWindowAttention],
+    }
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -176,8 +205,14 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
         if isinstance(module, ViTAERandomFeatureAttention):
             init.orthogonal_(module.random_projection, gain=math.sqrt(module.random_projection.shape[0]))
         elif isinstance(module, ViTAEEmbeddings) and not module.fixed_positions:
-            init.zeros_(module.cls_token)
-            init.zeros_(module.position_embeddings)
+            for table in (module.cls_token, module.position_embeddings):
+                if table is not None:
+                    init.zeros_(table)
+        elif isinstance(module, ViTAERelativePositions):
+            init.zeros_(module.rel_pos_h)
+            init.zeros_(module.rel_pos_w)
+        elif isinstance(module, ViTAERotatedWindowAttention):
+            init.trunc_normal_(module.relative_position_bias, std=self.config.initializer_range)
         elif isinstance(module, (ViTAEEmbeddings, ViTAEDecoder)):  # the two tables of fixed positions
             token = module.cls_token if isinstance(module, ViTAEEmbeddings) else module.mask_token
             init.normal_(token, std=self.config.initializer_range)
@@ -237,8 +272,8 @@ class ViTAEModel(ViTAEPreTrainedModel):
 
     def __init__(self, config: ViTAEConfig, add_pooling_layer: bool = True, fixed_positions: bool = False):
         super().__init__(config)
-        self.embeddings = ViTAEEmbeddings(config, fixed_positions) if config.has_class_token else None
-        stage_class = ViTAEClassTokenStage if config.has_class_token else ViTAEStage
+        self.embeddings = ViTAEEmbeddings(config, fixed_positions) if config.is_plain else None
+        stage_class = ViTAEPlainStage if config.is_plain else ViTAEStage
         self.stages = nn.ModuleList(stage_class(config, stage_idx) for stage_idx in range(config.num_stages))
         self.pooler = ViTAEPooler(config) if add_pooling_layer else None
         self.post_init()
@@ -257,7 +292,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
                 Normalised images; both sides are multiples of `config.total_stride`.
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Class-token variants: interpolate the position table to another size than `config.image_size`. The
+                Plain variants: interpolate the tables of positions to another size than `config.image_size`. The
                 pyramid variants have no positions and take any valid size as it is.
             ids_keep (`torch.LongTensor` of shape `(B, K)`, *optional*):
                 Class-token variants with `conv_kernel_size=1`: the K patches of each image to encode, numbered row by
@@ -265,7 +300,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
             output_hidden_states (`bool`, *optional*):
                 Return `hidden_states`, one entry more than there are stages: the input of the first stage, then the
                 output of each. Pyramid variants: the image, then maps `(B, hidden_sizes[i], height/stride,
-                width/stride)`. Class-token variants: tokens `(B, 1 + N, C)` after the embeddings and after the cells.
+                width/stride)`. Plain variants: tokens `(B, T, C)` after the embeddings and after the cells.
             output_attentions (`bool`, *optional*):
                 Return `attentions`, the softmax weights `(B, heads, T, T)` of each normal cell in order; this takes
                 `attn_implementation="eager"`. Random-feature cells never form such a matrix and add no entry.
@@ -283,7 +318,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
         if ids_keep is not None and not (self.config.has_class_token and self.config.conv_kernel_size == 1):
             raise ValueError("`ids_keep` takes a class token and `conv_kernel_size=1`: chosen patches form no grid.")
         pixel_values = channels_last(pixel_values.to(self.get_input_embeddings().dtype))
-        if self.config.has_class_token:
+        if self.config.is_plain:
             hidden_states = self.encode_patches(pixel_values, interpolate_pos_encoding, ids_keep, **kwargs)
         else:
             hidden_states = self.encode_pyramid(pixel_values, **kwargs)
@@ -305,7 +340,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
         ids_keep: torch.Tensor | None,
         **kwargs,
     ) -> torch.Tensor:
-        """The class-token variants: (B, channels, height, width) -> tokens (B, 1 + N, C), or (B, 1 + K, C)."""
+        """The plain variants: (B, channels, height, width) -> tokens (B, T, C), or of chosen patches (B, 1 + K, C)."""
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding, ids_keep)
         if ids_keep is None:
             height, width = (side // self.config.total_stride for side in pixel_values.shape[-2:])
@@ -490,6 +525,24 @@ class ViTAEChannelLayerNorm(nn.LayerNorm):
         return super().forward(feature_map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def rescaling_layers(widths: tuple[int, int, int], eps: float) -> list[list[nn.Module]]:
+    """Layers that make a map 4 and 2 times as large, leave it as it is, and halve it.
+
+    Args:
+        widths: of the map, after one doubling, and after two.
+        eps: of the LayerNorm between two doublings.
+    """
+    double = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
+    width, twice, four_times = widths
+    between = [ViTAEChannelLayerNorm(twice, eps=eps), nn.GELU()]
+    return [
+        [double(width, twice), *between, double(twice, four_times)],
+        [double(width, twice)],
+        [],
+        [nn.MaxPool2d(2)],
+    ]
+
+
 class ViTAEFeaturePyramid(nn.Module):
     """Four maps of E channels made from one: (B, C, H, W) -> 4H×4W, 2H×2W, H×W and H/2×W/2.
 
@@ -499,22 +552,8 @@ class ViTAEFeaturePyramid(nn.Module):
 
     def __init__(self, config: ViTAEConfig):
         super().__init__()
-        width, channels = config.hidden_size, config.feature_pyramid_channels
-        eps = config.layer_norm_eps
-        rescaled = [  # for each map, the layers that change its size, and the width after them
-            (
-                [
-                    nn.ConvTranspose2d(width, width // 2, 2, stride=2),
-                    ViTAEChannelLayerNorm(width // 2, eps=eps),
-                    nn.GELU(),
-                    nn.ConvTranspose2d(width // 2, width // 4, 2, stride=2),
-                ],
-                width // 4,
-            ),
-            ([nn.ConvTranspose2d(width, width // 2, 2, stride=2)], width // 2),
-            ([], width),
-            ([nn.MaxPool2d(2)], width),
-        ]
+        width, channels, eps = config.hidden_size, config.feature_pyramid_channels, config.layer_norm_eps
+        rescaled = rescaling_layers((width, width // 2, width // 4), eps)
         self.levels = nn.ModuleList(
             nn.Sequential(
                 *layers,
@@ -523,18 +562,42 @@ class ViTAEFeaturePyramid(nn.Module):
                 nn.Conv2d(channels, channels, 3, padding=1, bias=False),
                 ViTAEChannelLayerNorm(channels, eps=eps),
             )
-            for layers, in_channels in rescaled
+            for layers, in_channels in zip(rescaled, (width // 4, width // 2, width, width))
         )
 
-    def forward(self, feature_map: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(level(feature_map) for level in self.levels)
+    def forward(self, cell_maps: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """`cell_maps` are the maps after the cells, of which the last is used."""
+        return tuple(level(cell_maps[-1]) for level in self.levels)
+
+
+class ViTAERescaledMaps(nn.Module):
+    """Four maps as wide as the tokens, after `rescaled_cells`: (B, C, H, W) -> 4H×4W, 2H×2W, H×W and H/2×W/2.
+
+    Source: Wang et al. 2022, "Advancing Plain Vision Transformer Towards Remote Sensing Foundation Model", arXiv
+    2208.03987, section IV.
+    """
+
+    def __init__(self, config: ViTAEConfig):
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.cells = config.rescaled_cells
+        self.layernorm = ViTAEChannelLayerNorm(width, eps=eps) if self.cells == (-1,) else None
+        self.levels = nn.ModuleList(nn.Sequential(*layers) for layers in rescaling_layers((width, width, width), eps))
+
+    def forward(self, cell_maps: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """`cell_maps` are the maps after the cells."""
+        if self.layernorm is None:
+            chosen = [cell_maps[cell] for cell in self.cells]
+        else:
+            chosen = [self.layernorm(cell_maps[-1])] * len(self.levels)
+        return tuple(level(cell_map) for level, cell_map in zip(self.levels, chosen))
 
 
 class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
     """ViTAE as a backbone for detection and segmentation.
 
-    The pyramid variants give maps of strides 4, 8 and 16. The class-token variants give one of stride 16 and, if the
-    configuration has `feature_pyramid_channels`, ViTDet's four maps (`"p2"` to `"p5"`, strides 4 to 32) made from it.
+    The pyramid variants give maps of strides 4, 8 and 16. The plain variants give one of stride 16 and, if the
+    configuration has `feature_pyramid_channels` or `rescaled_cells`, four more (`"p2"` to `"p5"`, strides 4 to 32).
     """
 
     def __init__(self, config: ViTAEConfig):
@@ -543,21 +606,29 @@ class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
         self.size_divisor = config.total_stride
         self.feature_pyramid = None
         self.num_features = [config.num_channels, *config.hidden_sizes]
-        if config.has_class_token:
+        if config.is_plain:
             self.num_features = [config.hidden_size] * 2
-        if config.feature_pyramid_channels is not None:
-            self.feature_pyramid = ViTAEFeaturePyramid(config)
-            self.num_features += [config.feature_pyramid_channels] * len(self.feature_pyramid.levels)
+        if config.feature_pyramid_names:
+            pyramid_class = ViTAERescaledMaps if config.rescaled_cells else ViTAEFeaturePyramid
+            self.feature_pyramid = pyramid_class(config)
+            channels = config.feature_pyramid_channels or config.hidden_size
+            self.num_features += [channels] * len(self.feature_pyramid.levels)
             self.size_divisor = 2 * config.total_stride
         self.post_init()
         self.train(self.training)  # freezes the first `frozen_stages` stages
 
-    def feature_maps_of(self, hidden_states: tuple[torch.Tensor, ...], image_size: torch.Size) -> tuple:
-        if not self.config.has_class_token:
-            return hidden_states
-        height, width = (side // self.config.total_stride for side in image_size)
-        maps = tuple(tokens_to_map(grid_tokens(tokens, True), height, width) for tokens in hidden_states)
-        return maps if self.feature_pyramid is None else (*maps, *self.feature_pyramid(maps[-1]))
+    def encode(self, pixel_values: torch.Tensor, **kwargs) -> tuple[ModelOutput, tuple[torch.Tensor, ...]]:
+        if not self.config.is_plain:
+            return super().encode(pixel_values, **kwargs)
+        cell_outputs = []
+        outputs, (stem, stage) = super().encode(pixel_values, cell_outputs=cell_outputs, **kwargs)
+        height, width = (side // self.config.total_stride for side in pixel_values.shape[-2:])
+
+        def as_map(tokens: torch.Tensor) -> torch.Tensor:
+            return tokens_to_map(grid_tokens(tokens, self.config.has_class_token), height, width)
+
+        pyramid = () if self.feature_pyramid is None else self.feature_pyramid([*map(as_map, cell_outputs)])
+        return outputs, (as_map(stem), as_map(stage), *pyramid)
 
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         return super().forward(pixel_values, **{"interpolate_pos_encoding": True, **kwargs})

@@ -53,6 +53,15 @@ _VITAE = {
     "vitae-b": _plain(768, 12, 12),
     "vitae-l": _plain(1024, 24, 16),
     "vitae-h": _plain(1280, 32, 16),
+    "vitae-b-rvsa": {  # for remote sensing: windows that move, scale and turn
+        **_plain(768, 12, 12),
+        "class_token": False,
+        "qkv_bias": False,
+        "window_size": 7,
+        "window_type": "rotated",
+        "global_attn_indexes": (2, 5, 8, 11),
+        "use_rel_pos": True,
+    },
     "vitae-nano": {  # not published: small enough to train on a CPU
         "image_size": 64,
         "reduction_channels": (16, 16, 32),

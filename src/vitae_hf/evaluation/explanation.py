@@ -89,7 +89,7 @@ class Cell(NamedTuple):
 def two_branch_cells(model: ViTAEFamilyPreTrainedModel) -> list[Cell]:
     """The cells with an attention and a convolution branch, in order of depth."""
     cells = []
-    has_reduction_cells = not model.config.has_class_token
+    has_reduction_cells = not model.config.is_plain
     for number, stage in enumerate(model.base_model.stages, start=1):
         if has_reduction_cells and isinstance(stage.reduction_cell, ViTAEFamilyReductionCell):
             cells.append(Cell(cell_name(number, None), number, stage.reduction_cell))
@@ -217,7 +217,7 @@ class _Logits(nn.Module):
     def __init__(self, model: ViTAEFamilyPreTrainedModel):
         super().__init__()
         self.model = model
-        self.options = {"interpolate_pos_encoding": True} if model.config.has_class_token else {}
+        self.options = {"interpolate_pos_encoding": True} if model.config.is_plain else {}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Does nothing: the gradients belong to whoever trains the model."""
@@ -234,7 +234,7 @@ def last_tokens(model: ViTAEFamilyPreTrainedModel) -> nn.Module:
     stage = model.base_model.stages[-1]
     if len(stage.normal_cells):
         return stage.normal_cells[-1]
-    return model.base_model.embeddings if model.config.has_class_token else stage.reduction_cell
+    return model.base_model.embeddings if model.config.is_plain else stage.reduction_cell
 
 
 def grad_cam(model: ViTAEFamilyPreTrainedModel, pixel_values: torch.Tensor, target: int) -> np.ndarray:

@@ -114,7 +114,7 @@ def predict(model, data: ImageDataset, batch_size: int = 64, num_workers: int = 
         ValueError: no picture can be read, or a score is not finite.
     """
     model.eval()
-    options = {"interpolate_pos_encoding": True} if getattr(model.config, "has_class_token", False) else {}
+    options = {"interpolate_pos_encoding": True} if getattr(model.config, "is_plain", False) else {}
     loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=_collate_with_presence)
     scores, present = [], []
     with tqdm(total=len(data), desc="evaluation", unit=" images") as progress:

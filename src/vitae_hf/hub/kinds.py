@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from ..configuration_vitae import ViTAEFamilyConfig
 from ..configuration_vitaev2 import ViTAEv2Config
@@ -19,6 +19,7 @@ from ..presets import PRESETS, config_from_preset
 MOST_GROUPS = 20  # of names, in a record
 # What is before the first cell of a ViTAE, in the authors' names or in ours, is before all its tensors.
 FIRST_CELL = re.compile(r"(.+\.)?(?=layers\.0\.RC\.|blocks\.0\.PCM\.|stages\.0\.(?:reduction_cell|normal_cells)\.)")
+ROW_POSITIONS = re.compile(r"blocks\.(\d+)\.attn\.rel_pos_h$")
 NORMAL_CELL = re.compile(r"(?:layers\.(\d+)\.NC|blocks)\.(\d+)\.")
 
 
@@ -90,10 +91,10 @@ def preset_of(tensors: Mapping[str, torch.Tensor]) -> str:
     has_class_token = "layers.0.RC.cls_token" in tensors or "cls_token" in tensors
     for name in PRESETS:
         config = config_from_preset(name)
-        third = 0 if config.has_class_token else 2
+        third = 0 if config.is_plain else 2
         hidden_size, groups = config.hidden_sizes[third], config.conv_groups[third]
         convolution = (int(config.mlp_ratio * hidden_size), hidden_size // groups)
-        depths = (0, 0, *config.depths) if config.has_class_token else config.depths
+        depths = (0, 0, *config.depths) if config.is_plain else config.depths
         expected_cells = {(str(stage), str(cell)) for stage, depth in enumerate(depths) for cell in range(depth)}
         if (cells, first_convolution, has_class_token) == (expected_cells, convolution, config.has_class_token):
             return name
@@ -103,15 +104,15 @@ def preset_of(tensors: Mapping[str, torch.Tensor]) -> str:
     )
 
 
-def image_side(tensors: Mapping[str, torch.Tensor], name: str, stride: int) -> int:
-    """Side of the images, in pixels, that a position table with a class token is for.
+def image_side(tensors: Mapping[str, torch.Tensor], name: str, stride: int, has_class_entry: bool = True) -> int:
+    """Side of the images, in pixels, that a position table is for, whose first entry may be a class token's.
 
     Raises:
         ValueError: it is not a table, or not for a square.
     """
     if tensors[name].ndim != 3:
         raise ValueError(f"the position table (`{name}`) must have three dimensions")
-    num_patches = tensors[name].shape[1] - 1
+    num_patches = tensors[name].shape[1] - int(has_class_entry)
     side = math.isqrt(max(num_patches, 0))
     if side**2 != num_patches:
         raise ValueError(f"the position table (`{name}`) has {num_patches} patches, not a square number")
@@ -198,15 +199,93 @@ def autoencoder(checkpoint: Checkpoint, preset: str | None, window_padding: str 
     return Network(preset, config_from_preset(preset, **fields), model_class(checkpoint), [assumed])
 
 
+def cells_with_positions(checkpoint: Checkpoint, preset: str | None, window_padding: str | None) -> Network:
+    """A plain network without a class token, in whose cells and windows tokens see where others lie.
+
+    Raises:
+        ValueError: its positions are not those of a square, or windows that move are not padded on both sides.
+    """
+    tensors, assumed = checkpoint.tensors, []
+    preset = preset or preset_of(tensors)
+    stride = config_from_preset(preset).total_stride
+    side = image_side(tensors, "pos_embed", stride, has_class_entry=False)
+    lengths = {match[1]: len(table) for name, table in tensors.items() if (match := ROW_POSITIONS.match(name))}
+    windows = {length for length in lengths.values() if length != 2 * side // stride - 1}
+    fields = {
+        "image_size": side,
+        "class_token": False,
+        "qkv_bias": any(name.endswith("qkv.bias") for name in tensors),
+        "use_rel_pos": True,
+        "window_type": window_type(tensors),
+        "window_size": (min(windows) + 1) // 2 if windows else None,
+        "num_labels": len(tensors["head.weight"]) if "head.weight" in tensors else 2,
+    }
+    if windows:
+        fields["global_attn_indexes"] = sorted(int(cell) for cell, length in lengths.items() if length not in windows)
+        fields["window_padding"], told = padding_of_windows(fields["window_type"], window_padding)
+        assumed += told
+    if has_feature_pyramid(tensors):
+        fields["rescaled_cells"], told = rescaled_cells(checkpoint)
+        assumed += told
+        if fields["rescaled_cells"] != (-1,):  # maps of several cells are not normalised
+            norm = [name for name in tensors if name.startswith("norm.")]
+            checkpoint.never_read.update({name: tensors.pop(name) for name in norm})
+    return Network(preset, config_from_preset(preset, **fields), model_class(checkpoint), assumed)
+
+
+def window_type(tensors: Iterable[str]) -> str:
+    """What moves with the content of the windows, as [`ViTAEConfig`] has it."""
+    kinds = {"rotated_apart": ".attn.sampling_offsets_k.", "rotated": ".attn.sampling_offsets."}
+    return next((kind for kind, part in kinds.items() if any(part in name for name in tensors)), "plain")
+
+
+def padding_of_windows(kind: str, wanted: str | None) -> tuple[str, list[str]]:
+    """Where windows are padded, and what was assumed about it."""
+    if kind != "plain":
+        if wanted == "end":
+            raise ValueError("--window_padding end does not go with rotated windows, which are padded on both sides")
+        return "both", []
+    if wanted is not None:
+        return wanted, []
+    return "end", ["windows are padded at the end, as ViTDet's are; --window_padding both is for others"]
+
+
+def rescaled_cells(checkpoint: Checkpoint) -> tuple[tuple[int, ...], list[str]]:
+    """Which cells the four maps of a backbone are taken after, and why."""
+    beside = sorted({group for group in checkpoint.left_aside if re.match(r"decode_head|auxiliary_head", group)})
+    because = f"there is a {beside[0].partition('.')[0]} beside the backbone" if beside else ""
+    if because or window_type(checkpoint.tensors) != "plain" and not checkpoint.left_aside:
+        because = because or "nothing beside the backbone tells what it is for"
+        words = "its four maps are those after cells 3, 5, 7 and 11, as for segmentation"
+        return (3, 5, 7, 11), [f"{words}: {because}; set `rescaled_cells` in config.json to [-1] for a detector's"]
+    words = "its four maps are made from the last one, as for detection"
+    return (-1,), [f"{words}; set `rescaled_cells` in config.json to [3, 5, 7, 11] for segmentation"]
+
+
+def has_feature_pyramid(tensors: Iterable[str]) -> bool:
+    return any(name.startswith("fpn1.") for name in tensors)
+
+
 def model_class(checkpoint: Checkpoint) -> type:
     """The Auto class of what a checkpoint holds."""
     if checkpoint.kind.network is autoencoder:
         return AutoModelForPreTraining
+    if has_feature_pyramid(checkpoint.tensors):
+        return AutoBackbone
     return AutoModelForImageClassification if has_classifier(checkpoint.tensors) else AutoModel
 
 
 def as_autoencoder(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return with_small_kernels(with_whole_biases(tensors))
+
+
+def without_class_entry(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """With positions of patches alone: some tables begin with one for a class token, which no network reads."""
+    whole = with_whole_biases(tensors)
+    table = whole.get("pos_embed")
+    if table is not None and table.ndim == 3 and math.isqrt(table.shape[1] - 1) ** 2 == table.shape[1] - 1:
+        whole["pos_embed"] = table[:, 1:]
+    return whole
 
 
 def with_whole_biases(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -266,14 +345,11 @@ KINDS = (
         instead="this package has no such attention; ViTAE-S of ImageNet, from which it was trained, converts",
     ),
     Kind(
-        "a ViTAE-B with rotated windows (RVSA)",
-        r"blocks\.\d+\.attn\.sampling_",
-        instead="this package has no such attention; the masked autoencoder, from which it was trained, converts",
-    ),
-    Kind(
-        "ViTDet's ViTAE-B, with relative positions in windows of 14",
+        "a ViTAE with relative positions, as RVSA and ViTDet have them",
         r"blocks\.\d+\.attn\.rel_pos_",
-        instead="this package has no such attention; ViTAE-B of ImageNet converts",
+        cells_with_positions,
+        never_read=r"relative_position_index$",
+        prepare=without_class_entry,
     ),
     Kind("a masked autoencoder", r"decoder_blocks\.", autoencoder, prepare=as_autoencoder),
     Kind(

@@ -59,11 +59,17 @@ PATTERNS = {
 }
 
 
-AUTOENCODER = [  # after those of "vitae": a masked autoencoder calls its encoder's tensors otherwise
+BLOCKS = [  # after those of "vitae": masked autoencoders, and networks with windows, call their tensors otherwise
     (r"^layers\.0\.RC\.PRM\.", "patch_embed."),
     (r"^layers\.0\.RC\.", ""),
     (r"^layers\.2\.NC\.", "blocks."),
-    (r"^layernorm\.", "norm."),
+    (r"^(?:feature_pyramid\.|fc_)?(?:layer)?norm\.", "norm."),
+    (r"\.attention\.relative_positions\.", ".attn."),
+    (r"\.attention\.relative_position_bias$", ".attn.relative_position_bias_table"),
+    (r"\.attention\.([kv])(?:ey|alue)_windows\.(\w+)\.", r".attn.sampling_\2_\1.2."),
+    (r"^feature_pyramid\.levels\.0\.1\.", "fpn1.1.ln."),
+    (r"^feature_pyramid\.levels\.0\.", "fpn1."),
+    (r"^feature_pyramid\.levels\.1\.", "fpn2."),
     (r"^decoder\.embedding\.", "decoder_embed."),
     (r"^decoder\.mask_token$", "mask_token"),
     (r"^decoder\.position_embeddings$", "decoder_pos_embed"),
@@ -83,12 +89,15 @@ def original_name(name: str, config: ViTAEFamilyConfig, auto_class: type = AutoM
     Args:
         auto_class: of the model with that tensor; a base model's has the base model's name before it.
     """
-    if config.has_class_token:  # the authors write these as three stages, of which the last alone has normal cells
+    if config.is_plain:  # the authors write these as three stages, of which the last alone has normal cells
         name = name.replace("vitae.stages.0.", "vitae.stages.2.")
     for pattern, replacement in PATTERNS[config.model_type]:
         name = re.sub(pattern, replacement, name)
-    for pattern, replacement in AUTOENCODER if auto_class is AutoModelForPreTraining else ():
+    has_blocks = auto_class is AutoModelForPreTraining or (config.is_plain and not config.has_class_token)
+    for pattern, replacement in BLOCKS if has_blocks else ():
         name = re.sub(pattern, replacement, name)
+    if has_blocks and config.window_type == "rotated":  # keys and values have the same windows, without a letter
+        name = name.replace("_k.2.", ".2.")
     return name
 
 
