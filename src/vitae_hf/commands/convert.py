@@ -58,5 +58,5 @@ def main(argv: list[str] | None = None) -> dict:
         if record[name]:
             print(f"{what}: {in_words(record[name])} tensors")
     for sentence in record["assumed"]:
-        print(f"not in the file: {sentence}")
+        print(f"assumed: {sentence}")
     return {**record, **environment()}

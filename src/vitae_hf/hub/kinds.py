@@ -125,15 +125,13 @@ def classifier_fields(tensors: Mapping[str, torch.Tensor], config: ViTAEFamilyCo
     Raises:
         ValueError: the classifier is no matrix, or the position table is none.
     """
-    fields = {}
+    fields = {"num_labels": 2}  # the library's default, as long as nobody knows what a classifier will tell apart
     if has_classifier(tensors):
         if "head.weight" not in tensors or tensors["head.weight"].ndim != 2:
             raise ValueError("there is no classifier (a matrix `head.weight`) in this checkpoint")
         num_labels, width = tensors["head.weight"].shape
         # One of another width does not fit anyway, and may claim millions of rows: it gets no names of classes.
         fields = {"num_labels": num_labels} if width == config.hidden_size else {}
-    else:
-        fields = {"num_labels": 2}  # the library's default: nobody knows what a new classifier will tell apart
     if config.has_class_token and "layers.0.RC.pos_embed" in tensors:
         fields["image_size"] = image_side(tensors, "layers.0.RC.pos_embed", config.total_stride)
     return fields
@@ -143,30 +141,28 @@ def has_classifier(tensors: Iterable[str]) -> bool:
     return any(name.startswith("head.") for name in tensors)
 
 
-def window_fields(checkpoint: Checkpoint, config: ViTAEv2Config, window_padding: str | None) -> tuple[dict, list[str]]:
-    """In which stages there are windows, how large they are and where padded; and what was assumed about that."""
+def window_sizes_of(checkpoint: Checkpoint, config: ViTAEv2Config) -> tuple[int | None, ...]:
+    """Per stage, the side of the windows, in which reduction cells have a bias of queries, keys and values."""
     sizes, biases = config.window_sizes, [f"layers.{i}.RC.attn.attn.qkv.bias" for i in range(config.num_stages)]
-    # Of reduction cells, those with windows have a bias.
-    everywhere = any(size is None and bias in checkpoint.tensors for size, bias in zip(sizes, biases))
-    size = next(
-        (window_size_of(name, table) for name, table in checkpoint.never_read.items() if "relative" in name), sizes[0]
-    )
-    fields = {"window_sizes": tuple(size if everywhere or usual else None for usual in sizes)}
-    if window_padding is not None:
-        return {**fields, "window_padding": window_padding}, []
-    if any(name.startswith("norm0.") for name in checkpoint.never_read):
-        because = (
-            "windows are padded at the end: there is a `norm0`, as in the backbones of RSP and SAMRS, which pad so"
-        )
-        return {**fields, "window_padding": "end"}, [f"{because}; --window_padding both is for others"]
-    because = "windows are padded on both sides, as ViTAEv2's code does"
-    return {**fields, "window_padding": "both"}, [f"{because}; --window_padding end is for what RSP or SAMRS trained"]
+    are_everywhere = any(size is None and bias in checkpoint.tensors for size, bias in zip(sizes, biases))
+    told = [window_size_of(name, table) for name, table in checkpoint.never_read.items() if "relative" in name]
+    side = told[0] if told else sizes[0]
+    return tuple(side if are_everywhere or size else None for size in sizes)
 
 
 def window_size_of(name: str, table: torch.Tensor) -> int:
     """Side w of the windows that a table of relative positions is for: an index (w², w²), or biases (2w - 1)² long."""
     side = math.isqrt(table.shape[0]) if table.ndim else 0
     return side if name.endswith("_index") else (side + 1) // 2
+
+
+def window_padding_of(checkpoint: Checkpoint) -> tuple[str, str]:
+    """Where windows are padded, as far as tensors tell, and a sentence that says what was assumed."""
+    if any(name.startswith("norm0.") for name in checkpoint.never_read):
+        because = "windows are padded at the end, since there is a `norm0`, as in the backbones of RSP and SAMRS"
+        return "end", f"{because}; if it was trained otherwise, --window_padding both"
+    because = "windows are padded on both sides, since there is no `norm0`, which RSP's and SAMRS's backbones have"
+    return "both", f"{because}; if it was trained otherwise, --window_padding end"
 
 
 # ---------------------------------------------------------------------------------------------- the networks
@@ -178,8 +174,9 @@ def cells(checkpoint: Checkpoint, preset: str | None, window_padding: str | None
     config, assumed = config_from_preset(preset), []
     fields = classifier_fields(checkpoint.tensors, config)
     if isinstance(config, ViTAEv2Config):
-        windows, assumed = window_fields(checkpoint, config, window_padding)
-        fields |= windows
+        if window_padding is None:
+            window_padding, *assumed = window_padding_of(checkpoint)
+        fields |= {"window_sizes": window_sizes_of(checkpoint, config), "window_padding": window_padding}
     elif window_padding is not None:
         raise ValueError(f"--window_padding is for ViTAEv2, and this is {preset}, which has no windows")
     return Network(preset, config_from_preset(preset, **fields), model_class(checkpoint), assumed)

@@ -21,8 +21,11 @@ import torch
 from ..messages import printable
 
 
-MOST_PICKLED = 4 * 2**20
-"""Bytes of names, shapes and settings that are read. A training checkpoint of the largest variant has one megabyte."""
+MOST_PICKLED = 64 * 2**20
+"""Bytes of names, shapes and settings that are read. A training checkpoint of the largest variant has one megabyte, but
+some runs keep every loss since their beginning."""
+MOST_OPCODES = 2**20
+"""Steps that a pickle may ask for; that training checkpoint asks for a tenth of them."""
 # How a file from before torch 1.6 begins: a magic number and the version of its format, each a pickle.
 LEGACY_BEGINNING = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
 WHOLE_NETWORK = (
@@ -182,7 +185,9 @@ def check_opcodes(stream: BinaryIO) -> None:
             memory: it reserves a place for every number up to the highest that a pickle gives to an object.
     """
     start, classes = stream.tell(), []
-    for opcode, argument, position in pickletools.genops(stream):
+    for step, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+        if step == MOST_OPCODES:
+            raise Refused(f"has more than {MOST_OPCODES:,} names and settings, which are not read")
         if opcode.name not in OPCODES:
             raise pickle.UnpicklingError(f"opcode {opcode.name}")
         if opcode.name == "LONG_BINPUT" and argument > position:
