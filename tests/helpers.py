@@ -74,7 +74,20 @@ def windowed_config(**overrides) -> ViTAEv2Config:
     return ViTAEv2Config(**{**fields, **overrides})
 
 
-CONFIGS = {"pyramid": pyramid_config, "class_token": class_token_config, "windowed": windowed_config}
+def rotated_config(**overrides) -> ViTAEConfig:
+    """A plain variant whose first cell has rotated windows that do not divide the grid, and whose second is global."""
+    tiny = {"image_size": 64, "hidden_sizes": (32,), "reduction_channels": (32,), "num_labels": 5, "qkv_bias": True}
+    tiny |= {"depths": (2,), "num_attention_heads": (2,), "conv_groups": (8,)}
+    tiny |= {"window_size": 3, "window_type": "rotated_apart", "global_attn_indexes": (1,)}
+    return config_from_preset("vitae-b-rvsa", **{**tiny, **overrides})
+
+
+CONFIGS = {
+    "pyramid": pyramid_config,
+    "class_token": class_token_config,
+    "windowed": windowed_config,
+    "rotated": rotated_config,
+}
 
 
 def original_weights(
@@ -120,7 +133,7 @@ def images(batch: int = 2, height: int = 64, width: int = 64) -> torch.Tensor:
 
 def any_size(model: torch.nn.Module) -> dict:
     """What to call a model with, beside images of another size than its own."""
-    return {"interpolate_pos_encoding": True} if model.config.has_class_token else {}
+    return {"interpolate_pos_encoding": True} if model.config.is_plain else {}
 
 
 def run(command: str, *arguments, **variables: str) -> subprocess.CompletedProcess:

@@ -271,7 +271,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
     Args:
         image_size (`int` or `tuple[int, int]`, *optional*, defaults to 224):
             Side, or (height, width), in pixels, of the images the network was made for. It fixes the position table of
-            the class-token variants; the pyramid variants take any multiple of the total stride.
+            the plain variants; the pyramid variants take any multiple of the total stride.
         num_channels (`int`, *optional*, defaults to 3):
             Channels of the input image.
         reduction_types (`tuple[str, ...]`, *optional*, defaults to `("random_feature", "random_feature", "pyramid")`):
@@ -303,7 +303,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         conv_groups (`tuple[int, ...]`, *optional*, defaults to `(1, 1, 96)`):
             Per stage, the groups of the normal cells' convolutions. The entry of a stage without them is ignored.
         conv_branch_depth (`int`, *optional*, defaults to 3):
-            Convolutions in the branch of a normal cell: 3, or 2 as in the class-token variants.
+            Convolutions in the branch of a normal cell: 3, or 2 as in the plain variants.
         conv_kernel_size (`int`, *optional*, defaults to 3):
             Kernel of the convolutions in the branch of a normal cell: 3, or 1 for a masked autoencoder, whose visible
             patches have no neighbours. `from_pretrained` of all other classes expands kernels of 1 to 3.
@@ -333,11 +333,11 @@ class ViTAEConfig(ViTAEFamilyConfig):
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the truncated normal that linear weights are drawn from.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
-            Epsilon of the LayerNorms of the normal cells and of the class-token variants' final one.
+            Epsilon of the LayerNorms of the normal cells and of the plain variants' final one.
         reduction_layer_norm_eps (`float`, *optional*, defaults to 1e-5):
             Epsilon of the LayerNorms of the reduction cells.
         feature_pyramid_channels (`int`, *optional*):
-            For backbones of class-token variants: the width of four maps that are made from the last one, as in ViTDet,
+            For backbones of plain variants: the width of four maps that are made from the last one, as in ViTDet,
             and returned by default. With 16×16 patches their strides are 4, 8, 16 and 32. Default: no such maps.
         rescaled_cells (`tuple[int, ...]`, *optional*):
             For backbones of plain variants: four cells, counted from 0, after which these four maps are taken; they are

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What a masked autoencoder adds to a class-token variant: random masks, the loss, and the decoder.
+"""What a masked autoencoder adds to a plain variant with a class token: random masks, the loss, and the decoder.
 
 Shape key: as in `layers_vitae.py`, and K visible patches of N, p the side of a patch, C channels of the encoder's
 tokens, D of the decoder's.

@@ -27,7 +27,7 @@ _13M = {
 
 
 def _plain(hidden_size: int, depth: int, num_heads: int, patch_size: int = 16) -> dict:
-    """A class-token variant: one stage of square patches and short convolution branches."""
+    """A plain variant: one stage of square patches and short convolution branches."""
     return {
         "reduction_types": ("patch",),
         "strides": (patch_size,),

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from accelerate import infer_auto_device_map
-from helpers import CONFIGS, class_token_config, images, pyramid_config, windowed_config
+from helpers import CONFIGS, class_token_config, images, pyramid_config, rotated_config, windowed_config
 from huggingface_hub.errors import StrictDataclassError
 from packaging import version
 from torch import nn
@@ -248,6 +248,7 @@ ONE_WINDOWED_STAGE = {  # tracing the shapes of several takes minutes
         pyramid_config(),
         class_token_config(),
         windowed_config(**ONE_WINDOWED_STAGE),
+        rotated_config(),
         windowed_config(**ONE_WINDOWED_STAGE, window_padding="end"),
     ],
     ids=[*CONFIGS, "padded_at_the_end"],

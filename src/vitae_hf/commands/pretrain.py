@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Pretrain a class-token variant as a masked autoencoder, on images without labels.
+"""Pretrain a plain variant as a masked autoencoder, on images without labels.
 
     vitae pretrain --config mae-b --dataset FOLDER --output_dir outputs/mae-b
     vitae train --config vitae-b --model_name_or_path outputs/mae-b --dataset LABELLED …

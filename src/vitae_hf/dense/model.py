@@ -20,8 +20,8 @@ from .data import IGNORED_CLASS
 def dense_config(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
     """A backbone's configuration whose outputs are all maps that a dense head can use.
 
-    These are the maps of the stages, or, in the class-token variants, the four of the feature pyramid, which are 256
-    channels wide unless `changes` say otherwise.
+    These are the maps of the stages, or, in the plain variants, the four of the feature pyramid, which are 256 channels
+    wide, or as wide as the tokens with `rescaled_cells`, unless `changes` say otherwise.
 
     Args:
         config: of a network or a backbone, such as `config_from_preset("vitae-b")`.
@@ -31,10 +31,9 @@ def dense_config(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
     fields = config.to_dict()
     for derived in ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "architectures"):
         fields.pop(derived, None)
-    if getattr(config, "has_class_token", False):
-        fields["feature_pyramid_channels"] = (
-            config.feature_pyramid_channels or 256
-        )  # with it, the maps of the pyramid are the default
+    if getattr(config, "is_plain", False):  # with a pyramid, its maps are the default
+        if not config.rescaled_cells and "rescaled_cells" not in changes:
+            fields["feature_pyramid_channels"] = config.feature_pyramid_channels or 256
     else:
         fields["out_features"] = config.stage_names[1:]
     return type(config)(**{**fields, **changes})

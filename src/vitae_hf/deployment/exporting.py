@@ -94,9 +94,9 @@ def whole_strides(model: PreTrainedModel):
 
 
 def forward_inputs(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, Any]:
-    """The arguments of `forward` for images of any size: the class-token variants must interpolate their positions."""
+    """The arguments of `forward` for images of any size: the plain variants must interpolate their positions."""
     inputs = {"pixel_values": pixel_values}
-    return inputs | {"interpolate_pos_encoding": True} if model.config.has_class_token else inputs
+    return inputs | {"interpolate_pos_encoding": True} if model.config.is_plain else inputs
 
 
 def export_model(model: PreTrainedModel, format: str, quantizer=None):

@@ -27,6 +27,7 @@ from ..data.pictures import as_pictures
 from ..layers_vitae import ViTAEFamilyCell, ViTAEFamilyReductionCell, grid_tokens, tokens_to_map
 from ..messages import listed
 from ..modeling_base_vitae import ViTAEFamilyPreTrainedModel
+from ..rotated_windows_vitae import ViTAERotatedWindowAttention
 
 
 MOST_LABELS = 5
@@ -133,6 +134,12 @@ def received(
     return (totals / totals.sum()).cpu().numpy()
 
 
+def window_kind(cell: Cell) -> int | str | None:
+    """Side of the windows of a cell's attention, none if it has no windows, or `"rotated"`."""
+    attention = cell.module.attention
+    return "rotated" if isinstance(attention, ViTAERotatedWindowAttention) else getattr(attention, "window_size", None)
+
+
 class _Recorder:
     """Hooks that turn what a cell computes into maps at once, so that only one matrix of attention is in memory."""
 
@@ -140,6 +147,13 @@ class _Recorder:
         self.has_class_token = has_class_token
         self.attention, self.shares, self.rollout = {}, {}, {}
         self._norms, self._products = {}, {}
+        kinds = {}
+        for cell in cells:
+            kinds.setdefault(cell.stage, set()).add(window_kind(cell))
+        # Where windows differ from cell to cell, or lie between the tokens, products of matrices mean nothing.
+        self._stages_with_rollout = {
+            stage for stage, found in kinds.items() if len(found) == 1 and "rotated" not in found
+        }
         self.handles = []
         for cell in cells:
             for branch, hook in (("attention", self._see_attention), ("conv_branch", self._see_convolution)):
@@ -154,11 +168,13 @@ class _Recorder:
         norm = torch.linalg.vector_norm(grid_tokens(states, self.has_class_token)[0].float(), dim=-1)
         self._see_norm(cell, "attention", norm.view(height, width))
         self.attention[cell.name] = None
-        if weights is None:
+        if weights is None or window_kind(cell) == "rotated":
             return
         windows = cell.module.attention.window_size, cell.module.attention.window_padding
         matrix = attention_matrix(weights, height, width, *windows)
         self.attention[cell.name] = received(matrix, height, width, *windows, self.has_class_token)
+        if cell.stage not in self._stages_with_rollout:
+            return
         step = (matrix + torch.eye(matrix.shape[-1], device=matrix.device)) / 2
         before = self._products.get(cell.stage)
         self._products = {cell.stage: step if before is None else step @ before}
@@ -445,7 +461,7 @@ def _draw_cells(figure: SubFigure, explanation: Explanation, shown: list[int]) -
         name, heat, share = explanation.cells[index], relative.get(index), explanation.attention_share[index]
         looks = draw_heat(axis, image, heat, name, cmap="inferno", vmin=0, vmax=highest) or looks
         if heat is None:
-            axis.text(0.5, 0.5, "random features,\nno matrix", ha="center", va="center", transform=axis.transAxes)
+            axis.text(0.5, 0.5, "no matrix\nof tokens", ha="center", va="center", transform=axis.transAxes)
         shares = draw_heat(below, image, share, f"{share.mean():.0%} attention", cmap=BRANCH_COLOURS, vmin=0, vmax=1)
     if looks is not None:
         extend = "max" if highest == MOST_ATTENTION else "neither"
