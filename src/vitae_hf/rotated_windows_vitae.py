@@ -13,7 +13,7 @@ from transformers.utils.generic import maybe_autocast
 
 from .attention_vitae import ViTAEAttention, distances, join_windows, split_into_windows, window_grid
 from .configuration_vitae import ViTAEConfig
-from .layers_vitae import is_program_for_all_sizes, tokens_to_map
+from .layers_vitae import is_program_for_all_sizes, tokens_to_map, unflatten
 
 
 def pad_grid(feature_map: torch.Tensor, pads: tuple[int, ...]) -> torch.Tensor:
@@ -26,6 +26,11 @@ def places(length: int, device: torch.device) -> torch.Tensor:
     return torch.arange(length, device=device, dtype=torch.float32) * (2 / (length - 1)) - 1
 
 
+def at_least_one(count: int) -> int:
+    # Not `max`, which would be a constant of a program for all sizes. The older tracer counts in tensors.
+    return count.clamp(min=1) if isinstance(count, torch.Tensor) else torch.sym_max(count, 1)
+
+
 class ViTAEWindowPredictor(nn.Module):
     """Where the pixels of each window and head are looked for: (B, C, H', W') -> (B · heads, H', W', 2).
 
@@ -35,34 +40,38 @@ class ViTAEWindowPredictor(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, window_size: int):
         super().__init__()
-        self.window_size = window_size
+        self.num_heads, self.window_size = num_heads, window_size
         self.offsets = nn.Conv2d(hidden_size, 2 * num_heads, 1)
         self.scales = nn.Conv2d(hidden_size, 2 * num_heads, 1)
         self.angles = nn.Conv2d(hidden_size, num_heads, 1)
 
-    def by_head(self, predicted: torch.Tensor, size: int) -> torch.Tensor:
-        """(B, heads · size, R, S) -> (size, B · heads, R, 1, S, 1) in float32, ready to be spread over the pixels."""
-        rows, columns = predicted.shape[-2:]
+    def by_head(self, predicted: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """(B, heads · x, R, S) -> (x, B · heads, R, 1, S, 1) in float32, ready to be spread over the pixels."""
+        size = predicted.shape[1] // self.num_heads
         return predicted.float().reshape(-1, size, rows, 1, columns, 1).transpose(0, 1)
 
     def forward(self, feature_map: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """`height` and `width` are those of the grid before it was padded."""
         window_size, device = self.window_size, feature_map.device
-        means = nn.functional.leaky_relu(nn.functional.avg_pool2d(feature_map, window_size))  # (B, C, R, S)
-        offset_x, offset_y = self.by_head(self.offsets(means), 2)
-        scale_x, scale_y = self.by_head(self.scales(means), 2)
-        (angle,) = self.by_head(self.angles(means), 1)
-        # The authors' divisors: windows that fit into the grid. A grid smaller than a window has one.
-        offset_x, offset_y = offset_x / max(width // window_size, 1), offset_y / max(height // window_size, 1)
-        padded_height, padded_width = feature_map.shape[-2:]
-        y = places(padded_height, device).view(1, -1, window_size, 1, 1)  # (1, R, w, 1, 1)
-        x = places(padded_width, device).view(1, 1, 1, -1, window_size)  # (1, 1, 1, S, w)
+        rows, columns, _ = window_grid(height, width, window_size)
+        windows = unflatten(unflatten(feature_map, 3, (columns, window_size)), 2, (rows, window_size))
+        means = nn.functional.leaky_relu(windows.mean((3, 5)))  # (B, C, R, S)
+        offset_x, offset_y = self.by_head(self.offsets(means), rows, columns)
+        scale_x, scale_y = self.by_head(self.scales(means), rows, columns)
+        (angle,) = self.by_head(self.angles(means), rows, columns)
+        # The authors divide by the windows that fit into the grid. One that is smaller than a window counts as one.
+        offset_x, offset_y = (
+            offset_x / at_least_one(width // window_size),
+            offset_y / at_least_one(height // window_size),
+        )
+        y = places(rows * window_size, device).view(1, rows, window_size, 1, 1)
+        x = places(columns * window_size, device).view(1, 1, 1, columns, window_size)
         centre_y, centre_x = y.mean(2, keepdim=True), x.mean(4, keepdim=True)
         y, x = (y - centre_y) * (1 + scale_y), (x - centre_x) * (1 + scale_x)
         sine, cosine = angle.sin(), angle.cos()
         turned_x, turned_y = x * cosine - y * sine, x * sine + y * cosine  # (B · heads, R, w, S, w)
         points = torch.stack([turned_x + centre_x + offset_x, turned_y + centre_y + offset_y], dim=-1)
-        return points.flatten(3, 4).flatten(1, 2)
+        return points.view(-1, rows * window_size, columns * window_size, 2)
 
 
 class ViTAERotatedWindowAttention(ViTAEAttention):
@@ -104,11 +113,13 @@ class ViTAERotatedWindowAttention(ViTAEAttention):
         batch, _, channels = states.shape
         rows, columns, pads = window_grid(height, width, self.window_size)
         feature_map = pad_grid(tokens_to_map(states, height, width), pads)
-        heads = feature_map.reshape(batch * channels // self.head_dim, self.head_dim, *feature_map.shape[-2:])
+        feature_map = feature_map.reshape(-1, self.head_dim, *feature_map.shape[-2:])  # (B · heads, D, H', W')
         with maybe_autocast(device_type=states.device.type, enabled=False):  # places need more digits than bfloat16 has
-            sampled = nn.functional.grid_sample(heads.float(), points, align_corners=True).to(states.dtype)
-        windows = sampled.reshape(batch, -1, self.head_dim, rows, self.window_size, columns, self.window_size)
-        return windows.permute(0, 3, 5, 1, 4, 6, 2).flatten(4, 5).flatten(0, 2)
+            sampled = nn.functional.grid_sample(feature_map.float(), points, align_corners=True).to(states.dtype)
+        num_heads, size = channels // self.head_dim, self.window_size
+        windows = sampled.view(batch, num_heads, self.head_dim, rows, size, columns, size).permute(0, 3, 5, 1, 4, 6, 2)
+        windows = windows.clone(memory_format=torch.contiguous_format)  # as in `split_into_windows`
+        return windows.view(batch * rows * columns, num_heads, size**2, self.head_dim)
 
     def forward(
         self, hidden_states: torch.Tensor, height: int, width: int, **kwargs
