@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageClassification,
@@ -28,6 +29,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from ..data.samples import PictureDataset, collate
 from ..presets import PRESETS, config_from_preset
 from .inference import prepare_for_inference
 
@@ -69,6 +71,7 @@ class Setup:
         checkpointing: whether training uses gradient checkpointing.
         channels_last: whether weights and images are stored channels last.
         prepared: whether `prepare_for_inference` prepares the network; for presets in inference only.
+        backend: what `torch.compile` compiles with, unless the network is prepared too.
     """
 
     network: str
@@ -81,6 +84,7 @@ class Setup:
     checkpointing: bool = False
     channels_last: bool = False
     prepared: bool = False
+    backend: str = "inductor"
 
 
 def is_known(network: str) -> bool:
@@ -152,7 +156,7 @@ class Workload:
         if setup.compiled:
             # All networks of one class count towards the limit. Beyond it, torch would run them uncompiled.
             torch._dynamo.config.recompile_limit = 64
-            self.run = model if setup.prepared else torch.compile(model, dynamic=False)
+            self.run = model if setup.prepared else torch.compile(model, dynamic=False, backend=setup.backend)
         pixels = torch.randn(setup.batch_size, 3, *setup.image_size, device=setup.device, dtype=dtype)
         self.pixels = pixels.contiguous(memory_format=layout)
         self.labels = torch.randint(0, 1000, (setup.batch_size,), device=setup.device)
@@ -255,6 +259,18 @@ def interleave(
     return {key: times for key, times in seconds.items() if key not in errors}, errors
 
 
+def loading_images_per_s(dataset: PictureDataset, workers: int, batch_size: int, least_seconds: float) -> float:
+    """How many samples a second the workers of a data loader prepare, without the first batches, while they start."""
+    sampler = RandomSampler(dataset, replacement=True, num_samples=10**9)
+    batches = iter(DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate, num_workers=workers))
+    for _ in range(2 * max(workers, 1)):
+        next(batches)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < least_seconds:
+        count += len(next(batches)["labels"])
+    return count / (time.perf_counter() - started)
+
+
 def error_in_a_line(error: Exception) -> str:
     """The class and the message of an error, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
@@ -276,12 +292,13 @@ def measure_speed(setups: list[Setup], reference: str, rounds: int, least_second
     Returns:
         For each setup its fields, and `parameters`, `gmacs` (of an image), `images_per_s` (median),
         `images_per_s_rounds`, `relative_efficiency` and `fraction_of_peak` (both as median, lowest and highest of the
-        rounds), and `peak_tflops` (speed of the matrix product). For a network that failed, its fields and `error`.
+        rounds), and `peak_tflops` (speed of the matrix product); on a GPU also `peak_mib`, of torch's allocator, above
+        an `idle_peak_mib` of 0. For a network that failed, its fields and `error`.
     """
     device = setups[0].device
     set_precision(setups[0].dtype)
     torch.compiler.reset()
-    workloads, work, errors = build_workloads(setups)
+    workloads, work, peak_mib, errors = build_workloads(setups)
     product = MatrixProduct(setups[0].dtype, device)
     seconds, failed = interleave({"product": product, **workloads}, rounds, least_seconds, device)
     errors |= failed
@@ -295,20 +312,31 @@ def measure_speed(setups: list[Setup], reference: str, rounds: int, least_second
             records.append({**asdict(setup), "error": errors[setup]})
             continue
         base = speeds.get(Setup(**{**asdict(setup), "network": reference, "prepared": False}))
-        records.append(record_of_speed(setup, work[setup], seconds[setup], speeds[setup], base, peaks))
+        record = record_of_speed(setup, work[setup], seconds[setup], speeds[setup], base, peaks)
+        records.append(record | ({"peak_mib": peak_mib[setup], "idle_peak_mib": 0} if setup in peak_mib else {}))
     return records
 
 
-def build_workloads(setups: list[Setup]) -> tuple[dict, dict, dict]:
-    """Workloads and work (see [`count_work`]) of the networks that can be built, and the errors of the others."""
-    workloads, work, errors = {}, {}, {}
+def build_workloads(setups: list[Setup]) -> tuple[dict, dict, dict, dict]:
+    """What was found of each setup: its [`Workload`], its work ([`count_work`]), on a GPU its memory, or its error.
+
+    Memory is the most that torch allocated during a call beyond what it had before the network was built, in MiB.
+    """
+    workloads, work, peak_mib, errors = {}, {}, {}, {}
     for setup in setups:
         try:
             work[setup] = count_work(setup.network, setup.image_size)
-            workloads[setup] = Workload(setup)
+            before = torch.cuda.memory_allocated()  # 0 without a GPU
+            workload = Workload(setup)
+            if torch.device(setup.device).type == "cuda":
+                workload()  # compiles, chooses algorithms, makes the optimizer's state
+                torch.cuda.reset_peak_memory_stats()
+                workload()
+                peak_mib[setup] = (torch.cuda.max_memory_allocated() - before) / 2**20
+            workloads[setup] = workload
         except Exception as error:
             errors[setup] = error_in_a_line(error)
-    return workloads, work, errors
+    return workloads, work, peak_mib, errors
 
 
 def record_of_speed(
