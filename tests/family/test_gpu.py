@@ -11,9 +11,11 @@ from transformers import AutoModelForImageClassification
 
 from vitae_hf import ViTAEForPreTraining, prepare_for_inference
 from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss
+from vitae_hf.deployment.benchmarking import set_precision
 
 
 pytestmark = pytest.mark.gpu
+NO_NOISE = {"drop_path_rate": 0.0, "hidden_dropout_prob": 0.0, "reduction_dropout_prob": 0.0}
 
 
 def classifier(config, **options) -> nn.Module:
@@ -25,9 +27,13 @@ def pixels(batch: int = 4, side: int = 64) -> torch.Tensor:
 
 
 @pytest.fixture
-def without_tf32(monkeypatch):
-    for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
-        monkeypatch.setattr(backend, "allow_tf32", False)
+def without_tf32():
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    set_precision("float32")
+    yield
+    for backend, allowed in zip(backends, before):
+        backend.allow_tf32 = allowed
 
 
 @pytest.mark.parametrize("name", ["vitae-t", "vitae-s", "vitae-b", "vitaev2-s"])
@@ -38,7 +44,7 @@ def test_logits_are_the_authors(name, without_tf32):
     assert all(found["finite"] and found["finite_at_100_times"] for found in errors.values())
 
 
-def test_a_step_of_training_never_waits_for_the_gpu(tiny_config, monkeypatch):
+def test_a_step_of_training_never_waits_for_the_gpu(tiny_config):
     """Augmentation, drop path, autocast, backward and the optimizer, with torch's own alarm for synchronisation."""
     model = classifier(tiny_config(drop_path_rate=0.1)).train()
     augment = DeviceAugmentation(
@@ -99,10 +105,7 @@ def test_a_prepared_model_agrees(tiny_config, compile, without_tf32):
 
 
 def test_compiled_training_agrees(tiny_config, without_tf32):
-    model = classifier(tiny_config()).train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    model = classifier(tiny_config(**NO_NOISE)).train()
     losses = []
     for run in (model, torch.compile(model, fullgraph=True, dynamic=False)):
         model.zero_grad()
@@ -113,7 +116,7 @@ def test_compiled_training_agrees(tiny_config, without_tf32):
 
 
 def test_nccl_and_synchronised_norms_give_the_loss_of_the_plain_model(tiny_config, without_tf32):
-    model = classifier(tiny_config(reduction_dropout_prob=0.0)).train()
+    model = classifier(tiny_config(**NO_NOISE)).train()
     loss = partial(lambda run: run(pixels(), labels=torch.arange(4, device="cuda")).loss.item())
     expected = loss(model)
     torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
