@@ -47,9 +47,10 @@ chromium:  ## Debian's, and its driver, unless they are here
 test-slow: $(VENV)/installed  ## checks that take minutes
 	$(RUN) -m pytest -m slow
 
-check: $(VENV)/installed  ## style, and which room imports which
+check: $(VENV)/installed  ## style, types, and which room imports which
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports setup.cfg
 
 BENCH := $(RUN) -m vitae_hf benchmark --threads 2

@@ -11,6 +11,8 @@ import copy
 import math
 import re
 from dataclasses import dataclass
+from os import PathLike
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -44,7 +46,12 @@ HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "revision", "
 CONV_BRANCH_WEIGHT = re.compile(r"normal_cells\.\d+\.conv_branch\.\d+\.conv\.weight$")
 
 
-def saved_conv_kernel_size(source, config=None, state_dict: dict | None = None, **kwargs) -> int | None:
+def saved_conv_kernel_size(
+    source: str | PathLike[str] | None,
+    config: PreTrainedConfig | str | PathLike[str] | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
+    **kwargs: Any,
+) -> int | None:
     """The kernel size of the weights that `from_pretrained` is about to load, called with its arguments.
 
     Returns:
@@ -62,7 +69,7 @@ def saved_conv_kernel_size(source, config=None, state_dict: dict | None = None, 
         return None
 
 
-def with_conv_kernel_size(kwargs: dict, size: int) -> dict:
+def with_conv_kernel_size(kwargs: dict[str, Any], size: int) -> dict[str, Any]:
     """The arguments of `from_pretrained` such that the network is built with kernels of this size."""
     config = kwargs.get("config")
     if not isinstance(config, PreTrainedConfig):
@@ -113,10 +120,10 @@ class ViTAEStage(nn.Module):
     def __init__(self, config: ViTAEConfig, stage_idx: int):
         super().__init__()
         cell_classes = {"random_feature": ViTAEReductionCell, "pyramid": ViTAEPyramidReductionCell}
-        self.reduction_cell = cell_classes[config.reduction_types[stage_idx]](config, stage_idx)
-        self.normal_cells = normal_cells(config, stage_idx)
+        self.reduction_cell: nn.Module = cell_classes[config.reduction_types[stage_idx]](config, stage_idx)
+        self.normal_cells: nn.ModuleList = normal_cells(config, stage_idx)
 
-    def forward(self, feature_map: torch.Tensor, height: int, width: int, **kwargs) -> torch.Tensor:
+    def forward(self, feature_map: torch.Tensor, height: int, width: int, **kwargs: Any) -> torch.Tensor:
         hidden_states = self.reduction_cell(feature_map, **kwargs)  # (B, N, C)
         for normal_cell in self.normal_cells:
             hidden_states = normal_cell(hidden_states, height, width, **kwargs)
@@ -128,9 +135,9 @@ class ViTAEClassTokenStage(nn.Module):
 
     def __init__(self, config: ViTAEConfig, stage_idx: int):
         super().__init__()
-        self.normal_cells = normal_cells(config, stage_idx)
+        self.normal_cells: nn.ModuleList = normal_cells(config, stage_idx)
 
-    def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs: Any) -> torch.Tensor:
         for normal_cell in self.normal_cells:
             hidden_states = normal_cell(hidden_states, height, width, **kwargs)
         return hidden_states
@@ -144,12 +151,14 @@ class ViTAEPooler(nn.Module):
 
     def __init__(self, config: ViTAEConfig):
         super().__init__()
-        self.has_class_token = config.has_class_token
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.has_class_token else None
+        self.has_class_token: bool = config.has_class_token
+        self.layernorm: nn.LayerNorm | None = None
+        if config.has_class_token:
+            self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         pooled = grid_tokens(hidden_states, self.has_class_token).mean(1)  # (B, C)
-        return self.layernorm(pooled) if self.has_class_token else pooled
+        return pooled if self.layernorm is None else self.layernorm(pooled)
 
 
 class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
@@ -167,11 +176,11 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
         "ViTAEDecoderLayer",
     ]
     _keep_in_fp32_modules_strict = ["random_projection"]
-    optional_parts = ("classifier", "decoder", "feature_pyramid", "layernorm", "pooler")
+    optional_parts: tuple[str, ...] = ("classifier", "decoder", "feature_pyramid", "layernorm", "pooler")
     _can_record_outputs = {"hidden_states": [ViTAEStage, ViTAEClassTokenStage], "attentions": ViTAEAttention}
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         """The authors' initialisation. Besides the layers: orthogonal random features, positions and special tokens."""
         if isinstance(module, ViTAERandomFeatureAttention):
             init.orthogonal_(module.random_projection, gain=math.sqrt(module.random_projection.shape[0]))
@@ -186,7 +195,9 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
             super()._init_weights(module)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Self:
         """[`PreTrainedModel.from_pretrained`]. A masked autoencoder's kernels become 3×3, see [`expand_conv_kernels`].
 
         `conv_kernel_size=1` leaves them 1×1, except through Auto classes, which do not pass it on.
@@ -219,7 +230,8 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
         Source: Zhang et al. 2022, ViTAEv2 (arXiv 2202.10108), on scaling ViTAE up.
         """
         cells = [module for module in self.modules() if isinstance(module, ViTAENormalCell)]
-        convs = [layer.conv for cell in cells for layer in cell.conv_branch if layer.conv.kernel_size == (1, 1)]
+        layers = [layer for cell in cells for layer in cell.conv_branch.modules() if isinstance(layer, nn.Conv2d)]
+        convs = [layer for layer in layers if layer.kernel_size == (1, 1)]
         if any(conv.weight.is_meta for conv in convs):
             raise ValueError(
                 "the 1×1 kernels of a masked autoencoder cannot be made 3×3 while they are offloaded: load the model"
@@ -237,10 +249,14 @@ class ViTAEModel(ViTAEPreTrainedModel):
 
     def __init__(self, config: ViTAEConfig, add_pooling_layer: bool = True, fixed_positions: bool = False):
         super().__init__(config)
-        self.embeddings = ViTAEEmbeddings(config, fixed_positions) if config.has_class_token else None
+        self.embeddings: ViTAEEmbeddings | None = None
+        if config.has_class_token:
+            self.embeddings = ViTAEEmbeddings(config, fixed_positions)
         stage_class = ViTAEClassTokenStage if config.has_class_token else ViTAEStage
-        self.stages = nn.ModuleList(stage_class(config, stage_idx) for stage_idx in range(config.num_stages))
-        self.pooler = ViTAEPooler(config) if add_pooling_layer else None
+        self.stages: nn.ModuleList = nn.ModuleList(
+            stage_class(config, stage_idx) for stage_idx in range(config.num_stages)
+        )
+        self.pooler: ViTAEPooler | None = ViTAEPooler(config) if add_pooling_layer else None
         self.post_init()
 
     @merge_with_config_defaults
@@ -279,7 +295,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
         Raises:
             ValueError: the shape of `pixel_values` is not as above, or `ids_keep` is given to another network.
         """
-        self.validate_pixel_values(pixel_values)
+        pixel_values = self.validate_pixel_values(pixel_values)
         if ids_keep is not None and not (self.config.has_class_token and self.config.conv_kernel_size == 1):
             raise ValueError("`ids_keep` takes a class token and `conv_kernel_size=1`: chosen patches form no grid.")
         pixel_values = channels_last(pixel_values.to(self.get_input_embeddings().dtype))
@@ -290,7 +306,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
         pooled = None if self.pooler is None else self.pooler(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def encode_pyramid(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+    def encode_pyramid(self, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """The pyramid variants: (B, channels, height, width) -> tokens of the last stage (B, N, C)."""
         feature_map, (height, width) = pixel_values, pixel_values.shape[-2:]
         for stage, stride in zip(self.stages, self.config.strides):
@@ -303,10 +319,10 @@ class ViTAEModel(ViTAEPreTrainedModel):
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool | None,
         ids_keep: torch.Tensor | None,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """The class-token variants: (B, channels, height, width) -> tokens (B, 1 + N, C), or (B, 1 + K, C)."""
-        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding, ids_keep)
+        hidden_states = self.get_input_embeddings()(pixel_values, interpolate_pos_encoding, ids_keep)
         if ids_keep is None:
             height, width = (side // self.config.total_stride for side in pixel_values.shape[-2:])
         else:
@@ -321,9 +337,11 @@ class ViTAEForImageClassification(ViTAEPreTrainedModel):
 
     def __init__(self, config: ViTAEConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
-        self.vitae = ViTAEModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.num_labels: int | None = config.num_labels
+        self.vitae: ViTAEModel = ViTAEModel(config)
+        self.classifier: nn.Module = (
+            nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
+        )
         self.post_init()
 
     @can_return_tuple
@@ -375,7 +393,7 @@ class ViTAEForPreTrainingOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     mask: torch.Tensor | None = None
-    ids_restore: torch.LongTensor | None = None
+    ids_restore: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor] | None = None
     attentions: tuple[torch.Tensor] | None = None
 
@@ -417,9 +435,9 @@ class ViTAEForPreTraining(ViTAEPreTrainedModel):
             )
         if config.hidden_size % 4:
             raise ValueError(f"fixed positions need a width that is a multiple of 4, got {config.hidden_size}")
-        self.vitae = ViTAEModel(config, add_pooling_layer=False, fixed_positions=True)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = ViTAEDecoder(config)
+        self.vitae: ViTAEModel = ViTAEModel(config, add_pooling_layer=False, fixed_positions=True)
+        self.layernorm: nn.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder: ViTAEDecoder = ViTAEDecoder(config)
         self.post_init()
 
     def resize_position_embeddings(self, new_image_size: int | tuple[int, int]) -> None:
@@ -451,7 +469,7 @@ class ViTAEForPreTraining(ViTAEPreTrainedModel):
         Raises:
             ValueError: `noise` has another shape, or `config.mask_ratio` leaves no patch visible, or none masked.
         """
-        self.validate_pixel_values(pixel_values)
+        pixel_values = self.validate_pixel_values(pixel_values)
         height, width = (side // self.config.total_stride for side in pixel_values.shape[-2:])
         shape = (pixel_values.shape[0], height * width)
         if noise is None:
@@ -488,11 +506,11 @@ class ViTAEFeaturePyramid(nn.Module):
     feature pyramid.
     """
 
-    def __init__(self, config: ViTAEConfig):
+    def __init__(self, config: ViTAEConfig, channels: int):
         super().__init__()
-        width, channels = config.hidden_size, config.feature_pyramid_channels
-        eps = config.layer_norm_eps
-        rescaled = [  # for each map, the layers that change its size, and the width after them
+        width, eps = config.hidden_size, config.layer_norm_eps
+        # For each map, the layers that change its size, and the width after them.
+        rescaled: list[tuple[list[nn.Module], int]] = [
             (
                 [
                     nn.ConvTranspose2d(width, width // 2, 2, stride=2),
@@ -506,7 +524,7 @@ class ViTAEFeaturePyramid(nn.Module):
             ([], width),
             ([nn.MaxPool2d(2)], width),
         ]
-        self.levels = nn.ModuleList(
+        self.levels: nn.ModuleList = nn.ModuleList(
             nn.Sequential(
                 *layers,
                 nn.Conv2d(in_channels, channels, 1, bias=False),
@@ -528,29 +546,35 @@ class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
     configuration has `feature_pyramid_channels`, ViTDet's four maps (`"p2"` to `"p5"`, strides 4 to 32) made from it.
     """
 
+    config: ViTAEConfig
+
     def __init__(self, config: ViTAEConfig):
         super().__init__(config)
-        self.vitae = ViTAEModel(config, add_pooling_layer=False)
-        self.size_divisor = config.total_stride
-        self.feature_pyramid = None
-        self.num_features = [config.num_channels, *config.hidden_sizes]
+        self.vitae: ViTAEModel = ViTAEModel(config, add_pooling_layer=False)
+        self.size_divisor: int = config.total_stride
+        self.feature_pyramid: ViTAEFeaturePyramid | None = None
+        self.num_features: list[int] = [config.num_channels, *config.hidden_sizes]
         if config.has_class_token:
             self.num_features = [config.hidden_size] * 2
         if config.feature_pyramid_channels is not None:
-            self.feature_pyramid = ViTAEFeaturePyramid(config)
+            self.feature_pyramid = ViTAEFeaturePyramid(config, config.feature_pyramid_channels)
             self.num_features += [config.feature_pyramid_channels] * len(self.feature_pyramid.levels)
             self.size_divisor = 2 * config.total_stride
         self.post_init()
         self.train(self.training)  # freezes the first `frozen_stages` stages
 
-    def feature_maps_of(self, hidden_states: tuple[torch.Tensor, ...], image_size: torch.Size) -> tuple:
+    def feature_maps_of(
+        self, hidden_states: tuple[torch.Tensor, ...], image_size: torch.Size
+    ) -> tuple[torch.Tensor, ...]:
         if not self.config.has_class_token:
             return hidden_states
         height, width = (side // self.config.total_stride for side in image_size)
         maps = tuple(tokens_to_map(grid_tokens(tokens, True), height, width) for tokens in hidden_states)
         return maps if self.feature_pyramid is None else (*maps, *self.feature_pyramid(maps[-1]))
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+    def forward(  # type: ignore[override]  # the library passes all but the images by keyword
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
         return super().forward(pixel_values, **{"interpolate_pos_encoding": True, **kwargs})
 
 

@@ -9,6 +9,7 @@ that does not fit is an error that names it.
 """
 
 from pathlib import Path
+from typing import Any
 
 from ..environment import environment
 from ..files import PICTURES
@@ -17,7 +18,7 @@ from ..presets import PRESETS
 from . import command_parser
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = command_parser("vitae convert", __doc__)
     parser.add_argument("checkpoint", type=Path, help="one of the authors' .pth or .pth.tar files")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist yet or be empty")

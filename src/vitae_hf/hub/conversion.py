@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForImageClassification, PreTrainedModel
@@ -14,7 +15,7 @@ from ..configuration_vitae import ViTAEFamilyConfig
 from ..failures import of_a_missing_package
 from ..files import whole_folder
 from ..image_processing_vitae import ViTAEImageProcessorPil
-from ..loading import load_trained
+from ..loading import label_names, load_trained
 from ..messages import listed, printable
 from ..presets import PRESETS, config_from_preset
 from .cards import variant_card
@@ -155,7 +156,7 @@ def problem_of_weight(value: torch.Tensor | NoTensor) -> str | None:
     return None if value.isfinite().all() else "not finite"
 
 
-def read_labels(path: str | Path | None, num_labels: int) -> dict[int, str] | None:
+def read_labels(path: str | Path | None, num_labels: int | None) -> dict[int, str] | None:
     """Class names by index: from a JSON list, or ImageNet-1k's for 1,000 classes; for other heads there are none.
 
     Raises:
@@ -186,7 +187,7 @@ def convert_checkpoint(
     preset: str | None = None,
     labels: str | Path | None = None,
     verify: str | Path | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Write an original checkpoint as a folder for `from_pretrained` and the Hub, whole or not at all.
 
     The folder has a model card, unless the network is one that the authors have not published, as `vitae-nano`.
@@ -248,7 +249,7 @@ def load_original_model(
 
 
 @torch.no_grad()
-def verify_folder(folder: str | Path, image: str | Path) -> list[dict]:
+def verify_folder(folder: str | Path, image: str | Path) -> list[dict[str, Any]]:
     """Reload a written folder as its users do and classify one image.
 
     Returns:
@@ -263,6 +264,6 @@ def verify_folder(folder: str | Path, image: str | Path) -> list[dict]:
         raise ValueError(f"the converted network gives logits that are not finite for {image}")
     scores, indices = logits.softmax(-1).topk(min(5, logits.numel()))
     return [
-        {"label": model.config.id2label[index], "score": round(score, 4)}
+        {"label": label_names(model.config)[index], "score": round(score, 4)}
         for score, index in zip(scores.tolist(), indices.tolist())
     ]

@@ -77,7 +77,7 @@ def original_layout(config: ViTAEFamilyConfig) -> dict[str, dict[str, torch.Size
     """
     with torch.device("meta"):
         ours = AutoModelForImageClassification.from_config(config).state_dict()
-    layout = {}
+    layout: dict[str, dict[str, torch.Size]] = {}
     for name, tensor in ours.items():
         layout.setdefault(original_name(name, config), {})[name] = tensor.shape
     for original, parts in layout.items():
