@@ -28,13 +28,18 @@ sys.path.insert(0, str(GOLDEN))
 import golden_weights  # noqa: E402
 
 
+def golden_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a checkpoint of the authors, by name."""
+    lines = (GOLDEN / "keys" / f"{name}.tsv").read_text().splitlines()
+    rows = (line.split("\t") for line in lines if not line.startswith(("#", "name\t")))
+    return {key: () if shape == "-" else tuple(map(int, shape.split("x"))) for key, shape, _ in rows}
+
+
 def golden_state_dict(name: str) -> dict[str, torch.Tensor]:
-    """The weights of a variant that the golden data were computed with, in the authors' format."""
-    rows = (line.split("\t") for line in (GOLDEN / "keys" / f"{name}.tsv").read_text().splitlines())
-    shapes = {key: () if shape == "-" else tuple(map(int, shape.split("x"))) for key, shape, _ in rows}
+    """The weights that the golden data of a checkpoint were computed with, in the authors' format."""
     return {
         key: torch.from_numpy(np.asarray(golden_weights.tensor(key, shape)))
-        for key, shape in shapes.items()
+        for key, shape in golden_shapes(name).items()
         if not key.endswith("relative_position_index")  # a table that no network reads
     }
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, AutoModelForPreTraining
 
 from vitae_cli import COMMANDS
 from vitae_hf import ViTAEConfig, ViTAEImageProcessor, ViTAEv2Config, config_from_preset
@@ -75,13 +76,25 @@ def windowed_config(**overrides) -> ViTAEv2Config:
 CONFIGS = {"pyramid": pyramid_config, "class_token": class_token_config, "windowed": windowed_config}
 
 
-def original_weights(config: ViTAEConfig, seed: int = 0) -> dict[str, torch.Tensor]:
+def original_weights(
+    config: ViTAEConfig, seed: int = 0, auto_class: type = AutoModelForImageClassification
+) -> dict[str, torch.Tensor]:
     """An original-format state dict for any configuration, well conditioned as the golden data's."""
     weights = {}
-    for name, parts in original_layout(config).items():
+    for name, parts in original_layout(config, auto_class).items():
         shape = tuple(next(iter(parts.values())))
         shape = (len(parts) * shape[0], *shape[1:]) if shape else ()
         weights[name] = torch.from_numpy(np.asarray(golden_weights.tensor(name, shape, seed)))
+    return weights
+
+
+def autoencoder_weights(config: ViTAEConfig) -> dict[str, torch.Tensor]:
+    """The same of a masked autoencoder, the keys of whose encoder have no bias."""
+    weights = original_weights(config, auto_class=AutoModelForPreTraining)
+    for name in [name for name in weights if re.fullmatch(r"blocks\.\d+\.attn\.qkv\.bias", name)]:
+        query_bias, _, value_bias = weights.pop(name).chunk(3)
+        stem = name.removesuffix("qkv.bias")
+        weights |= {f"{stem}q_bias": query_bias, f"{stem}v_bias": value_bias}
     return weights
 
 

@@ -264,7 +264,8 @@ BAD_CHECKPOINTS = {
     "an array of 2 GB": (pickled(SCALAR), "no state dict"),
     "bytes of 2 GB": (pickled(b"c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R"), "asks to run __builtin__.bytearray"),
     "a memo of 4·10⁹": (pickled(b"Nr\xff\xff\xff\xff"), "damaged or asks for more than weights"),
-    "many settings": (pickled(b"](" + b"N" * 5_000_000 + b"e"), "bytes of names and settings, at most"),
+    "many settings": (pickled(b"](" + b"N" * 5_000_000 + b"e"), "more than 1,048,576 names and settings"),
+    "long settings": (pickled(text(70 * 2**20 * " ")), "bytes of names and settings, at most 67,108,864 are read"),
     "many classes": (
         weights(weight=lambda head: head[:1].expand(10**8, -1)),
         "head.weight (claims 6,400,000,000 values",

@@ -14,7 +14,8 @@ from .configuration_vitae import ViTAEConfig
 from .configuration_vitaev2 import ViTAEv2Config
 from .deployment.inference import prepare_for_inference
 from .files import find_model
-from .hub.conversion import convert_original_state_dict, detect_preset, load_original_checkpoint
+from .hub.conversion import convert_original_state_dict, detect_preset
+from .hub.original_files import load_original_checkpoint
 from .image_processing_vitae import ViTAEImageProcessor, ViTAEImageProcessorPil
 from .modeling_vitae import (
     ViTAEBackbone,

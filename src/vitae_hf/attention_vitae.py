@@ -20,45 +20,52 @@ from .configuration_vitae import ViTAEConfig, ViTAEFamilyConfig
 from .layers_vitae import ViTAEDropout, is_program_for_all_sizes, pyramid_size, unflatten
 
 
-def window_grid(height: int, width: int, window_size: int) -> tuple[int, int, tuple[int, ...]]:
+def window_grid(height: int, width: int, window_size: int, padding: str = "both") -> tuple[int, int, tuple[int, ...]]:
     """How windows cover a grid of tokens.
+
+    Args:
+        padding: `"both"` sides of the grid are padded, each by half, or it is padded at the `"end"`.
 
     Returns:
         Rows and columns of windows, and the padding (left, right, top, bottom) that the grid needs to fill them.
     """
     rows, columns = (height + window_size - 1) // window_size, (width + window_size - 1) // window_size
     pad_height, pad_width = rows * window_size - height, columns * window_size - width
-    top, left = pad_height // 2, pad_width // 2
+    top, left = (pad_height // 2, pad_width // 2) if padding == "both" else (0, 0)
     return rows, columns, (left, pad_width - left, top, pad_height - top)
 
 
-def split_into_windows(tokens: torch.Tensor, height: int, width: int, window_size: int) -> torch.Tensor:
-    """(B, N, C) -> (B · windows, window_size², C). The grid is padded with zeros, half of them on either side."""
+def split_into_windows(
+    tokens: torch.Tensor, height: int, width: int, window_size: int, padding: str = "both"
+) -> torch.Tensor:
+    """(B, N, C) -> (B · windows, window_size², C). The grid is padded with zeros, where [`window_grid`] says."""
     batch, _, channels = tokens.shape
-    rows, columns, padding = window_grid(height, width, window_size)
+    rows, columns, pads = window_grid(height, width, window_size, padding)
     grid = unflatten(tokens, 1, (height, width))
-    if is_program_for_all_sizes() or any(padding):
-        grid = nn.functional.pad(grid, (0, 0, *padding))
+    if is_program_for_all_sizes() or any(pads):
+        grid = nn.functional.pad(grid, (0, 0, *pads))
     grid = grid.view(batch, rows, window_size, columns, window_size, channels).transpose(2, 3)
     # `clone` always copies. `reshape` copies only if it must, and an exported program would keep that choice for other
     # sizes.
     return grid.clone(memory_format=torch.contiguous_format).view(batch * rows * columns, window_size**2, channels)
 
 
-def join_windows(windows: torch.Tensor, batch: int, height: int, width: int, window_size: int) -> torch.Tensor:
+def join_windows(
+    windows: torch.Tensor, batch: int, height: int, width: int, window_size: int, padding: str = "both"
+) -> torch.Tensor:
     """Inverse of [`split_into_windows`], padding cut off: (B · windows, window_size², C) -> (B, N, C)."""
-    rows, columns, padding = window_grid(height, width, window_size)
+    rows, columns, pads = window_grid(height, width, window_size, padding)
     channels = windows.shape[-1]
     grid = windows.view(batch, rows, columns, window_size, window_size, channels).transpose(2, 3)
     grid = grid.clone(memory_format=torch.contiguous_format)
     grid = grid.view(batch, rows * window_size, columns * window_size, channels)
-    if torch.compiler.is_exporting() and all(type(side) is int for side in padding):
+    if torch.compiler.is_exporting() and all(type(side) is int for side in pads):
         # A program for one fixed size. Core ML's converter refuses the negative padding that is used below.
-        left, _, top, _ = padding
+        left, _, top, _ = pads
         grid = grid.narrow(1, top, height).narrow(2, left, width).clone(memory_format=torch.contiguous_format)
-    elif is_program_for_all_sizes() or any(padding):
+    elif is_program_for_all_sizes() or any(pads):
         # In a program for all sizes the result of a slice would have an unknown size; that of `pad` is known.
-        grid = nn.functional.pad(grid, (0, 0, *(-side for side in padding)))
+        grid = nn.functional.pad(grid, (0, 0, *(-side for side in pads)))
     return grid.view(batch, height * width, channels)
 
 
@@ -87,6 +94,7 @@ class ViTAEAttention(nn.Module):
     Args:
         window_size: side of the windows inside of which tokens attend to each other; default: all attend to all. The
             zeros that pad the grid take part, as in the authors' code.
+        window_padding: where these zeros are, as [`window_grid`] takes it.
         value_residual: whether the value is added to the output. It serves as the residual where the input cannot,
             because its width differs from the output's.
         has_dropout: whether the configuration's dropout rates apply.
@@ -100,6 +108,7 @@ class ViTAEAttention(nn.Module):
         num_heads: int,
         qkv_bias: bool = True,
         window_size: int | None = None,
+        window_padding: str = "both",
         value_residual: bool = False,
         has_dropout: bool = True,
     ):
@@ -109,7 +118,7 @@ class ViTAEAttention(nn.Module):
         self.scaling: float = self.head_dim**-0.5
         self.attention_dropout: float = config.attention_probs_dropout_prob if has_dropout else 0.0
         self.is_causal = False
-        self.window_size = window_size
+        self.window_size, self.window_padding = window_size, window_padding
         self.value_residual = value_residual
         self.q_proj: nn.Linear = nn.Linear(in_size, hidden_size, bias=qkv_bias)
         self.k_proj: nn.Linear = nn.Linear(in_size, hidden_size, bias=qkv_bias)
@@ -122,7 +131,7 @@ class ViTAEAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch = hidden_states.shape[0]
         if self.window_size is not None:
-            hidden_states = split_into_windows(hidden_states, height, width, self.window_size)
+            hidden_states = split_into_windows(hidden_states, height, width, self.window_size, self.window_padding)
         query, key, value = (
             unflatten(projection(hidden_states), 2, (-1, self.head_dim)).transpose(1, 2)  # (B, heads, T, D)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -144,7 +153,7 @@ class ViTAEAttention(nn.Module):
         if self.value_residual:
             output = output + value.transpose(1, 2).flatten(2)
         if self.window_size is not None:
-            output = join_windows(output, batch, height, width, self.window_size)
+            output = join_windows(output, batch, height, width, self.window_size, self.window_padding)
         return output, weights
 
 

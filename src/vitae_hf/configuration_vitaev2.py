@@ -8,7 +8,8 @@ from huggingface_hub.dataclasses import strict
 from .configuration_vitae import ViTAEFamilyConfig, require
 
 
-DROP_PATH_SCHEDULES: tuple[str, ...] = ("original", "linear")
+DROP_PATH_SCHEDULES = ("original", "linear")
+WINDOW_PADDINGS = ("both", "end")
 
 
 @strict
@@ -45,6 +46,9 @@ class ViTAEv2Config(ViTAEFamilyConfig):
             Per stage, the attention heads of the normal cells. The entry of a stage without normal cells is ignored.
         window_sizes (`tuple[int | None, ...]`, *optional*, defaults to `(7, 7, None, None)`):
             Per stage, the side of the windows inside of which tokens attend to each other. `None`: all attend to all.
+        window_padding (`str`, *optional*, defaults to `"both"`):
+            Where zeros are added to a map that windows do not fill: half of them on `"both"` sides, or all at the
+            `"end"`, the bottom and the right. The backbones of RSP and SAMRS need `"end"`, since they were trained so.
         conv_groups (`tuple[int, ...]`, *optional*, defaults to `(1, 32, 64, 128)`):
             Per stage, the groups of the normal cells' convolutions. The entry of a stage without them is ignored.
         mlp_ratio (`float`, *optional*, defaults to 4.0):
@@ -119,6 +123,7 @@ class ViTAEv2Config(ViTAEFamilyConfig):
     depths: tuple[int, ...] | list[int] = (2, 2, 8, 2)
     num_attention_heads: tuple[int, ...] | list[int] = (1, 2, 4, 8)
     window_sizes: tuple[int | None, ...] | list[int | None] = (7, 7, None, None)
+    window_padding: str = "both"
     conv_groups: tuple[int, ...] | list[int] = (1, 32, 64, 128)
     drop_path_schedule: str = "original"
 
@@ -134,6 +139,8 @@ class ViTAEv2Config(ViTAEFamilyConfig):
         """Check the fields against each other. `@strict` calls this after it has checked their types."""
         schedule = self.drop_path_schedule
         require(schedule in DROP_PATH_SCHEDULES, "drop_path_schedule", f"be one of {DROP_PATH_SCHEDULES}", schedule)
+        padding = self.window_padding
+        require(padding in WINDOW_PADDINGS, "window_padding", f"be one of {WINDOW_PADDINGS}", padding)
         super().validate_architecture()
 
     def _validate_reduction_cell(self, row: dict[str, Any], in_channels: int, where: str) -> None:

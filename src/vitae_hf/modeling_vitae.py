@@ -447,6 +447,15 @@ class ViTAEForPreTraining(ViTAEPreTrainedModel):
     def expand_conv_kernels(self) -> None:
         raise ValueError("a masked autoencoder keeps its 1×1 kernels; load the saved folder as another class instead")
 
+    def encode(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool | None = None) -> torch.Tensor:
+        """Features of whole images, of which no patch is masked: (B, num_channels, height, width) -> (B, 1 + N, C).
+
+        The class token comes first, then the N patches row by row, all after the encoder's LayerNorm. The authors' code
+        calls this `forward_encoder` with a `mask_ratio` of 0.
+        """
+        outputs = self.vitae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+        return self.layernorm(outputs.last_hidden_state)
+
     @can_return_tuple
     def forward(
         self,

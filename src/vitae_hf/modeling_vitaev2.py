@@ -49,6 +49,7 @@ class ViTAEv2ReductionCell(ViTAEFamilyReductionCell):
             config.reduction_num_attention_heads[stage_idx],
             qkv_bias=window_size is not None,
             window_size=window_size,
+            window_padding=config.window_padding,
             value_residual=window_size is None,
             has_dropout=False,
         )
@@ -61,8 +62,14 @@ class ViTAEv2NormalCell(ViTAEFamilyNormalCell):
 
     def __init__(self, config: ViTAEv2Config, stage_idx: int, cell_idx: int):
         hidden_size, num_heads = config.hidden_sizes[stage_idx], config.num_attention_heads[stage_idx]
-        window_size = config.window_sizes[stage_idx]
-        attention = ViTAEAttention(config, hidden_size, hidden_size, num_heads, window_size=window_size)
+        attention = ViTAEAttention(
+            config,
+            hidden_size,
+            hidden_size,
+            num_heads,
+            window_size=config.window_sizes[stage_idx],
+            window_padding=config.window_padding,
+        )
         conv_branch = ViTAENormalConvBranch(config, stage_idx, last_act=False)
         super().__init__(config, stage_idx, cell_idx, attention, conv_branch)
 

@@ -48,13 +48,14 @@ def pixel_values():
     return PROCESSOR(CAT, return_tensors="pt").pixel_values
 
 
-def dense_matrix(weights: torch.Tensor, height: int, width: int, window_size: int | None) -> np.ndarray:
+def dense_matrix(weights: torch.Tensor, height: int, width: int, window_size: int | None, padding: str) -> np.ndarray:
     """Mean over heads of eager weights, windows written out as one matrix over the grid, rows adding up to 1."""
     weights = weights.mean(1).double().numpy()
     if window_size is None:
         return weights[0]
     rows, columns = -(-height // window_size), -(-width // window_size)
     top, left = (rows * window_size - height) // 2, (columns * window_size - width) // 2
+    top, left = (top, left) if padding == "both" else (0, 0)
     matrix = np.zeros((height * width, height * width))
     for window, block in enumerate(weights):
         places = {}
@@ -88,13 +89,14 @@ def dense_matrices(model: nn.Module, pixel_values: torch.Tensor) -> dict[str, tu
         windows = getattr(config, "window_sizes", [None] * len(config.strides))[stage]
         names = ["reduction"] if hasattr(config, "window_sizes") else []
         for name in names + [f"cell {number + 1}" for number in range(config.depths[stage])]:
-            matrix = dense_matrix(next(weights), height, width, windows)
+            padding = getattr(config, "window_padding", None)
+            matrix = dense_matrix(next(weights), height, width, windows, padding)
             matrices[f"stage {stage + 1}, {name}"] = (matrix, height, width)
     assert next(weights, None) is None
     return matrices
 
 
-def test_attention_maps_are_those_of_the_eager_weights(model, pixel_values):
+def assert_maps_are_those_of_the_eager_weights(model: nn.Module, pixel_values: torch.Tensor):
     explanation, matrices = explain(model, PROCESSOR, CAT), dense_matrices(model, pixel_values)
     for name, looks in zip(explanation.cells, explanation.attention):
         if name not in matrices:
@@ -103,6 +105,15 @@ def test_attention_maps_are_those_of_the_eager_weights(model, pixel_values):
         np.testing.assert_allclose(looks, where_it_looks(*matrices.pop(name)), rtol=1e-4)
         assert looks.std() > 0.02 * looks.mean() and looks.sum() == pytest.approx(1)
     assert not matrices
+
+
+def test_attention_maps_are_those_of_the_eager_weights(model, pixel_values):
+    assert_maps_are_those_of_the_eager_weights(model, pixel_values)
+
+
+def test_attention_maps_are_right_where_windows_are_padded_at_the_end(pixel_values):
+    model = AutoModelForImageClassification.from_config(windowed_config(window_padding="end"))
+    assert_maps_are_those_of_the_eager_weights(lively(model), pixel_values)
 
 
 def test_rollout_is_the_dense_product_over_a_stage(model, pixel_values):

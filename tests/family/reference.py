@@ -92,11 +92,11 @@ def _attend(query, key, value, num_heads):
     return torch.cat(heads, -1)
 
 
-def attention_v2(weights, prefix, tokens, height, width, num_heads, window, value_skip):
+def attention_v2(weights, prefix, tokens, height, width, num_heads, window, padding, value_skip):
     """ViTAEv2's attention, window by window over a zero-padded copy of the grid, or once over all of it."""
     size = window or max(height, width)
     rows, columns = (-(-side // size) * size for side in (height, width)) if window else (height, width)
-    top, left = (rows - height) // 2, (columns - width) // 2
+    top, left = ((rows - height) // 2, (columns - width) // 2) if padding == "both" else (0, 0)
     output = []
     for image in tokens:
         grid = torch.zeros(rows, columns, image.shape[-1], dtype=image.dtype)
@@ -132,7 +132,7 @@ def logits_v2(weights, config, pixel_values):
     x = pixel_values
     for stage in range(len(config.depths)):
         kernel_size, stride, cell = config.reduction_kernel_sizes[stage], config.strides[stage], f"layers.{stage}.RC"
-        window = config.window_sizes[stage]
+        windows = config.window_sizes[stage], config.window_padding
         height, width = x.shape[2] // stride, x.shape[3] // stride
         maps = []
         for index, dilation in enumerate(config.reduction_dilations[stage]):
@@ -140,14 +140,14 @@ def logits_v2(weights, config, pixel_values):
             maps.append(gelu(_convolution(weights, f"{cell}.PRM.convs.{index}.0", x, stride, padding, dilation)))
         tokens = _layer_norm(weights, f"{cell}.attn.norm1", _tokens(torch.cat(maps, 1)), 1e-5)
         heads = config.reduction_num_attention_heads[stage]
-        tokens = attention_v2(weights, f"{cell}.attn.attn", tokens, height, width, heads, window, not window)
+        tokens = attention_v2(weights, f"{cell}.attn.attn", tokens, height, width, heads, *windows, not windows[0])
         tokens = tokens + _branch_v2(weights, f"{cell}.PCM", x, (2, stride // 2))
         normalised = _layer_norm(weights, f"{cell}.attn.norm2", tokens, 1e-5)
         tokens = tokens + _mlp_v2(weights, f"{cell}.attn.mlp", normalised)
         for index in range(config.depths[stage]):
             cell, heads = f"layers.{stage}.NC.{index}", config.num_attention_heads[stage]
             normalised = _layer_norm(weights, f"{cell}.norm1", tokens, 1e-6)
-            attended = attention_v2(weights, f"{cell}.attn", normalised, height, width, heads, window, False)
+            attended = attention_v2(weights, f"{cell}.attn", normalised, height, width, heads, *windows, False)
             grid = tokens.permute(0, 2, 1).reshape(len(x), -1, height, width)
             tokens = tokens + attended + _branch_v2(weights, f"{cell}.PCM", grid, (1, 1))
             tokens = tokens + _mlp_v2(weights, f"{cell}.mlp", _layer_norm(weights, f"{cell}.norm2", tokens, 1e-6))

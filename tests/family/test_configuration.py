@@ -125,6 +125,7 @@ def test_a_value_that_no_network_can_have_is_named(field, value, message):
         ("reduction_num_attention_heads", (1, 3, 2, 4), "`reduction_num_attention_heads` in stage 2 must divide"),
         ("strides", (4, 2, 2, 1), "`strides` in stage 4 must be 2 or 4"),
         ("drop_path_schedule", "cosine", "`drop_path_schedule` must be one of"),
+        ("window_padding", "start", "`window_padding` must be one of .*, got 'start'"),
         ("image_size", 48, "`image_size` must be a positive multiple of the total stride 32"),
     ],
 )

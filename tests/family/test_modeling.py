@@ -243,7 +243,14 @@ ONE_WINDOWED_STAGE = {  # tracing the shapes of several takes minutes
 
 
 @pytest.mark.parametrize(
-    "config", [pyramid_config(), class_token_config(), windowed_config(**ONE_WINDOWED_STAGE)], ids=CONFIGS
+    "config",
+    [
+        pyramid_config(),
+        class_token_config(),
+        windowed_config(**ONE_WINDOWED_STAGE),
+        windowed_config(**ONE_WINDOWED_STAGE, window_padding="end"),
+    ],
+    ids=[*CONFIGS, "padded_at_the_end"],
 )
 def test_exports_with_dynamic_batch_height_and_width(config):
     model = classifier(config)

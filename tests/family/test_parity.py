@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import reference
 import torch
-from helpers import GOLDEN, images, original_weights
+from helpers import GOLDEN, images, original_weights, windowed_config
 from measure_parity import golden_state_dict, measure
 from torch import nn
 from transformers import AutoModelForImageClassification
 
 from vitae_hf import config_from_preset, convert_original_state_dict, detect_preset, prepare_for_inference
 from vitae_hf.attention_vitae import random_feature_attention
+from vitae_hf.configuration_vitae import ViTAEFamilyConfig
 from vitae_hf.hub.original_names import original_layout
 
 
@@ -98,9 +99,7 @@ def test_training_pass_equals_the_authors(network):
     model.load_state_dict(state)
 
 
-@pytest.mark.parametrize("height, width", [(64, 64), (32, 80)])
-def test_any_size_equals_a_plain_float64_reference(tiny_config, height, width):
-    config = tiny_config()
+def assert_equals_reference(config: ViTAEFamilyConfig, height: int, width: int):
     weights = original_weights(config)
     model = AutoModelForImageClassification.from_config(config).eval()
     model.load_state_dict(convert_original_state_dict(weights, config))
@@ -111,6 +110,16 @@ def test_any_size_equals_a_plain_float64_reference(tiny_config, height, width):
     weights = {name: value.double() for name, value in weights.items()}
     expected = plain_logits(weights, config, pixel_values.double())
     assert_close(logits, expected.numpy(), "logits")
+
+
+@pytest.mark.parametrize("height, width", [(64, 64), (32, 80)])
+def test_any_size_equals_a_plain_float64_reference(tiny_config, height, width):
+    assert_equals_reference(tiny_config(), height, width)
+
+
+@pytest.mark.parametrize("height, width", [(64, 64), (32, 80)])
+def test_windows_padded_at_the_end_equal_the_reference_too(height, width):
+    assert_equals_reference(windowed_config(window_padding="end"), height, width)
 
 
 def test_random_features_equal_the_kernel_matrix():

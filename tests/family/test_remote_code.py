@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from helpers import IMAGE, class_token_config, pyramid_config, python_path_without, windowed_config
+from helpers import (
+    IMAGE,
+    autoencoder_weights,
+    class_token_config,
+    original_weights,
+    pyramid_config,
+    python_path_without,
+    windowed_config,
+)
 from packaging import version
 from transformers import AutoModel, AutoModelForImageClassification
 
@@ -22,7 +30,9 @@ from vitae_hf import (
     ViTAEImageProcessorPil,
     ViTAEModel,
     ViTAEv2ForImageClassification,
+    config_from_preset,
 )
+from vitae_hf.hub.conversion import convert_checkpoint
 
 
 SHARED_CODE = {
@@ -38,7 +48,7 @@ CODE_FILES_V2 = SHARED_CODE | {"configuration_vitaev2.py", "modeling_vitaev2.py"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Classifiers of every kind, a base model and a masked autoencoder."""
+    """Classifiers of every kind, a base model and a masked autoencoder, some of them converted."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("remote") / "folders"
     models = {
@@ -51,6 +61,15 @@ def folders(tmp_path_factory):
     for name, model in models.items():
         model.save_pretrained(root / name)
         ViTAEImageProcessor(size=64).save_pretrained(root / name)
+    # As where windows of 3 are padded at the end, which changes the maps of 16 and 8 tokens a side.
+    unread = {"norm0.weight": torch.ones(16), "layers.0.RC.attn.attn.relative_position_bias_table": torch.ones(25, 1)}
+    files = {
+        "converted_backbone": {**original_weights(config_from_preset("vitaev2-nano")), **unread},
+        "converted_autoencoder": autoencoder_weights(config_from_preset("vitae-nano-mae", conv_kernel_size=1)),
+    }
+    for name, weights in files.items():
+        torch.save({f"backbone.{key}": value for key, value in weights.items()}, root.with_name(f"{name}.pth"))
+        convert_checkpoint(root.with_name(f"{name}.pth"), root / name, head="drop")
     return root
 
 
@@ -81,12 +100,15 @@ def test_folders_load_without_the_package_and_give_the_same_bits(folders, tmp_pa
             assert torch.equal(record["processor"][folder.name][1], inputs.pixel_values)
             base = AutoModel.from_pretrained(folder).eval()
             assert torch.equal(record["pooled"][folder.name], base(**inputs).pooler_output)
-            if folder.name == "autoencoder":  # the base model of which has 3×3 kernels
+            if folder.name in record["predicted"]:  # masked autoencoders, the base model of which has 3×3 kernels
                 model = ViTAEForPreTraining.from_pretrained(folder)
-                assert torch.equal(record["predicted"], model(**inputs, noise=torch.arange(16.0)[None]).logits)
-            elif folder.name != "base":
+                noise = torch.arange((model.config.image_size / model.config.patch_size) ** 2)[None]
+                assert torch.equal(record["predicted"][folder.name], model(**inputs, noise=noise).logits)
+            elif folder.name in record["logits"]:
                 model = AutoModelForImageClassification.from_pretrained(folder).eval()
                 assert torch.equal(record["logits"][folder.name], model(**inputs).logits)
+    assert set(record["predicted"]) == {"autoencoder", "converted_autoencoder"} and len(record["logits"]) == 3
+    assert AutoModel.from_pretrained(folders / "converted_backbone").config.window_padding == "end"
     assert CODE_FILES_V2 | {"config.json", "model.safetensors", "preprocessor_config.json"} == set(record["again"])
     assert torch.equal(record["pooled_again"], record["pooled"]["windowed"])
 
@@ -96,7 +118,7 @@ def test_all_auto_classes_are_in_the_folder_whichever_class_was_saved(folders, t
     for folder in [*folders.iterdir(), tmp_path / "config_only"]:
         auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
         names = {"Backbone", "Config", "Model", "ModelForImageClassification"}
-        names |= set() if folder.name == "windowed" else {"ModelForPreTraining"}
+        names |= set() if folder.name in ("windowed", "converted_backbone") else {"ModelForPreTraining"}
         assert set(auto_map) == {f"Auto{name}" for name in names}
         for reference in auto_map.values():
             module, name = reference.split(".")

@@ -25,19 +25,22 @@ record = {
     "processor": {},
     "pooled": {},
     "logits": {},
+    "predicted": {},
 }
 for folder in sorted(folders.iterdir()):
-    assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type in ("vitae", "vitaev2")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    assert config.model_type in ("vitae", "vitaev2")
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     inputs = processor(image, return_tensors="pt")
     record["processor"][folder.name] = (type(processor).__name__, inputs.pixel_values)
     with torch.no_grad():
         base = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
         record["pooled"][folder.name] = base(**inputs).pooler_output
-        if folder.name == "autoencoder":
+        if config.architectures[0].endswith("ForPreTraining"):
             autoencoder = AutoModelForPreTraining.from_pretrained(folder, trust_remote_code=True)
-            record["predicted"] = autoencoder(**inputs, noise=torch.arange(16.0)[None]).logits
-        elif folder.name != "base":
+            noise = torch.arange((config.image_size / config.patch_size) ** 2)[None]
+            record["predicted"][folder.name] = autoencoder(**inputs, noise=noise).logits
+        elif config.architectures[0].endswith("ForImageClassification"):
             model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
             record["logits"][folder.name] = model(**inputs).logits
             top = pipeline("image-classification", model=str(folder), trust_remote_code=True)(image, top_k=1)

@@ -32,11 +32,11 @@ def tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
         return np.zeros(shape, np.int64)
     if leaf == "running_var":
         value = 0.5 + draw.random_sample(shape)
-    elif leaf == "running_mean" or leaf == "bias":
+    elif leaf in ("running_mean", "bias", "q_bias", "v_bias"):
         value = 0.1 * draw.standard_normal(shape)
     elif leaf == "w":  # random features of the linear attention
         value = 0.7 * draw.standard_normal(shape)
-    elif leaf in ("pos_embed", "cls_token"):
+    elif leaf in ("pos_embed", "cls_token", "mask_token", "rel_pos_h", "rel_pos_w", "relative_position_bias_table"):
         value = 0.2 * draw.standard_normal(shape)
     elif len(shape) == 1:  # scale of a LayerNorm or BatchNorm
         value = 1 + 0.1 * draw.standard_normal(shape)
@@ -51,3 +51,8 @@ def images(batch: int, height: int, width: int, seed: int = 0) -> np.ndarray:
     return (
         _stream(seed, f"images{batch}x{height}x{width}").standard_normal((batch, 3, height, width)).astype(np.float32)
     )
+
+
+def noise(batch: int, patches: int, seed: int = 0) -> np.ndarray:
+    """float32 array ``(batch, patches)`` in [0, 1), which decides the mask of a masked autoencoder."""
+    return _stream(seed, f"noise{batch}x{patches}").random_sample((batch, patches)).astype(np.float32)

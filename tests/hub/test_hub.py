@@ -1,5 +1,6 @@
 """Publishing and loading by name, with the real client against the hub of hub_server.py."""
 
+import io
 import json
 import os
 import shutil
@@ -10,12 +11,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import DATA, IMAGE, REPOSITORY, original_weights, pyramid_config, python_path_without
+from helpers import (
+    DATA,
+    IMAGE,
+    REPOSITORY,
+    autoencoder_weights,
+    original_weights,
+    pyramid_config,
+    python_path_without,
+    write_malicious,
+)
 from hub_server import READER, WRITER, HubServer
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
-from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, config_from_preset
+from vitae_hf import (
+    ViTAEForImageClassification,
+    ViTAEImageProcessor,
+    config_from_preset,
+    convert_original_state_dict,
+)
 from vitae_hf.hub.checksums import SUMS_NAME, sha256, verify_checkpoint, write_sums
 from vitae_hf.hub.publishing import check_folder, compute_outputs
 
@@ -237,6 +252,80 @@ def test_a_revision_can_be_pinned(hub, client, folder, tmp_path):
         record = client.load("org/pinned", tmp_path / "out.pt", revision)
         assert torch.equal(record["logits"], compute_outputs(source, IMAGE))
     assert not torch.equal(compute_outputs(folder, IMAGE), compute_outputs(other, IMAGE))
+
+
+# Converting by name
+
+
+def as_bytes(content) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def original(hub):
+    """A repository with a masked autoencoder in the authors' format, and a commit before it, with twice its weights."""
+    weights = autoencoder_weights(config_from_preset("vitae-nano-mae", conv_kernel_size=1))
+    hub.create("org/original")
+    hub.commit_from_elsewhere(
+        "org/original", "pytorch_model.bin", as_bytes({name: 2 * weights[name] for name in weights})
+    )
+    before = hub.repository("org/original").refs["main"]
+    hub.commit_from_elsewhere("org/original", "pytorch_model.bin", as_bytes(weights))
+    return "org/original", before
+
+
+@pytest.mark.parametrize("source", ["{}", "hf://{}", "hf://{}/pytorch_model.bin", "hf://{}@{}/pytorch_model.bin"])
+def test_a_checkpoint_on_the_hub_is_converted_by_its_name(client, original, tmp_path, source):
+    answer = client.run("convert", source.format(*original), "--output", tmp_path / "out", "--verify", token=None)
+    assert answer["status"] == 0, answer["stderr"]
+    record = json.loads(answer["stdout"].splitlines()[-1])
+    assert (record["class"], record["file"]) == ("ViTAEForPreTraining", "pytorch_model.bin")
+    config = config_from_preset("vitae-nano-mae", conv_kernel_size=1)
+    expected = convert_original_state_dict(autoencoder_weights(config))
+    saved = load_file(tmp_path / "out" / "model.safetensors")
+    factor = 2 if "@" in source else 1
+    assert saved.keys() == expected.keys() and all(torch.equal(saved[name], factor * expected[name]) for name in saved)
+
+
+def test_safetensors_are_taken_before_pickles_and_of_several_files_one_must_be_named(hub, client, tmp_path):
+    weights = original_weights(config_from_preset("vitae-nano"))
+    hub.create("org/several")
+    for name in ("one.pth", "two.pth"):
+        hub.commit_from_elsewhere("org/several", name, as_bytes({"state_dict": weights}))
+    said = client.refusal("convert", "org/several", "--output", tmp_path / "out")
+    assert "hf://org/several has several files of weights, name one of them: one.pth, two.pth" in said
+    hub.commit_from_elsewhere("org/several", "three.safetensors", save(weights))
+    answer = client.run("convert", "org/several", "--output", tmp_path / "out")
+    assert json.loads(answer["stdout"].splitlines()[-1])["file"] == "three.safetensors"
+
+
+def test_a_file_of_the_hub_that_asks_for_code_or_arrives_damaged_is_refused(hub, client, tmp_path):
+    write_malicious(tmp_path / "bad.pth", original_weights(config_from_preset("vitae-nano")))
+    hub.create("org/bad")
+    hub.commit_from_elsewhere("org/bad", "bad.pth", (tmp_path / "bad.pth").read_bytes())
+    said = client.refusal("convert", "org/bad", "--output", tmp_path / "out")
+    assert "asks to run posix.system when it is read; refused" in said and not list(tmp_path.glob("*.executed"))
+    hub.create("org/flipped")
+    hub.commit_from_elsewhere("org/flipped", "good.pth", as_bytes({"state_dict": {"a": torch.zeros(9)}}))
+    hub.fail("GET", "resolve.*/good.pth", "flip", at=-9)
+    assert "the download of good.pth from org/flipped is damaged" in client.refusal(
+        "convert", "org/flipped", "--output", tmp_path / "out"
+    )
+
+
+@pytest.mark.parametrize(
+    "source, said",
+    [
+        ("org/nowhere", "org/nowhere is not on the Hub"),
+        ("hf://org/original/none.pth", "hf://org/original/none.pth is not on the Hub"),
+        ("hf://original", "hf://original must be hf://OWNER/NAME"),
+        ("runs/latest.pth", "runs/latest.pth"),
+    ],
+)
+def test_a_source_that_leads_nowhere_is_named(client, original, tmp_path, source, said):
+    assert said in client.refusal("convert", source, "--output", tmp_path / "out")
 
 
 # Pushing

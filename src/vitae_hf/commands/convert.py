@@ -1,28 +1,39 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How do I use one of the authors' checkpoints? Writes it as a folder that Transformers and the Hub understand.
+"""How do I use a checkpoint of ViTAE? Writes it as a folder that Transformers and the Hub understand.
 
     vitae convert ViTAE-S.pth.tar --output vitae-s --verify
+    vitae convert work_dirs/upernet/latest.pth --output backbone    # a backbone out of a run of your own
+    vitae convert MVRL/rvsa_vitae_b --output autoencoder            # by its name on the Hub
 
-The folder holds configuration, safetensors weights, image processor, model code, class names, checksums and a model
-card: `vitae push` takes it as it is. Nothing in the checkpoint is executed, and no tensor is resized or left out; one
-that does not fit is an error that names it.
+The folder holds configuration, safetensors weights, image processor, model code and checksums; that of a classifier
+class names too, and that of a variant of the authors a model card. Nothing in the checkpoint is executed, and no tensor
+is resized. One that does not fit the network is an error that names it. Heads beside a backbone, and tensors that no
+network reads, are left aside and counted.
 """
 
+import argparse
 from pathlib import Path
 from typing import Any
 
+from ..configuration_vitaev2 import WINDOW_PADDINGS
 from ..environment import environment
 from ..files import PICTURES
 from ..hub.conversion import convert_checkpoint
+from ..hub.kinds import in_words
 from ..presets import PRESETS
 from . import command_parser
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("vitae convert", __doc__)
-    parser.add_argument("checkpoint", type=Path, help="one of the authors' .pth or .pth.tar files")
+    parser.add_argument("checkpoint", help="file, or owner/name or hf://owner/name/file on the Hub")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist yet or be empty")
     parser.add_argument("--preset", choices=list(PRESETS), help="which network it is; default: recognised")
+    parser.add_argument("--prefix", help="of the network's tensors, if the file has several networks")
+    parser.add_argument("--head", choices=["keep", "drop"], default="keep", help="what to do with a classifier")
+    parser.add_argument(
+        "--window_padding", choices=WINDOW_PADDINGS, help="where ViTAEv2 pads maps for its windows; default: recognised"
+    )
     parser.add_argument(
         "--labels", type=Path, help="JSON list of class names; default: ImageNet-1k's for 1,000 classes"
     )
@@ -32,10 +43,21 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         type=Path,
         const=PICTURES[0],
         metavar="IMAGE",
-        help="reload the folder and classify an image (default: a photograph of a cat) with it",
+        help="reload the folder and run an image (default: a photograph of a cat) through it",
     )
-    arguments = parser.parse_args(argv)
-    record = convert_checkpoint(
-        arguments.checkpoint, arguments.output, arguments.preset, arguments.labels, arguments.verify
-    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    arguments = vars(parse(argv))
+    record = convert_checkpoint(arguments.pop("checkpoint"), **arguments)
+    print(f"{record['class']} of {record['preset']}, {record['parameters']:,} parameters")
+    for name, what in (
+        ("left_aside", "left aside, beside the network"),
+        ("never_read", "left out, read by no network"),
+    ):
+        if record[name]:
+            print(f"{what}: {in_words(record[name])} tensors")
+    for sentence in record["assumed"]:
+        print(f"assumed: {sentence}")
     return {**record, **environment()}

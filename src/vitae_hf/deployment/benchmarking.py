@@ -29,7 +29,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from ..data.samples import PictureDataset, collate
+from ..data.samples import ImageDataset, collate
 from ..presets import PRESETS, config_from_preset
 from .inference import prepare_for_inference
 
@@ -271,7 +271,7 @@ def interleave(
     return {key: times for key, times in seconds.items() if key not in errors}, errors
 
 
-def loading_images_per_s(dataset: PictureDataset, workers: int, batch_size: int, least_seconds: float) -> float:
+def loading_images_per_s(dataset: ImageDataset, workers: int, batch_size: int, least_seconds: float) -> float:
     """How many samples a second the workers of a data loader prepare, without the first batches, while they start."""
     sampler = RandomSampler(dataset, replacement=True, num_samples=10**9)
     batches = iter(DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate, num_workers=workers))

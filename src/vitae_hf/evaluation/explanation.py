@@ -102,7 +102,9 @@ def two_branch_cells(model: ViTAEFamilyPreTrainedModel) -> list[Cell]:
     return cells
 
 
-def attention_matrix(weights: torch.Tensor, height: int, width: int, window_size: int | None) -> torch.Tensor:
+def attention_matrix(
+    weights: torch.Tensor, height: int, width: int, window_size: int | None, window_padding: str
+) -> torch.Tensor:
     """The attention weights of one image, averaged over heads, in float32. Each row of a real token sums to 1.
 
     Args:
@@ -114,14 +116,14 @@ def attention_matrix(weights: torch.Tensor, height: int, width: int, window_size
     matrix = weights.mean(1, dtype=torch.float32)
     if window_size is not None:
         ones = matrix.new_ones(1, height * width, 1)
-        is_real = split_into_windows(ones, height, width, window_size)  # (windows, T, 1)
+        is_real = split_into_windows(ones, height, width, window_size, window_padding)  # (windows, T, 1)
         matrix = matrix * is_real * is_real.transpose(1, 2)
         matrix = matrix / matrix.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return matrix
 
 
 def received(
-    matrix: torch.Tensor, height: int, width: int, window_size: int | None, has_class_token: bool
+    matrix: torch.Tensor, height: int, width: int, window_size: int | None, window_padding: str, has_class_token: bool
 ) -> np.ndarray:
     """The attention that each position of the grid receives from all positions: `(windows, T, T)` -> `(height, width)`.
 
@@ -130,7 +132,7 @@ def received(
     first = int(has_class_token)  # the number of the first token of the grid
     totals = matrix[:, first:, first:].sum(1)  # (windows, tokens of the window)
     if window_size is not None:
-        totals = join_windows(totals.unsqueeze(-1), 1, height, width, window_size)
+        totals = join_windows(totals.unsqueeze(-1), 1, height, width, window_size, window_padding)
     totals = totals.reshape(height, width)
     return (totals / totals.sum()).cpu().numpy()
 
@@ -163,15 +165,13 @@ class _Recorder:
         self.attention[cell.name] = None
         if weights is None:
             return
-        window_size = cell.module.attention.window_size
-        matrix = attention_matrix(weights, height, width, window_size)
-        self.attention[cell.name] = received(matrix, height, width, window_size, self.has_class_token)
+        windows = cell.module.attention.window_size, cell.module.attention.window_padding
+        matrix = attention_matrix(weights, height, width, *windows)
+        self.attention[cell.name] = received(matrix, height, width, *windows, self.has_class_token)
         step = (matrix + torch.eye(matrix.shape[-1], device=matrix.device)) / 2
         before = self._products.get(cell.stage)
         self._products = {cell.stage: step if before is None else step @ before}
-        self.rollout[cell.stage] = received(
-            self._products[cell.stage], height, width, window_size, self.has_class_token
-        )
+        self.rollout[cell.stage] = received(self._products[cell.stage], height, width, *windows, self.has_class_token)
 
     def _see_convolution(self, cell: Cell, args: Any, output: torch.Tensor) -> None:
         self._see_norm(cell, "convolution", torch.linalg.vector_norm(output[0].float(), dim=0))

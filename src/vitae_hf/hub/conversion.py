@@ -1,83 +1,45 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""The authors' checkpoints: read without running code from them, recognised, renamed and written as model folders."""
+"""From a checkpoint of the authors to a model folder: tensors renamed, the folder written whole, and tried."""
 
 import json
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import AutoModelForPreTraining, PreTrainedModel
 
 from ..configuration_vitae import ViTAEFamilyConfig
-from ..failures import of_a_missing_package
+from ..failures import about, of_a_missing_package
 from ..files import whole_folder
 from ..image_processing_vitae import ViTAEImageProcessorPil
-from ..loading import label_names, load_trained
+from ..loading import label_names, load_processor, load_trained, saved_architecture
 from ..messages import listed, printable
-from ..presets import PRESETS, config_from_preset
 from .cards import variant_card
 from .checksums import sha256, write_sums
+from .kinds import Checkpoint, Network, counted, model_class, preset_of, recognise
+from .original_files import find_checkpoint, load_original_checkpoint
 from .original_names import original_layout
-from .torch_files import NoTensor, read_torch_file
 from .variants import VARIANTS
-
-
-IGNORED = "relative_position_index"
-"""A table of ViTAEv2's windows that is in the authors' checkpoints, though no network reads it."""
 
 
 def detect_preset(state_dict: Mapping[str, torch.Tensor]) -> str:
     """Name of the preset that an original state dict belongs to, from its normal cells.
 
     Raises:
-        ValueError: it is none of the variants; the message says what was found.
+        ValueError: it is none of the variants, or of a kind that this package lacks; the message says what was found.
     """
-    cells = {match.groups() for key in state_dict if (match := re.match(r"layers\.(\d+)\.NC\.(\d+)\.", key))}
-    first = state_dict.get("layers.2.NC.0.PCM.0.weight")
-    first_convolution = None if first is None else tuple(first.shape)
-    for name in PRESETS:
-        config = config_from_preset(name)
-        third = 0 if config.has_class_token else 2  # the authors' third stage, which has cells in every variant
-        hidden_size, groups = config.hidden_sizes[third], config.conv_groups[third]
-        convolution = (int(config.mlp_ratio * hidden_size), hidden_size // groups, 3, 3)
-        depths = (0, 0, *config.depths) if config.has_class_token else config.depths
-        expected_cells = {(str(stage), str(cell)) for stage, depth in enumerate(depths) for cell in range(depth)}
-        has_class_token = "fc_norm.weight" in state_dict
-        if (cells, first_convolution, has_class_token) == (expected_cells, convolution, config.has_class_token):
-            return name
-    raise ValueError(
-        f"these are not the tensors of a ViTAE variant ({len(cells)} normal cells, first convolution"
-        f" {first_convolution or 'missing'}); known: {', '.join(PRESETS)}"
-    )
+    return preset_of(recognise(state_dict).tensors)
 
 
 def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | None = None) -> ViTAEFamilyConfig:
-    """The configuration of an original state dict: its preset, with the label count and image size of its tensors.
+    """The configuration of an original state dict: its preset, with what its tensors tell, such as the label count.
 
     Raises:
-        ValueError: unknown preset or variant, no classifier, or a position table that is not square.
+        ValueError: unknown preset or variant, or a classifier or position table that cannot be.
     """
-    preset = preset or detect_preset(state_dict)
-    config = config_from_preset(preset)
-    if "head.weight" not in state_dict or state_dict["head.weight"].ndim != 2:
-        raise ValueError("there is no classifier (a matrix `head.weight`) in this checkpoint")
-    num_labels, width = state_dict["head.weight"].shape
-    # A classifier of another width does not fit anyway, and may claim millions of rows: it gets no names of classes.
-    overrides = {"num_labels": num_labels} if width == config.hidden_size else {}
-    if config.has_class_token and "layers.0.RC.pos_embed" in state_dict:
-        if state_dict["layers.0.RC.pos_embed"].ndim != 3:
-            raise ValueError("the position table (`layers.0.RC.pos_embed`) must have three dimensions")
-        num_patches = state_dict["layers.0.RC.pos_embed"].shape[1] - 1
-        side = math.isqrt(num_patches)
-        if side**2 != num_patches:
-            raise ValueError(
-                f"the position table (`layers.0.RC.pos_embed`) has {num_patches} patches, not a square number"
-            )
-        overrides["image_size"] = side * config.total_stride
-    return config_from_preset(preset, **overrides)
+    checkpoint = recognise(state_dict)
+    return checkpoint.network(preset).config
 
 
 def convert_original_state_dict(
@@ -85,75 +47,44 @@ def convert_original_state_dict(
 ) -> dict[str, torch.Tensor]:
     """Rename the tensors of an original state dict and split fused projections.
 
-    Nothing is resized, and nothing is left out but ViTAEv2's `relative_position_index`, which no network reads.
+    Nothing is resized, and nothing of the network is left out but what no network reads.
 
     Args:
-        state_dict: tensors by the authors' names, with or without `module.` before them.
+        state_dict: tensors by the authors' names, with whatever before them, as `module.`, and beside them.
         config: of the network; default: recognised by [`config_from_original`].
 
     Returns:
-        The state dict of a classifier with that configuration.
+        The state dict of a classifier with that configuration; of a base model, if there is no classifier; or of a
+        masked autoencoder.
 
     Raises:
         ValueError: a tensor is missing, left over or of another shape; the message names the first ten.
     """
-    state_dict = {name.removeprefix("module."): tensor for name, tensor in state_dict.items() if IGNORED not in name}
-    config = config or config_from_original(state_dict)
-    layout = original_layout(config)
-    problems = [f"missing: {name}" for name in layout if name not in state_dict]
-    problems += [f"not expected: {printable(name)}" for name in state_dict if name not in layout]
+    checkpoint = recognise(state_dict)
+    if config is None:
+        return rename(checkpoint, checkpoint.network())
+    return rename(checkpoint, Network("", config, model_class(checkpoint)))
+
+
+def rename(checkpoint: Checkpoint, network: Network) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by our names; see [`convert_original_state_dict`]."""
+    tensors, layout = checkpoint.tensors, original_layout(network.config, network.auto_class)
+    problems = [f"missing: {name}" for name in layout if name not in tensors]
+    problems += [f"not expected: {printable(name)}" for name in tensors if name not in layout]
     converted = {}
     for original, parts in layout.items():
-        if original not in state_dict:
+        if original not in tensors:
             continue
         shape = next(iter(parts.values()))
         expected = (len(parts) * shape[0], *shape[1:]) if shape else ()
-        if tuple(state_dict[original].shape) != tuple(expected):
-            problems.append(
-                f"wrong shape: {original} is {tuple(state_dict[original].shape)}, expected {tuple(expected)}"
-            )
+        if tuple(tensors[original].shape) != tuple(expected):
+            problems.append(f"wrong shape: {original} is {tuple(tensors[original].shape)}, expected {tuple(expected)}")
             continue
-        tensors = state_dict[original].chunk(len(parts)) if len(parts) > 1 else [state_dict[original]]
-        converted.update({name: tensor.clone() for name, tensor in zip(parts, tensors)})
+        pieces = tensors[original].chunk(len(parts)) if len(parts) > 1 else [tensors[original]]
+        converted.update({name: piece.clone() for name, piece in zip(parts, pieces)})
     if problems:
         raise ValueError(f"{len(problems)} tensors do not fit this network:\n  " + listed(problems, "\n  "))
     return converted
-
-
-def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
-    """Read the weights of one of the authors' `.pth` or `.pth.tar` files without running code from it.
-
-    Takes `state_dict_ema` if there is one, else `state_dict`, `model` or the file itself; drops `module.` prefixes.
-
-    Raises:
-        OSError: the file is not there or cannot be read.
-        ValueError: it is no PyTorch file, damaged, asks to run code, or holds no state dict of finite numbers.
-    """
-    content = read_torch_file(path)
-    for key in ("state_dict_ema", "state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    is_state_dict = isinstance(content, Mapping) and all(
-        isinstance(key, str) and isinstance(value, (torch.Tensor, NoTensor)) for key, value in content.items()
-    )
-    if not is_state_dict or not content:
-        raise ValueError(
-            f"{path} holds no state dict: expected tensors by name, at the top or under `state_dict_ema`,"
-            " `state_dict` or `model`"
-        )
-    unusable = {name: problem for name, value in content.items() if (problem := problem_of_weight(value))}
-    if unusable:
-        names = listed(f"{printable(name)} ({problem})" for name, problem in unusable.items())
-        raise ValueError(f"{path} holds what no weight can be: {names}")
-    return {key.removeprefix("module."): tensor for key, tensor in content.items()}
-
-
-def problem_of_weight(value: torch.Tensor | NoTensor) -> str | None:
-    """What keeps a value of a state dict from being a weight, if anything does."""
-    if isinstance(value, NoTensor):
-        return value.problem
-    return None if value.isfinite().all() else "not finite"
 
 
 def read_labels(path: str | Path | None, num_labels: int | None) -> dict[int, str] | None:
@@ -182,88 +113,130 @@ def read_labels(path: str | Path | None, num_labels: int | None) -> dict[int, st
 
 
 def convert_checkpoint(
-    checkpoint: str | Path,
+    source: str | Path,
     output: str | Path,
     preset: str | None = None,
     labels: str | Path | None = None,
     verify: str | Path | None = None,
+    *,
+    prefix: str | None = None,
+    head: str = "keep",
+    window_padding: str | None = None,
 ) -> dict[str, Any]:
     """Write an original checkpoint as a folder for `from_pretrained` and the Hub, whole or not at all.
 
-    The folder has a model card, unless the network is one that the authors have not published, as `vitae-nano`.
+    A classifier of the authors' variants gets a model card, if every tensor of the file is in it.
 
     Args:
-        checkpoint: one of the authors' files.
+        source: file, or where it is on the Hub, as [`find_checkpoint`] takes it.
         output: folder to create.
         preset: which network it is; default: recognised from the tensors.
         labels: JSON list of class names; default: ImageNet-1k's for 1,000 classes, else generic ones.
-        verify: image to classify with the reloaded folder.
+        verify: image to run through the reloaded folder.
+        prefix: of the network's tensors, if the file has several networks.
+        head: `"drop"`: without the classifier.
+        window_padding: of a ViTAEv2, as its configuration has it; default: from the tensors, as far as they tell.
 
     Returns:
-        The folder, and what was found: name and SHA-256 of the file, preset, parameters, labels, whether these are
-        ImageNet-1k's, image size, and the labels of the `verify` image.
+        The folder, and what was found: name and SHA-256 of the file; preset, class and parameters of the model; labels,
+        whether these are ImageNet-1k's, image size; `left_aside` and `never_read`, the number of tensors by what they
+        belong to; `assumed`, sentences; and what [`verify_folder`] gives.
 
     Raises:
-        ValueError: as [`load_original_checkpoint`], [`convert_original_state_dict`] and [`verify_folder`] say.
-        OSError: `output` exists and is not empty, or a file cannot be read or written.
+        ValueError: as [`load_original_checkpoint`], [`recognise`], [`rename`] and [`verify_folder`] say.
+        OSError: `output` exists and is not empty, or a file cannot be read, downloaded or written.
     """
     output = Path(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists already and is not an empty folder")
-    model, preset = load_original_model(checkpoint, preset, labels)
-    record = {
-        "output": str(output),
-        "file": Path(checkpoint).name,
-        "sha256": sha256(Path(checkpoint)),
-        "preset": preset,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "num_labels": model.config.num_labels,
-        "is_imagenet_1k": labels is None and model.config.num_labels == 1000,
-        "image_size": model.config.image_size,
-    }
+    with about(str(source)):
+        path = find_checkpoint(source)
+        checkpoint = recognise(load_original_checkpoint(path), prefix, head)
+        network = checkpoint.network(preset, window_padding)
+        model = build(checkpoint, network, labels)
+    record = {"output": str(output), "file": path.name, "sha256": sha256(path), **describe(model, checkpoint, network)}
+    record["is_imagenet_1k"] = labels is None and record["num_labels"] == 1000
     with whole_folder(output) as unfinished:
         model.save_pretrained(unfinished)
         ViTAEImageProcessorPil(size=model.config.image_size).save_pretrained(unfinished)
-        if preset in VARIANTS:
-            variant_card(preset, output.name, record).save(unfinished / "README.md")
+        if has_card(record):
+            variant_card(network.preset, output.name, record).save(unfinished / "README.md")
         write_sums(unfinished, sorted(unfinished.iterdir()))
         if verify is not None:
             record["verified"] = verify_folder(unfinished, verify)
     return record
 
 
-def load_original_model(
-    checkpoint: str | Path, preset: str | None = None, labels: str | Path | None = None
-) -> tuple[PreTrainedModel, str]:
-    """A classifier with the weights of an original checkpoint, and its preset's name; see [`convert_checkpoint`]."""
-    state_dict = load_original_checkpoint(checkpoint)
-    preset = preset or detect_preset(state_dict)
-    config = config_from_original(state_dict, preset)
-    if id2label := read_labels(labels, config.num_labels):
+def build(checkpoint: Checkpoint, network: Network, labels: str | Path | None) -> PreTrainedModel:
+    """The model of a checkpoint, with its weights and the names of its classes."""
+    config, is_classifier = network.config, "head.weight" in checkpoint.tensors
+    if labels is not None and not is_classifier:
+        raise ValueError("--labels are names of classes, and this checkpoint has no classifier, or it was dropped")
+    if is_classifier and (id2label := read_labels(labels, config.num_labels)):
         config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
     # Before the model is built: what does not fit may describe one of any size.
-    weights = convert_original_state_dict(state_dict, config)
-    model = AutoModelForImageClassification.from_config(config)
+    weights = rename(checkpoint, network)
+    model = network.auto_class.from_config(config)
     model.load_state_dict(weights)
-    return model, preset
+    return model
+
+
+def describe(model: PreTrainedModel, checkpoint: Checkpoint, network: Network) -> dict[str, Any]:
+    """What was found in a checkpoint, for its record."""
+    never_read = [name.removesuffix(".weight").removesuffix(".bias") for name in checkpoint.never_read]
+    return {
+        "preset": network.preset,
+        "class": type(model).__name__,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_labels": model.config.num_labels if "head.weight" in checkpoint.tensors else None,
+        "image_size": model.config.image_size,
+        "left_aside": counted(checkpoint.left_aside),
+        "never_read": counted(name.rpartition(".")[-1] for name in never_read),
+        "assumed": network.assumed,
+    }
+
+
+def has_card(record: dict[str, Any]) -> bool:
+    """Whether the card of a variant is true of a folder: it says that the file's tensors are all there."""
+    is_whole = not record["left_aside"] and set(record["never_read"]) <= {"relative_position_index"}
+    return record["preset"] in VARIANTS and record["num_labels"] is not None and is_whole
 
 
 @torch.no_grad()
-def verify_folder(folder: str | Path, image: str | Path) -> list[dict[str, Any]]:
-    """Reload a written folder as its users do and classify one image.
+def verify_folder(folder: str | Path, image: str | Path) -> list[dict[str, Any]] | dict[str, Any]:
+    """Reload a written folder as its users do and run one image through it.
 
     Returns:
-        The five likeliest, as `pipeline` gives them: `{"label": …, "score": …}`.
+        Of a classifier the five likeliest, as `pipeline` gives them: `{"label": …, "score": …}`. Of a base model the
+        shapes of its outputs, of a masked autoencoder its `loss` on that image.
 
     Raises:
-        ValueError: a logit is not finite, or the image cannot be read.
+        ValueError: an output is not finite, weights are missing, or the image cannot be read.
     """
-    model, processor = load_trained(folder, dtype="auto")
-    logits = model(processor(image, return_tensors="pt").pixel_values).logits[0]
-    if not logits.isfinite().all():
-        raise ValueError(f"the converted network gives logits that are not finite for {image}")
-    scores, indices = logits.softmax(-1).topk(min(5, logits.numel()))
+    if saved_architecture(str(folder)).endswith("ForPreTraining"):
+        return {"loss": round(reconstruction_loss(folder, image), 4)}
+    model, processor = load_trained(folder, dtype="auto", headless=True)
+    outputs = model(processor(image, return_tensors="pt").pixel_values)
+    if not all(output.isfinite().all() for output in outputs.values()):
+        raise ValueError(f"the converted network gives outputs that are not finite for {image}")
+    if "logits" not in outputs:
+        return {name: list(output.shape) for name, output in outputs.items()}
+    scores, indices = outputs.logits[0].softmax(-1).topk(min(5, outputs.logits.numel()))
     return [
         {"label": label_names(model.config)[index], "score": round(score, 4)}
         for score, index in zip(scores.tolist(), indices.tolist())
     ]
+
+
+def reconstruction_loss(folder: str | Path, image: str | Path) -> float:
+    """How far a masked autoencoder is from the pixels of an image that it does not see, always the same ones."""
+    model, loading = AutoModelForPreTraining.from_pretrained(folder, dtype="auto", output_loading_info=True)
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(f"the weights of {folder} lack {listed(missing)}")
+    pixel_values = load_processor(str(folder), None, None, model.config)(image, return_tensors="pt").pixel_values
+    num_patches = pixel_values[0, 0].numel() // model.config.total_stride**2
+    noise = torch.rand((1, num_patches), generator=torch.Generator().manual_seed(0))
+    loss = model.eval()(pixel_values, noise=noise).loss.item()
+    if not loss < float("inf"):
+        raise ValueError(f"the converted masked autoencoder gives a loss of {loss} for {image}")
+    return loss

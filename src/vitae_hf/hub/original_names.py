@@ -4,10 +4,13 @@
 import re
 
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, AutoModelForPreTraining
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from ..configuration_vitae import ViTAEFamilyConfig
 
+
+AutoClass = type[_BaseAutoModelClass]
 
 _BOTH = [
     (r"^classifier\.", "head."),
@@ -59,27 +62,57 @@ PATTERNS = {
 }
 
 
-def original_name(name: str, config: ViTAEFamilyConfig) -> str:
-    """The authors' name of the tensor that holds our tensor `name` of a classifier with this configuration."""
+AUTOENCODER = [  # after those of "vitae": a masked autoencoder calls its encoder's tensors otherwise
+    (r"^layers\.0\.RC\.PRM\.", "patch_embed."),
+    (r"^layers\.0\.RC\.", ""),
+    (r"^layers\.2\.NC\.", "blocks."),
+    (r"^layernorm\.", "norm."),
+    (r"^decoder\.embedding\.", "decoder_embed."),
+    (r"^decoder\.mask_token$", "mask_token"),
+    (r"^decoder\.position_embeddings$", "decoder_pos_embed"),
+    (r"^decoder\.layers\.", "decoder_blocks."),
+    (r"^decoder\.layernorm\.", "decoder_norm."),
+    (r"^decoder\.prediction\.", "decoder_pred."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.[qkv]_proj\.", ".attn.qkv."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+]
+
+
+def original_name(name: str, config: ViTAEFamilyConfig, auto_class: AutoClass = AutoModelForImageClassification) -> str:
+    """The authors' name of the tensor that holds our tensor `name` of a network with this configuration.
+
+    Args:
+        auto_class: of the model with that tensor; a base model's has the base model's name before it.
+    """
     if config.has_class_token:  # the authors write these as three stages, of which the last alone has normal cells
         name = name.replace("vitae.stages.0.", "vitae.stages.2.")
     for pattern, replacement in PATTERNS[config.model_type]:
         name = re.sub(pattern, replacement, name)
+    for pattern, replacement in AUTOENCODER if auto_class is AutoModelForPreTraining else ():
+        name = re.sub(pattern, replacement, name)
     return name
 
 
-def original_layout(config: ViTAEFamilyConfig) -> dict[str, dict[str, torch.Size]]:
+def original_layout(
+    config: ViTAEFamilyConfig, auto_class: AutoClass = AutoModelForImageClassification
+) -> dict[str, dict[str, torch.Size]]:
     """What an original checkpoint of a network holds.
+
+    Args:
+        auto_class: of the network: a classifier, what is in front of one, or a masked autoencoder.
 
     Returns:
         By the authors' name of a tensor: our names and shapes of the tensors in it. Where there are several, as in a
         fused projection, they are stacked in this order along the first axis.
     """
     with torch.device("meta"):
-        ours = AutoModelForImageClassification.from_config(config).state_dict()
+        model = auto_class.from_config(config)
+    prefix = f"{model.base_model_prefix}." if model.base_model is model else ""
     layout: dict[str, dict[str, torch.Size]] = {}
-    for name, tensor in ours.items():
-        layout.setdefault(original_name(name, config), {})[name] = tensor.shape
+    for name, tensor in model.state_dict().items():
+        layout.setdefault(original_name(f"{prefix}{name}", config, auto_class), {})[name] = tensor.shape
     for original, parts in layout.items():
         if fused := re.search(r"\.(kqv|qkv)\.", original):
             order = [f"{letter}_proj" for letter in fused.group(1)]

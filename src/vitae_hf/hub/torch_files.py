@@ -21,10 +21,17 @@ import torch
 from ..messages import printable
 
 
-MOST_PICKLED = 4 * 2**20
-"""Bytes of names, shapes and settings that are read. A training checkpoint of the largest variant has one megabyte."""
+MOST_PICKLED = 64 * 2**20
+"""Bytes of names, shapes and settings that are read. A training checkpoint of the largest variant has one megabyte, but
+some runs keep every loss since their beginning."""
+MOST_OPCODES = 2**20
+"""Steps that a pickle may ask for; that training checkpoint asks for a tenth of them."""
 # How a file from before torch 1.6 begins: a magic number and the version of its format, each a pickle.
 LEGACY_BEGINNING = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
+WHOLE_NETWORK = (
+    "looks like a whole network, pickled by `torch.save(model)` with its classes ({}): its weights cannot be read"
+    " without running their code, and nothing was run; save `model.state_dict()` where that code is, and convert that"
+)
 OTHER_ORDER = "was written by a machine with another order of bytes"
 # Pickle's opcodes that `torch.save` writes.
 OPCODES = set(
@@ -124,14 +131,15 @@ RULES = {
     "torch._utils._rebuild_nested_tensor": no_tensor("nested"),
     "torch._tensor._rebuild_from_type_v2": no_tensor("of a class of its own"),
 }
-CONTAINERS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
+# The configurations of yacs are dictionaries with nothing of their own in them that is needed.
+CONTAINERS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter", "yacs.config.CfgNode")
 IGNORED = """argparse.Namespace _codecs.encode __builtin__.set __builtin__.frozenset __builtin__.dict __builtin__.list
     pathlib.PosixPath pathlib.PurePosixPath pathlib.WindowsPath pathlib.PureWindowsPath
     torch.Size torch.device torch.serialization._get_layout torch.storage.UntypedStorage numpy.dtype numpy.ndarray
     numpy.core.multiarray.scalar numpy.core.multiarray._reconstruct numpy._core.multiarray.scalar
     numpy._core.multiarray._reconstruct numpy.dtypes.Float64DType numpy.dtypes.Float32DType
-    numpy.dtypes.Int64DType""".split()
-GLOBALS: dict[str, Any] = {
+    numpy.dtypes.Int64DType mmengine.logging.history_buffer.HistoryBuffer __builtin__.getattr""".split()
+GLOBALS = {
     **{f"torch.{name}": dtype for name, dtype in STORAGES.items()},
     **RULES,
     **dict.fromkeys(CONTAINERS, Container),
@@ -175,19 +183,27 @@ def check_opcodes(stream: BinaryIO) -> None:
     """Look through a pickle without doing what it says, and go back to its beginning.
 
     Raises:
+        Refused: it has the modules of a network and not only their weights.
         pickle.UnpicklingError: it has opcodes that `torch.save` does not write, or would make the unpickler fill the
             memory: it reserves a place for every number up to the highest that a pickle gives to an object.
     """
-    start = stream.tell()
+    start, classes = stream.tell(), []
     argument: Any
     position: Any
-    for opcode, argument, position in pickletools.genops(stream):
+    for step, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+        if step == MOST_OPCODES:
+            raise Refused(f"has more than {MOST_OPCODES:,} names and settings, which are not read")
         if opcode.name not in OPCODES:
             raise pickle.UnpicklingError(f"opcode {opcode.name}")
         if opcode.name == "LONG_BINPUT" and argument > position:
             raise pickle.UnpicklingError("a memo of too many places")
         if opcode.name == "LONG1" and argument.bit_length() > 64:  # huge numbers of one hash would make slow keys
             raise pickle.UnpicklingError("a number of too many digits")
+        if opcode.name == "GLOBAL":
+            classes.append(argument.replace(" ", "."))
+    if any(name.startswith("torch.nn.modules.") for name in classes):
+        own = [name for name in classes if name not in GLOBALS]
+        raise Refused(WHOLE_NETWORK.format(printable(own[0])))
     stream.seek(start)
 
 

@@ -1,0 +1,460 @@
+"""Checkpoints beyond classification: each converts and computes what its authors' network does, or is refused well."""
+
+import argparse
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from helpers import GOLDEN, autoencoder_weights, images, original_weights
+from measure_parity import golden_shapes, golden_state_dict, golden_weights
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+
+from vitae_hf import ViTAEBackbone, ViTAEForPreTraining, ViTAEv2Backbone, config_from_preset, load_original_checkpoint
+from vitae_hf.commands import convert
+from vitae_hf.embeddings_vitae import sin_cos_positions
+from vitae_hf.hub.conversion import config_from_original, convert_checkpoint, convert_original_state_dict
+
+
+STAGES = ["stage1", "stage2", "stage3", "stage4"]
+
+
+def assert_close(actual: torch.Tensor, golden, name: str):
+    """To 2e-5 of the standard deviation; in bfloat16, to 2 % of the range."""
+    expected = golden[f"{name}_sample"] if f"{name}_sample" in golden else golden[name]
+    values = actual.detach().float().flatten().numpy()
+    if f"{name}_sample" in golden:
+        assert tuple(golden[f"{name}_shape"]) == tuple(actual.shape)
+        chosen = np.random.RandomState(1).choice(len(values), min(len(values), len(expected)), replace=False)
+        values = values[np.sort(chosen)]
+    error = np.abs(values - expected.flatten()).max()
+    bound = 0.02 * np.ptp(expected) if actual.dtype == torch.bfloat16 else 2e-5 * expected.std()
+    assert error < bound, f"{name} differs by {error / expected.std():.2g} of its standard deviation"
+
+
+def beside(*groups: str) -> dict[str, torch.Tensor]:
+    return {f"{group}.conv.{leaf}": torch.ones(2) for group in groups for leaf in ("weight", "bias")}
+
+
+def prefixed(tensors: dict, prefix: str) -> dict:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def with_index(tensors: dict, name: str) -> dict:
+    """With the integer tables of a key list, which the golden weights leave out."""
+    shapes = golden_shapes(name)
+    return {key: tensors[key] if key in tensors else torch.zeros(shapes[key], dtype=torch.int64) for key in shapes}
+
+
+def save_run(tensors: dict, path, prefix: str = "backbone.", groups=("decode_head", "auxiliary_head")):
+    """As the trainers for segmentation, detection and pose save."""
+    meta = {"CLASSES": ("a", "b"), "config": "model = dict()", "epoch": 3}
+    state_dict = {**prefixed(tensors, prefix), **beside(*groups)}
+    torch.save({"meta": meta, "state_dict": state_dict, "optimizer": {"state": {}, "param_groups": []}}, path)
+
+
+# -------------------------------------------------------------------------------------- backbones of ViTAEv2
+
+
+@pytest.mark.parametrize(
+    "name, groups, never_read, window_sizes, window_padding",
+    [
+        ("vitaev2-s_backbone", ("decode_head", "auxiliary_head"), {}, (7, 7, None, None), "both"),
+        (
+            "rsp-vitaev2-s_mmseg",
+            ("neck", "rpn_head", "roi_head"),
+            {"relative_position_index": 6, "relative_position_bias_table": 6, **dict.fromkeys(["norm0", "norm1"], 2)},
+            (7, 7, None, None),
+            "end",
+        ),
+        (
+            "i3cl-vitaev2-s_backbone",
+            ("neck", "roi_head"),
+            {"relative_position_index": 18, "relative_position_bias_table": 18},
+            (7, 7, 7, 7),
+            "both",
+        ),
+    ],
+)
+def test_a_backbone_out_of_a_run_computes_what_its_authors_do(
+    tmp_path, name, groups, never_read, window_sizes, window_padding
+):
+    save_run(with_index(golden_state_dict(name), name), tmp_path / "run.pth", groups=groups)
+    record = convert_checkpoint(tmp_path / "run.pth", tmp_path / "out")
+    assert (record["class"], record["preset"]) == ("ViTAEv2Model", "vitaev2-s")
+    assert record["left_aside"] == dict.fromkeys(groups, 2) and never_read.items() <= record["never_read"].items()
+    assert len(record["assumed"]) == 1 and window_padding in record["assumed"][0]
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    assert (config.window_sizes, config.window_padding) == (window_sizes, window_padding)
+    model = ViTAEv2Backbone.from_pretrained(tmp_path / "out", out_features=STAGES).eval()
+    golden = np.load(GOLDEN / f"{name}_seed0.npz")
+    for dtype in (torch.float32, torch.bfloat16):
+        for size in sorted({key.partition("_")[0] for key in golden}):
+            pixel_values = images(1, *map(int, size.split("x"))).to(dtype)
+            with torch.no_grad():
+                maps = model.to(dtype)(pixel_values).feature_maps
+            for stage, feature_map in zip(STAGES, maps):
+                assert_close(feature_map, golden, f"{size}_{stage}")
+
+
+@pytest.fixture
+def yacs(monkeypatch):
+    """A class of the name of yacs' configurations, which is gone before anything is read."""
+    module = types.ModuleType("yacs.config")
+    module.CfgNode = type("CfgNode", (dict,), {"__module__": "yacs.config"})
+    monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
+    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    yield module.CfgNode
+
+
+def test_rsp_s_classifier_is_read_without_yacs_and_computes_what_its_authors_do(tmp_path, yacs, monkeypatch):
+    name = "rsp-vitaev2-s_cls51"
+    config = yacs(MODEL=yacs(TYPE="vitae", DROP=0.1), AMP=True)
+    config.__dict__["__immutable__"] = True
+    content = {"model": with_index(golden_state_dict(name), name), "lr_scheduler": {"t": 3}, "config": config}
+    torch.save({**content, "max_accuracy": 98.97, "epoch": 99}, tmp_path / "rsp.pth")
+    monkeypatch.delitem(sys.modules, "yacs.config")
+    (tmp_path / "labels.json").write_text(json.dumps([f"class {index}" for index in range(51)]))
+    record = convert_checkpoint(tmp_path / "rsp.pth", tmp_path / "out", labels=tmp_path / "labels.json")
+    assert (record["class"], record["num_labels"]) == ("ViTAEv2ForImageClassification", 51)
+    assert "relative_position_bias_table" in record["never_read"] and not (tmp_path / "out" / "README.md").exists()
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    golden = np.load(GOLDEN / f"{name}_224_seed0.npz")
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.no_grad():
+            outputs = model.to(dtype)(images(2, 224, 224).to(dtype), output_hidden_states=True)
+        assert_close(outputs.logits, golden, "logits")
+        for stage, feature_map in zip(STAGES, outputs.hidden_states[1:]):
+            assert_close(feature_map.flatten(2).transpose(1, 2), golden, stage)
+
+
+@pytest.mark.parametrize(
+    "name, prefix, groups",
+    [
+        ("vitaev2-s_mmpose", "backbone.", {"keypoint_head": 2}),
+        ("rsp-vitaev2-s_mmseg", "encoder.", {"decoder": 2}),
+        ("rsp-vitaev2-s_mmseg", "", {}),
+        (
+            "vitaev2-s_backbone",
+            "detection_transformer.backbone.0.backbone.",
+            {"detection_transformer.transformer": 2, "pixel_mean": 1},
+        ),
+        ("vitae-s", "module.backbone.", {"module.neck": 2}),
+        ("vitae-b", "encoder.", {"head": 2}),
+    ],
+)
+def test_every_tensor_of_a_key_list_finds_its_place_whatever_is_before_and_beside_it(tmp_path, name, prefix, groups):
+    tensors = {key: torch.zeros(shape) for key, shape in golden_shapes(name).items() if not key.startswith("head.")}
+    others = {"pixel_mean": torch.zeros(3)} if "pixel_mean" in groups else {}
+    others |= beside(*(group for group, count in groups.items() if count == 2))
+    torch.save({"model": {**prefixed(tensors, prefix), **others}}, tmp_path / "run.pth")
+    record = convert_checkpoint(tmp_path / "run.pth", tmp_path / "out")
+    dropped = sum(record["never_read"].values())
+    fused = sum(".qkv." in key or ".kqv." in key for key in tensors)
+    saved = AutoModel.from_pretrained(tmp_path / "out").state_dict()
+    assert len(saved) == len(tensors) - dropped + 2 * fused
+    without_module = {group.removeprefix("module."): count for group, count in groups.items()}
+    assert record["left_aside"] == without_module
+
+
+# ------------------------------------------------------------------------------------------ masked autoencoders
+
+
+def with_border(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """With the kernels as they were released, 3×3 with zeros around."""
+    return {
+        name: nn.functional.pad(value, (1, 1, 1, 1)) if ".PCM." in name and value.ndim == 4 else value
+        for name, value in weights.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tmp_path_factory):
+    """The golden masked autoencoder, converted from a file such as the one on the Hub, without wrapping."""
+    root = tmp_path_factory.mktemp("autoencoder")
+    tables = {"pos_embed": sin_cos_positions((14, 14), 768), "decoder_pos_embed": sin_cos_positions((14, 14), 512)}
+    released = with_border(golden_state_dict("rvsa-mae-vitae-b_k1") | tables)
+    assert {key: tuple(value.shape) for key, value in released.items()} == golden_shapes("rvsa-mae-vitae-b_k3")
+    torch.save(released, root / "pytorch_model.bin")
+    record = convert_checkpoint(root / "pytorch_model.bin", root / "out")
+    assert (record["class"], record["preset"], record["num_labels"]) == ("ViTAEForPreTraining", "vitae-b", None)
+    assert record["never_read"] == record["left_aside"] == {} and "norm_pix_loss" in record["assumed"][0]
+    return root / "out", np.load(GOLDEN / "rvsa-mae-vitae-b_224_seed0.npz")
+
+
+def outputs_of(model: nn.Module, modules: dict[str, nn.Module], **inputs) -> dict[str, torch.Tensor]:
+    """What a model and some of its modules give."""
+    outputs, handles = {}, []
+    for name, module in modules.items():
+        hook = lambda _, __, output, name=name: outputs.__setitem__(name, output)  # noqa: E731
+        handles.append(module.register_forward_hook(hook))
+    with torch.no_grad():
+        outputs["model"] = model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return outputs
+
+
+def test_a_masked_autoencoder_computes_what_its_authors_do(autoencoder):
+    folder, golden = autoencoder
+    model = AutoModelForPreTraining.from_pretrained(folder).eval()
+    cells, layers = model.vitae.stages[0].normal_cells, model.decoder.layers
+    modules = {f"block{index}": cells[index] for index in (0, 5, 11)} | {"latent": model.layernorm}
+    modules |= {f"decoder_block{index}": layers[index] for index in (0, 7)}
+    inputs = {"pixel_values": images(2, 224, 224), "noise": torch.from_numpy(golden_weights.noise(2, 196))}
+    for dtype in (torch.float32, torch.bfloat16):
+        inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+        found = outputs_of(model.to(dtype), modules, **inputs)
+        assert np.array_equal(found["model"].mask, golden["mask"])
+        assert np.array_equal(found["model"].ids_restore, golden["ids_restore"])
+        for name in modules:
+            assert_close(found[name], golden, name)
+        assert_close(found["model"].logits, golden, "pred")
+        assert found["model"].loss.item() == pytest.approx(
+            golden["loss"].item(), rel=2e-5 if dtype.itemsize == 4 else 0.02
+        )
+
+
+def test_the_losses_of_a_masked_autoencoder_are_its_authors_too(autoencoder):
+    folder, golden = autoencoder
+    model = ViTAEForPreTraining.from_pretrained(folder, drop_path_rate=0.0)
+    inputs = {"pixel_values": images(2, 224, 224), "noise": torch.from_numpy(golden_weights.noise(2, 196))}
+    with torch.no_grad():
+        assert model.train()(**inputs).loss.item() == pytest.approx(golden["train_loss"].item(), rel=2e-5)
+        model = ViTAEForPreTraining.from_pretrained(folder, norm_pix_loss=True).eval()
+        assert model(**inputs).loss.item() == pytest.approx(golden["loss_norm_pix"].item(), rel=2e-5)
+
+
+def test_features_of_whole_images_are_one_call_and_its_authors(autoencoder):
+    folder, golden = autoencoder
+    model = ViTAEForPreTraining.from_pretrained(folder).eval()
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.no_grad():
+            features = model.to(dtype).encode(images(2, 224, 224).to(dtype))
+        assert_close(features, golden, "full")
+        assert_close(features[:, 1:].mean(1), golden, "full_mean")
+
+
+def test_positions_in_the_file_are_the_fixed_tables(autoencoder):
+    folder, golden = autoencoder
+    model = ViTAEForPreTraining.from_pretrained(folder)
+    tables = {"pos_embed": model.vitae.embeddings, "decoder_pos_embed": model.decoder}
+    for name, module in tables.items():
+        values = module.position_embeddings.detach().flatten().numpy()
+        chosen = np.sort(np.random.RandomState(1).choice(len(values), 4096, replace=False))
+        assert np.array_equal(values[chosen], golden[f"{name}_sample"])
+
+
+def nano_autoencoder() -> dict[str, torch.Tensor]:
+    return autoencoder_weights(config_from_preset("vitae-nano-mae", conv_kernel_size=1))
+
+
+def test_kernels_may_be_stored_with_a_border_of_zeros_and_with_nothing_else():
+    weights = nano_autoencoder()
+    converted = convert_original_state_dict(weights)
+    bordered = convert_original_state_dict(with_border(weights))
+    assert converted.keys() == bordered.keys() and all(torch.equal(converted[key], bordered[key]) for key in converted)
+    trained = with_border(weights)
+    trained["blocks.2.PCM.3.weight"][0, 0, 0, 1] = 1e-30
+    with pytest.raises(ValueError, match=r"1×1, or 3×3 with zeros .*: blocks\.2\.PCM\.3\.weight$"):
+        convert_original_state_dict(trained)
+
+
+def test_every_other_class_loads_from_a_converted_masked_autoencoder(tmp_path):
+    torch.save(nano_autoencoder(), tmp_path / "mae.pth")
+    convert_checkpoint(tmp_path / "mae.pth", tmp_path / "out")
+    autoencoder = ViTAEForPreTraining.from_pretrained(tmp_path / "out").eval()
+    model = AutoModel.from_pretrained(tmp_path / "out").eval()
+    classifier = AutoModelForImageClassification.from_pretrained(tmp_path / "out", num_labels=3).eval()
+    backbone = ViTAEBackbone.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        tokens = autoencoder.vitae(images()).last_hidden_state
+        assert torch.allclose(model(images()).last_hidden_state, tokens, atol=1e-5)
+        assert torch.allclose(classifier.vitae(images()).last_hidden_state, tokens, atol=1e-5)
+        feature_map = backbone(images()).feature_maps[0]
+    assert torch.allclose(feature_map.flatten(2).transpose(1, 2), tokens[:, 1:], atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------------- choices
+
+
+def nano(name: str = "vitaev2-nano", **overrides) -> dict[str, torch.Tensor]:
+    return original_weights(config_from_preset(name, **overrides))
+
+
+def test_a_classifier_stays_one_unless_its_head_is_dropped(tmp_path):
+    save_run(nano(), tmp_path / "run.pth")
+    kept = convert_checkpoint(tmp_path / "run.pth", tmp_path / "kept")
+    dropped = convert_checkpoint(tmp_path / "run.pth", tmp_path / "dropped", head="drop")
+    assert (kept["class"], dropped["class"]) == ("ViTAEv2ForImageClassification", "ViTAEv2Model")
+    assert dropped["left_aside"] == kept["left_aside"] | {"head": 2}
+    models = [AutoModel.from_pretrained(tmp_path / name).eval() for name in ("kept", "dropped")]
+    with torch.no_grad():
+        first, second = (model(images()).pooler_output for model in models)
+    assert torch.equal(first, second)
+    with pytest.raises(ValueError, match="names of classes, and this checkpoint has no classifier"):
+        convert_checkpoint(tmp_path / "run.pth", tmp_path / "other", labels=tmp_path / "labels.json", head="drop")
+
+
+def test_the_command_says_what_the_file_does_not_and_takes_another_answer(tmp_path, capsys):
+    save_run({**nano(), "norm0.weight": torch.ones(16), "norm0.bias": torch.ones(16)}, tmp_path / "run.pth")
+    words = [str(tmp_path / "run.pth"), "--head", "drop", "--output"]
+    convert.main([*words, str(tmp_path / "end")])
+    said = capsys.readouterr().out
+    assert "left aside, beside the network: decode_head (2), auxiliary_head (2), head (2) tensors" in said
+    assert "left out, read by no network: norm0 (2) tensors" in said
+    assert "assumed: windows are padded at the end, since there is a `norm0`" in said
+    convert.main([*words, str(tmp_path / "both"), "--window_padding", "both"])
+    assert "assumed" not in capsys.readouterr().out
+    paddings = [AutoConfig.from_pretrained(tmp_path / name).window_padding for name in ("end", "both")]
+    assert paddings == ["end", "both"]
+
+
+@pytest.mark.parametrize(
+    "kind, weights", [("an autoencoder", nano_autoencoder), ("vitae-nano", lambda: nano("vitae-nano"))]
+)
+def test_a_padding_of_windows_is_refused_where_there_are_none(tmp_path, kind, weights):
+    torch.save(weights(), tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="--window_padding is for ViTAEv2, and this is"):
+        convert_checkpoint(tmp_path / "file.pth", tmp_path / "out", window_padding="end")
+
+
+def test_tables_that_no_network_reads_tell_the_size_of_windows():
+    tables = {"layers.0.RC.attn.attn.relative_position_index": torch.zeros(64, 64, dtype=torch.int64)}
+    assert config_from_original(nano() | tables).window_sizes == (8, 8, None, None)
+    tables = {"layers.0.RC.attn.attn.relative_position_bias_table": torch.zeros(25, 1)}
+    assert config_from_original(nano() | tables).window_sizes == (3, 3, None, None)
+
+
+def test_a_bias_that_is_missing_is_not_taken_for_attention_without_windows():
+    weights = nano()
+    del weights["layers.0.RC.attn.attn.qkv.bias"]
+    with pytest.raises(ValueError, match="missing: layers.0.RC.attn.attn.qkv.bias"):
+        convert_original_state_dict(weights)
+
+
+def test_of_several_networks_one_must_be_chosen(tmp_path):
+    student, teacher = nano(), {name: 2 * value for name, value in nano().items()}
+    torch.save({**prefixed(student, "student."), **prefixed(teacher, "teacher.")}, tmp_path / "two.pth")
+    for prefix, problem in ((None, "several networks"), ("tutor", "no prefix 'tutor'")):
+        with pytest.raises(ValueError, match=rf"{problem}.*--prefix must be one of 'student\.', 'teacher\.'"):
+            convert_checkpoint(tmp_path / "two.pth", tmp_path / "out", prefix=prefix)
+    record = convert_checkpoint(tmp_path / "two.pth", tmp_path / "out", prefix="teacher")
+    assert record["left_aside"] == {"student": len(student)}
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert torch.equal(model.classifier.bias, teacher["head.bias"])
+
+
+@pytest.mark.parametrize(
+    "weights, verified",
+    [
+        (nano, list),
+        (lambda: {name: value for name, value in nano("vitae-nano").items() if "head" not in name}, dict),
+        (nano_autoencoder, dict),
+    ],
+    ids=["classifier", "backbone", "autoencoder"],
+)
+def test_a_folder_of_each_kind_is_verified(tmp_path, weights, verified):
+    torch.save(weights(), tmp_path / "file.pth")
+    record = convert.main([str(tmp_path / "file.pth"), "--output", str(tmp_path / "out"), "--verify"])
+    assert type(record["verified"]) is verified
+    expected = {"ViTAEModel": {"last_hidden_state": [1, 16, 64], "pooler_output": [1, 64]}}
+    if record["class"] in expected:
+        assert record["verified"] == expected[record["class"]]
+    elif record["class"] == "ViTAEForPreTraining":
+        assert 0 < record["verified"]["loss"] < 10
+
+
+# ---------------------------------------------------------------------------------------------------- refused
+
+
+def listed_shapes(name: str) -> dict[str, torch.Tensor]:
+    return {key: torch.zeros(shape) for key, shape in golden_shapes(name).items()}
+
+
+def with_names(*names: str):
+    return lambda: {name: torch.zeros(1) for name in names}
+
+
+REFUSED = {  # what it is, and what is said
+    "rvsa": (lambda: listed_shapes("rvsa-vitae-b_cls"), "looks like a ViTAE-B with rotated windows (RVSA): "),
+    "rvsa, apart": (lambda: listed_shapes("rvsa-vitae-b-kvdiff_seg"), "with rotated windows (RVSA): "),
+    "vitdet": (lambda: listed_shapes("vitdet-vitae-b_backbone"), "looks like ViTDet's ViTAE-B"),
+    "vitdet, small": (lambda: listed_shapes("vitdet-vitae-s_backbone"), "looks like ViTDet's ViTAE-S"),
+    "vsa": (
+        with_names("layers.0.RC.norm1.weight", "layers.0.NC.1.pos.weight", "layers.0.NC.1.attn.qkv.weight"),
+        "looks like VSA",
+    ),
+    "p3m": (
+        with_names("layers.0.RC.proj1.weight", "layers.0.NC.0.attn.qkv.weight"),
+        "looks like the encoder of P3M-Net",
+    ),
+    "encoder alone": (
+        lambda: {name: value for name, value in nano_autoencoder().items() if "decoder" not in name},
+        "without its decoder: `decoder_blocks.…` is missing",
+    ),
+    "ours": (
+        lambda: AutoModel.from_config(config_from_preset("vitae-nano")).state_dict(),
+        "looks like a model in the format of this package: ",
+    ),
+    "a variant that nobody released": (
+        lambda: nano(depths=(1, 1, 3, 1)),
+        "not the tensors of a ViTAE variant (6 normal",
+    ),
+    "half of one": (
+        lambda: {name: value for name, value in nano().items() if "PRM" not in name},
+        "missing: layers.0.RC.PRM.convs.0.0.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone."])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_convert_is_named_for_what_it_looks_like(tmp_path, name, prefix):
+    weights, said = REFUSED[name]
+    torch.save(prefixed(weights(), prefix), tmp_path / "file.pth")
+    with pytest.raises(ValueError) as error:
+        convert_checkpoint(tmp_path / "file.pth", tmp_path / "out")
+    assert said in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_of_another_network_the_parts_are_named():
+    names = ("layer1.0.conv.weight", "layer1.0.conv.bias", "fc.bias")
+    with pytest.raises(ValueError, match=r"not the tensors of a ViTAE variant: .* there are layer1 \(2\), fc \(1\)$"):
+        convert_original_state_dict({name: torch.zeros(1) for name in names})
+
+
+class Network(nn.Module):
+    """Of a program that nobody else has."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: {"model": model}], ids=["alone", "wrapped"])
+def test_a_whole_pickled_network_is_named_by_its_class(tmp_path, wrap, zipped):
+    torch.save(wrap(Network()), tmp_path / "whole.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=rf"whole network, .*\({__name__}\.Network\).*save `model.state_dict\(\)`"):
+        load_original_checkpoint(tmp_path / "whole.pth")
+
+
+def test_the_history_of_a_run_is_passed_over(tmp_path, monkeypatch):
+    """Later trainers of OpenMMLab pickle a class of theirs, functions of it by `getattr`, and megabytes of numbers."""
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    history = type("HistoryBuffer", (), {"__module__": module.__name__, "mean": lambda self: 0})
+    history.mean.__qualname__, history.mean.__module__ = "HistoryBuffer.mean", module.__name__
+    module.HistoryBuffer = history
+    for name in ("mmengine", "mmengine.logging", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    loss = history()
+    loss.__dict__ |= {"history": np.random.default_rng(0).random(10**6), "statistics": {"mean": history.mean}}
+    torch.save(
+        {"state_dict": nano(), "message_hub": {"loss": loss}, "args": argparse.Namespace()}, tmp_path / "run.pth"
+    )
+    monkeypatch.undo()
+    assert load_original_checkpoint(tmp_path / "run.pth").keys() == nano().keys()
