@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo app app-picture test test-oldest test-browser chromium test-slow check bench bench-compiled bench-sweep bench-batch bench-dense \
+.PHONY: demo app app-picture test test-oldest test-gpu gpu test-browser chromium test-slow check bench bench-compiled bench-sweep bench-batch bench-dense \
     train-smoke segmentation-demo data-fashion-mnist
 .DELETE_ON_ERROR:
 
@@ -30,6 +30,13 @@ test-oldest:  ## the same on the lowest versions that setup.cfg names, the expor
 	$(OLDEST)/bin/python -m pip install --editable . --constraint $(OLDEST)/package.txt
 	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 
+# Machines with a GPU come with a torch of their own, which $(PYTHON) has: nothing is installed.
+gpu:  ## all that a GPU must show, under nine minutes
+	PYTHONPATH=src $(PYTHON) scripts/measure_gpu.py --output results/gpu
+
+test-gpu:  ## the tests that need a GPU
+	PYTHONPATH=src CUDA_VISIBLE_DEVICES=$(or $(CUDA_VISIBLE_DEVICES),0) $(PYTHON) -m pytest tests/family/test_gpu.py
+
 test-browser: $(VENV)/installed chromium  ## drive the web page in Chromium
 	$(RUN) -m pytest -m browser tests/web/test_browser.py
 
@@ -40,9 +47,10 @@ chromium:  ## Debian's, and its driver, unless they are here
 test-slow: $(VENV)/installed  ## checks that take minutes
 	$(RUN) -m pytest -m slow
 
-check: $(VENV)/installed  ## style, and which room imports which
+check: $(VENV)/installed  ## style, types, and which room imports which
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports setup.cfg
 
 BENCH := $(RUN) -m vitae_hf benchmark --threads 2

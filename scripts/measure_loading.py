@@ -9,27 +9,14 @@ batches. The first batches, during which the workers start, do not count.
 
 import argparse
 import json
-import time
 from pathlib import Path
 
-from torch.utils.data import DataLoader, RandomSampler
-
 from vitae_hf.data.augmentation import AugmentationArguments, training_transform
-from vitae_hf.data.samples import ImageDataset, collate
+from vitae_hf.data.samples import ImageDataset
 from vitae_hf.data.sources import load_labelled_images
+from vitae_hf.deployment.benchmarking import loading_images_per_s
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-
-
-def images_per_s(dataset: ImageDataset, workers: int, batch_size: int, seconds: float) -> float:
-    sampler = RandomSampler(dataset, replacement=True, num_samples=10**9)
-    batches = iter(DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate, num_workers=workers))
-    for _ in range(2 * max(workers, 1)):
-        next(batches)
-    started, count = time.perf_counter(), 0
-    while time.perf_counter() - started < seconds:
-        count += len(next(batches)["labels"])
-    return count / (time.perf_counter() - started)
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -45,7 +32,7 @@ def main(argv: list[str] | None = None) -> dict:
     split = load_labelled_images(arguments.dataset, splits=[arguments.split])[arguments.split]
     dataset = ImageDataset(split, training_transform(arguments.image_size, AugmentationArguments()), seed=0)
     measured = {
-        workers: round(images_per_s(dataset, workers, arguments.batch_size, arguments.seconds), 1)
+        workers: round(loading_images_per_s(dataset, workers, arguments.batch_size, arguments.seconds), 1)
         for workers in arguments.workers
     }
     record = {

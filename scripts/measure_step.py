@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from measure_parity import GOLDEN, golden_state_dict
@@ -41,14 +42,16 @@ def batch_norm(weights: dict[str, torch.Tensor], name: str, feature_map: torch.T
 class Step:
     """Each call is a forward and a backward pass, always on the same images."""
 
-    def __init__(self, logits, weights: list[torch.Tensor], batch_size: int):
-        self.logits, self.weights = logits, weights
-        generator = torch.Generator().manual_seed(0)
-        self.pixel_values = torch.randn(batch_size, 3, 224, 224, generator=generator)
-        self.labels = torch.arange(batch_size)
+    def __init__(self, logits, weights: list[torch.Tensor], batch_size: int, autocast: bool):
+        self.logits, self.weights, self.autocast = logits, weights, autocast
+        device, generator = weights[0].device, torch.Generator().manual_seed(0)
+        self.pixel_values = torch.randn(batch_size, 3, 224, 224, generator=generator).to(device)
+        self.labels = torch.arange(batch_size, device=device)
 
     def loss(self) -> torch.Tensor:
-        return nn.functional.cross_entropy(self.logits(self.pixel_values), self.labels)
+        with torch.autocast(self.labels.device.type, torch.bfloat16, self.autocast):
+            logits = self.logits(self.pixel_values)
+        return nn.functional.cross_entropy(logits.float(), self.labels)
 
     def __call__(self) -> None:
         self.loss().backward()
@@ -56,29 +59,42 @@ class Step:
             weight.grad = None
 
 
-def steps(preset: str, batch_size: int) -> dict[str, Step]:
+def steps(preset: str, batch_size: int, device: str, autocast: bool) -> dict[str, Step]:
     """A step of the network that is written out plainly, and a step of ours."""
-    original = golden_state_dict(preset)
+    original = {name: tensor.to(device) for name, tensor in golden_state_dict(preset).items()}
     is_v2 = preset.startswith("vitaev2")
     config = config_from_preset(preset, **NO_NOISE, **({} if is_v2 else {"reduction_dropout_prob": 0.0}))
     model = AutoModelForImageClassification.from_config(config)
     model.load_state_dict(convert_original_state_dict(original))
+    model.to(device)
     fixed = ("running_mean", "running_var", "num_batches_tracked", "attn.w")
     plain = {name: tensor.requires_grad_(not name.endswith(fixed)) for name, tensor in original.items()}
-    plain_logits = reference.logits_v2 if is_v2 else reference.logits
+
+    def plain_logits(pixel_values: torch.Tensor) -> torch.Tensor:
+        # The device is where the plain networks make their grids.
+        with patch.object(reference, "_batch_norm", batch_norm), torch.device(device):
+            return (reference.logits_v2 if is_v2 else reference.logits)(plain, config, pixel_values)
+
+    own = [*model.parameters(), *model.buffers()]
     return {
-        "plain": Step(lambda pixels: plain_logits(plain, config, pixels), list(plain.values()), batch_size),
-        "ours": Step(lambda pixels: model.train()(pixels).logits, [*model.parameters(), *model.buffers()], batch_size),
+        "plain": Step(plain_logits, list(plain.values()), batch_size, autocast),
+        "ours": Step(lambda pixels: model.train()(pixels).logits, own, batch_size, autocast),
     }
 
 
-def measure(preset: str, batch_size: int, rounds: int) -> dict:
-    """Measure the seconds of a step, the bytes kept for an image, and how many times as fast our step is."""
-    both = steps(preset, batch_size)
+def measure(
+    preset: str, batch_size: int, rounds: int, least_seconds: float = 1.0, device: str = "cpu", autocast: bool = False
+) -> dict:
+    """Measure the seconds of a step, the bytes kept for an image, and how many times as fast our step is.
+
+    Raises:
+        RuntimeError: a step fails, or the two networks differ in their losses.
+    """
+    both = steps(preset, batch_size, device, autocast)
     losses = {name: step.loss().item() for name, step in both.items()}
-    if abs(losses["plain"] - losses["ours"]) > 1e-4 * abs(losses["plain"]):
+    if abs(losses["plain"] - losses["ours"]) > (1e-2 if autocast else 1e-4) * abs(losses["plain"]):
         raise RuntimeError(f"the two networks differ in their losses: {losses}")
-    seconds, errors = interleave(both, rounds, 1.0, "cpu")
+    seconds, errors = interleave(both, rounds, least_seconds, device)
     if errors:
         raise RuntimeError(str(errors))
     return {
@@ -99,7 +115,6 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
-    reference._batch_norm = batch_norm
     networks = {preset: measure(preset, arguments.batch_size, arguments.rounds) for preset in arguments.presets}
     record = {"networks": networks, "batch_size": arguments.batch_size, "rounds": arguments.rounds, **environment()}
     if arguments.output:

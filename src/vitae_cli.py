@@ -9,7 +9,8 @@ import importlib
 import importlib.metadata
 import sys
 from difflib import get_close_matches
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
@@ -58,7 +59,7 @@ def run(name: str, words: list[str]) -> None:
     """Run a command, and end the process as [`run_command`] does."""
     from vitae_hf.failures import of_a_missing_package, run_command
 
-    def main(words: list[str]) -> dict | None:
+    def main(words: list[str] | None) -> dict[str, Any] | None:
         try:
             return load(name).main(words)
         except ModuleNotFoundError as error:
@@ -66,13 +67,13 @@ def run(name: str, words: list[str]) -> None:
                 raise ImportError(sentence) from error
             raise
 
-    def status(record: dict) -> int:
+    def status(record: dict[str, Any]) -> int:
         return getattr(load(name), "status", lambda record: 0)(record)
 
     run_command(main, words, status)
 
 
-def load(name: str):
+def load(name: str) -> ModuleType:
     """The module of a command."""
     return importlib.import_module(f"vitae_hf.commands.{name}")
 

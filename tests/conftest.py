@@ -5,13 +5,19 @@ import sys
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # `make test-gpu` sets it, for the tests that are marked `gpu`
 if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the cores, and so do those that they start
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from helpers import CONFIGS  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="there is no GPU, or `CUDA_VISIBLE_DEVICES` hides it"))
 
 
 @pytest.fixture(params=list(CONFIGS))

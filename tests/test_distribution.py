@@ -52,6 +52,12 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(dist):
         assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
 
 
+def test_the_wheel_tells_type_checkers_that_it_has_types(dist):
+    """PEP 561: without this file they take no annotation of an installed package into account."""
+    with zipfile.ZipFile(wheel_of(dist)) as wheel:
+        assert "vitae_hf/py.typed" in wheel.namelist()
+
+
 @pytest.fixture(scope="module")
 def outside(dist, tmp_path_factory):
     """A folder outside any checkout, and the environment of a process that has the wheel and not this tree."""

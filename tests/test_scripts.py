@@ -27,6 +27,7 @@ from vitae_hf import config_from_preset
 from vitae_hf.commands.pretrain import Pretraining
 from vitae_hf.commands.train import Classification
 from vitae_hf.data.sources import load_labelled_images
+from vitae_hf.deployment import benchmarking
 from vitae_hf.deployment.benchmarking import interleave
 from vitae_hf.deployment.exporting import load_for_export
 
@@ -294,7 +295,7 @@ def briefly(functions: dict, rounds: int, least_seconds: float, device: str):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_speed_of_loading_counts_the_batches_after_the_first(fashion, tmp_path, monkeypatch, workers):
     """By a clock that moves on by a second whenever it is read: four batches of 8 in six seconds."""
-    monkeypatch.setattr(measure_loading, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
+    monkeypatch.setattr(benchmarking, "time", SimpleNamespace(perf_counter=itertools.count().__next__))
     words = f"--workers {workers} --image_size 32 --batch_size 8 --seconds 5 --output {tmp_path / 'found.json'}"
     record = measure_loading.main(["--dataset", str(fashion[0]), *words.split()])
     assert record["images_per_s_by_workers"] == {workers: round(4 * 8 / 6, 1)}
@@ -302,10 +303,6 @@ def test_the_speed_of_loading_counts_the_batches_after_the_first(fashion, tmp_pa
 
 
 def test_a_step_of_training_is_compared_with_the_plain_networks(tmp_path, monkeypatch):
-    reference = measure_step.reference
-    monkeypatch.setattr(
-        reference, "_batch_norm", reference._batch_norm
-    )  # the script replaces it; put it back at the end
     monkeypatch.setattr(measure_step, "interleave", briefly)
     words = f"--presets vitae-t --batch_size 2 --rounds 1 --threads 1 --output {tmp_path / 'found.json'}"
     record = measure_step.main(words.split())
@@ -315,8 +312,8 @@ def test_a_step_of_training_is_compared_with_the_plain_networks(tmp_path, monkey
     assert preset == "vitae-t" and set(seconds) == set(memory) == {"plain", "ours"} and min(seconds.values()) > 0
     assert figures["times_as_fast"]["median"] == pytest.approx(seconds["plain"] / seconds["ours"])
     assert 10**7 < memory["ours"] < memory["plain"]
-    plain_logits = reference.logits
-    monkeypatch.setattr(reference, "logits", lambda *inputs: 1.01 * plain_logits(*inputs))
+    plain_logits = measure_step.reference.logits
+    monkeypatch.setattr(measure_step.reference, "logits", lambda *inputs: 1.01 * plain_logits(*inputs))
     with pytest.raises(RuntimeError, match="the two networks differ in their losses"):
         measure_step.main(words.split())
 

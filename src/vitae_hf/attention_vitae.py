@@ -8,6 +8,7 @@ Transformer" (windows).
 """
 
 from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ def eager_attention_forward(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Softmax attention written out: from `(B, heads, T, D)` to `(B, T, heads, D)` and weights `(B, heads, T, T)`."""
     weights = query @ key.transpose(2, 3) * scaling  # (B, heads, T, T)
@@ -109,8 +110,8 @@ class ViTAERelativePositions(nn.Module):
 
     def __init__(self, grid_size: tuple[int, int], head_dim: int):
         super().__init__()
-        self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid_size[0] - 1, head_dim))
-        self.rel_pos_w = nn.Parameter(torch.zeros(2 * grid_size[1] - 1, head_dim))
+        self.rel_pos_h: nn.Parameter = nn.Parameter(torch.zeros(2 * grid_size[0] - 1, head_dim))
+        self.rel_pos_w: nn.Parameter = nn.Parameter(torch.zeros(2 * grid_size[1] - 1, head_dim))
 
     @staticmethod
     def resample(table: torch.Tensor, length: int) -> torch.Tensor:
@@ -166,18 +167,18 @@ class ViTAEAttention(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.head_dim = hidden_size // num_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob if has_dropout else 0.0
+        self.head_dim: int = hidden_size // num_heads
+        self.scaling: float = self.head_dim**-0.5
+        self.attention_dropout: float = config.attention_probs_dropout_prob if has_dropout else 0.0
         self.is_causal = False
         self.window_size, self.window_padding = window_size, window_padding
         self.value_residual = value_residual
-        self.q_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
-        self.k_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
-        self.v_proj = nn.Linear(in_size, hidden_size, bias=qkv_bias)
-        self.o_proj = nn.Linear(hidden_size, hidden_size)
-        self.dropout = ViTAEDropout(config.hidden_dropout_prob if has_dropout else 0.0)
-        self.relative_positions = None
+        self.q_proj: nn.Linear = nn.Linear(in_size, hidden_size, bias=qkv_bias)
+        self.k_proj: nn.Linear = nn.Linear(in_size, hidden_size, bias=qkv_bias)
+        self.v_proj: nn.Linear = nn.Linear(in_size, hidden_size, bias=qkv_bias)
+        self.o_proj: nn.Linear = nn.Linear(hidden_size, hidden_size)
+        self.dropout: ViTAEDropout = ViTAEDropout(config.hidden_dropout_prob if has_dropout else 0.0)
+        self.relative_positions: ViTAERelativePositions | None = None
         if rel_pos_size is not None:
             self.relative_positions = ViTAERelativePositions(rel_pos_size, self.head_dim)
 
@@ -185,14 +186,19 @@ class ViTAEAttention(nn.Module):
         return unflatten(states, 2, (-1, self.head_dim)).transpose(1, 2)  # (B, T, C) -> (B, heads, T, D)
 
     def attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None = None, **kwargs
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention and the output projection, `(B, heads, T, D)` -> `(B, T, C)`, and the weights if they are known.
 
         Args:
             bias: what is added to the scores before the softmax, `(B, heads, T, T)`.
         """
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attention_interface: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         output, weights = attention_interface(
@@ -208,7 +214,7 @@ class ViTAEAttention(nn.Module):
         return self.dropout(self.o_proj(output.flatten(2))), weights
 
     def forward(
-        self, hidden_states: torch.Tensor, height: int, width: int, **kwargs
+        self, hidden_states: torch.Tensor, height: int, width: int, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, bias = hidden_states.shape[0], None
         if self.window_size is not None:
@@ -290,18 +296,20 @@ class ViTAERandomFeatureAttention(nn.Module):
     it. It stays float32, whatever the dtype of the model.
     """
 
+    random_projection: torch.Tensor
+
     def __init__(self, config: ViTAEConfig, stage_idx: int):
         super().__init__()
         in_size, hidden_size = pyramid_size(config, stage_idx), config.hidden_sizes[stage_idx]
-        self.q_proj = nn.Linear(in_size, hidden_size)
-        self.k_proj = nn.Linear(in_size, hidden_size)
-        self.v_proj = nn.Linear(in_size, hidden_size)
-        self.o_proj = nn.Linear(hidden_size, hidden_size)
-        self.dropout = ViTAEDropout(config.reduction_dropout_prob)
+        self.q_proj: nn.Linear = nn.Linear(in_size, hidden_size)
+        self.k_proj: nn.Linear = nn.Linear(in_size, hidden_size)
+        self.v_proj: nn.Linear = nn.Linear(in_size, hidden_size)
+        self.o_proj: nn.Linear = nn.Linear(hidden_size, hidden_size)
+        self.dropout: ViTAEDropout = ViTAEDropout(config.reduction_dropout_prob)
         projection = torch.empty(hidden_size // 2, hidden_size, dtype=torch.float32)
         self.register_buffer("random_projection", projection)
 
-    def _apply(self, function, recurse: bool = True):
+    def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Move the module or change its dtype, as `Module.to` does. The random projection only moves."""
         before = self.random_projection
         super()._apply(function, recurse)
@@ -309,7 +317,7 @@ class ViTAERandomFeatureAttention(nn.Module):
             self.random_projection = before.to(self.random_projection.device)
         return self
 
-    def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> tuple[torch.Tensor, None]:
+    def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs: Any) -> tuple[torch.Tensor, None]:
         query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         attention = random_feature_attention(query, key, value, self.random_projection)
         return value + self.dropout(self.o_proj(attention)), None

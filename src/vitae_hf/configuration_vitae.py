@@ -4,8 +4,10 @@
 import math
 from dataclasses import fields
 from difflib import get_close_matches
+from os import PathLike
 from pathlib import Path
 from shutil import copyfile
+from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
@@ -16,7 +18,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 # Keywords that the library accepts in addition to the fields of `PreTrainedConfig`.
-LIBRARY_FIELDS = {
+LIBRARY_FIELDS: set[str] = {
     "attn_implementation",
     "auto_map",
     "model_type",
@@ -26,19 +28,19 @@ LIBRARY_FIELDS = {
     "quantization_config",
     "torch_dtype",
 }
-LABEL_FIELDS = ("id2label", "label2id")
-LARGEST = 2**31 - 1  # the largest size of a tensor's dimension
-REDUCTION_TYPES = ("random_feature", "pyramid", "patch")
-WINDOW_PADDINGS = ("both", "end")
-WINDOW_TYPES = ("plain", "rotated", "rotated_apart")
+LABEL_FIELDS: tuple[str, ...] = ("id2label", "label2id")
+LARGEST: int = 2**31 - 1  # the largest size of a tensor's dimension
+REDUCTION_TYPES: tuple[str, ...] = ("random_feature", "pyramid", "patch")
+WINDOW_PADDINGS: tuple[str, ...] = ("both", "end")
+WINDOW_TYPES: tuple[str, ...] = ("plain", "rotated", "rotated_apart")
 
 
-def as_tuple(value):
+def as_tuple(value: Any) -> Any:
     """Lists, and lists in lists, as tuples."""
     return tuple(as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def require(condition: bool, field: str, expected: str, value, where: str = ""):
+def require(condition: bool, field: str, expected: str, value: Any, where: str = "") -> None:
     """Raise a `ValueError` with the field, what was expected and the value, unless the condition holds."""
     if not condition:
         raise ValueError(f"`{field}`{where} must {expected}, got {value!r}.")
@@ -48,8 +50,8 @@ def require(condition: bool, field: str, expected: str, value, where: str = ""):
 class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
     """Base class of the configurations. [`ViTAEConfig`] and [`ViTAEv2Config`] describe the fields."""
 
-    attribute_map = {"num_hidden_layers": "num_stages"}
-    per_stage_fields = (
+    attribute_map: ClassVar[dict[str, str]] = {"num_hidden_layers": "num_stages"}
+    per_stage_fields: ClassVar[tuple[str, ...]] = (
         "strides",
         "reduction_kernel_sizes",
         "reduction_dilations",
@@ -61,8 +63,13 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         "conv_groups",
     )
     # For folders that load without this package: the class for each Auto class, and the code that is saved with them.
-    auto_classes = {}
-    code_files = ("configuration_vitae.py", "attention_vitae.py", "layers_vitae.py", "modeling_base_vitae.py")
+    auto_classes: ClassVar[dict[str, str]] = {}
+    code_files: ClassVar[tuple[str, ...]] = (
+        "configuration_vitae.py",
+        "attention_vitae.py",
+        "layers_vitae.py",
+        "modeling_base_vitae.py",
+    )
 
     image_size: int | list[int] | tuple[int, int] = 224
     num_channels: int = 3
@@ -86,10 +93,10 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
     _out_features: list[str] | None = None
     _out_indices: list[int] | None = None
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name in ("image_size", *self.per_stage_fields):  # lists in JSON
             setattr(self, name, as_tuple(getattr(self, name)))
-        self.stage_names = self.feature_map_names
+        self.stage_names: list[str] = self.feature_map_names
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
@@ -102,13 +109,15 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
                 logger.warning("%s has no field %r; nothing will read it.", type(self).__name__, name)
         kwargs = {name: value for name, value in kwargs.items() if not self.is_derived(name)}
         if self.label2id is None and self.id2label is not None:
-            self.label2id = {label: int(index) for index, label in self.id2label.items()}
+            numbers = {label: int(index) for index, label in self.id2label.items()}
+            self.label2id: dict[str, int] | dict[str, str] | None = numbers
         elif self.id2label is None and self.label2id is not None:
-            self.id2label = {int(index): label for label, index in self.label2id.items()}
+            labels = {int(index): label for label, index in self.label2id.items()}
+            self.id2label: dict[int, str] | dict[str, str] | None = labels
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """[`PreTrainedConfig.from_dict`]. Unknown names in a saved dictionary are kept, but keywords are checked.
 
         Raises:
@@ -122,11 +131,11 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         return super().from_dict({"model_type": cls.model_type, **config_dict}, **kwargs)
 
     @classmethod
-    def from_json_file(cls, json_file):
+    def from_json_file(cls, json_file: str | PathLike[str]) -> Self:
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
     @classmethod
-    def check_typed_name(cls, name: str):
+    def check_typed_name(cls, name: str) -> None:
         """Raise a `ValueError` if this is almost the name of a field, or names something that follows from fields."""
         known = [field.name.removeprefix("_") for field in fields(cls)]
         if name not in known and (similar := get_close_matches(name, known, n=1, cutoff=0.85)):
@@ -176,10 +185,11 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def image_height_width(self) -> tuple[int, int]:
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
+        height, width = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
+        return height, width
 
     @property
-    def base_model_fsdp_plan(self) -> dict[str, str]:
+    def base_model_fsdp_plan(self) -> dict[str, str]:  # type: ignore[override]  # the library reads it, never sets it
         """Which modules of the base model FSDP2 shards one by one, when the library shards a model while loading it."""
         return {"stages.*.reduction_cell": "free_full_weight", "stages.*.normal_cells.*": "free_full_weight"}
 
@@ -188,7 +198,7 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         last = max(sum(self.depths) - 1, 1)
         return [self.drop_path_rate * index / last for index in range(start, start + length)]
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Check the fields against each other. `@strict` calls this after it has checked their types."""
         require(self.num_stages >= 1, "depths", "have an entry for each stage", self.depths)
         require(self.num_channels >= 1, "num_channels", "be at least 1", self.num_channels)
@@ -216,21 +226,21 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         is_multiple = all(side > 0 and side % stride == 0 for side in sides)
         require(is_multiple, "image_size", f"be a positive multiple of the total stride {stride}", self.image_size)
 
-    def _validate_reduction_cell(self, row: dict, in_channels: int, where: str):
+    def _validate_reduction_cell(self, row: dict[str, Any], in_channels: int, where: str) -> None:
         kernel_size, stride, dilations = (row["reduction_kernel_sizes"], row["strides"], row["reduction_dilations"])
         for name in ("reduction_channels", "reduction_conv_groups", "hidden_sizes", "strides"):
             require(row[name] >= 1, name, "be at least 1", row[name], where)
         require(min(dilations, default=0) >= 1, "reduction_dilations", "be dilations of at least 1", dilations, where)
         require(kernel_size >= stride, "reduction_kernel_sizes", f"be at least {stride}", kernel_size, where)
 
-    def _validate_reduction_conv_branch(self, row: dict, in_channels: int, where: str):
+    def _validate_reduction_conv_branch(self, row: dict[str, Any], in_channels: int, where: str) -> None:
         stride, groups = row["strides"], row["reduction_conv_groups"]
         require(stride in (2, 4), "strides", "be 2 or 4", stride, where)
         widths = (in_channels, row["reduction_channels"], row["hidden_sizes"])
         divides = all(width % groups == 0 for width in widths)
         require(divides, "reduction_conv_groups", f"divide the widths {widths}", groups, where)
 
-    def _validate_normal_cells(self, row: dict, where: str):
+    def _validate_normal_cells(self, row: dict[str, Any], where: str) -> None:
         depth, hidden_size, num_heads = row["depths"], row["hidden_sizes"], row["num_attention_heads"]
         require(depth >= 0, "depths", "be at least 0", depth, where)
         if depth == 0:
@@ -243,12 +253,12 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         divides = groups >= 1 and all(width % groups == 0 for width in widths)
         require(divides, "conv_groups", f"divide the widths {widths}", groups, where)
 
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save `config.json` and the code files, so that every Auto class can load the folder without this package.
 
         See [`PreTrainedConfig.save_pretrained`] for the arguments.
         """
-        self.auto_map = dict(self.auto_classes)
+        self.auto_map: dict[str, str] = dict(self.auto_classes)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         for name in self.code_files:
@@ -382,16 +392,16 @@ class ViTAEConfig(ViTAEFamilyConfig):
     Source: Xu et al. 2021, ViTAE (arXiv 2106.03348), figure 2 and table 1.
     """
 
-    model_type = "vitae"
-    per_stage_fields = ("reduction_types", *ViTAEFamilyConfig.per_stage_fields)
-    auto_classes = {
+    model_type: ClassVar[str] = "vitae"
+    per_stage_fields: ClassVar[tuple[str, ...]] = ("reduction_types", *ViTAEFamilyConfig.per_stage_fields)
+    auto_classes: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_vitae.ViTAEConfig",
         "AutoModel": "modeling_vitae.ViTAEModel",
         "AutoModelForImageClassification": "modeling_vitae.ViTAEForImageClassification",
         "AutoModelForPreTraining": "modeling_vitae.ViTAEForPreTraining",
         "AutoBackbone": "modeling_vitae.ViTAEBackbone",
     }
-    code_files = (
+    code_files: ClassVar[tuple[str, ...]] = (
         *ViTAEFamilyConfig.code_files,
         "decoder_vitae.py",
         "embeddings_vitae.py",
@@ -429,7 +439,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
     decoder_intermediate_size: int = 2048
     norm_pix_loss: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name in ("global_attn_indexes", "rescaled_cells"):
             setattr(self, name, as_tuple(getattr(self, name)))
         if not (kwargs.get("out_features") or kwargs.get("out_indices")):
@@ -437,7 +447,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """As in the base class. A new feature pyramid also decides anew which maps a backbone returns."""
         pyramid = ("feature_pyramid_channels", "rescaled_cells")
         if any(name in kwargs for name in pyramid):
@@ -486,7 +496,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         return self.strides[0]
 
     @property
-    def base_model_fsdp_plan(self) -> dict[str, str]:
+    def base_model_fsdp_plan(self) -> dict[str, str]:  # type: ignore[override]  # as above
         """Which modules of the base model FSDP2 shards one by one, when the library shards a model while loading it."""
         first = "embeddings" if self.is_plain else "stages.*.reduction_cell"
         return {first: "free_full_weight", "stages.*.normal_cells.*": "free_full_weight"}
@@ -495,7 +505,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         """Rates of a stage's normal cells, which rise linearly over the cells of all stages."""
         return self.linear_drop_path_rates(start=sum(self.depths[:stage_idx]), length=self.depths[stage_idx])
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Check the fields against each other. `@strict` calls this after it has checked their types."""
         require(self.conv_branch_depth in (2, 3), "conv_branch_depth", "be 2 or 3", self.conv_branch_depth)
         require(self.conv_kernel_size in (1, 3), "conv_kernel_size", "be 3 or 1", self.conv_kernel_size)
@@ -508,7 +518,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         self._validate_windows()
         self._validate_feature_pyramid()
 
-    def _validate_windows(self):
+    def _validate_windows(self) -> None:
         size, kind, padding = self.window_size, self.window_type, self.window_padding
         require(kind in WINDOW_TYPES, "window_type", f"be one of {WINDOW_TYPES}", kind)
         require(padding in WINDOW_PADDINGS, "window_padding", f"be one of {WINDOW_PADDINGS}", padding)
@@ -530,7 +540,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         given = bool(self.global_attn_indexes)
         require(not given or size is not None, "window_size", "be set for `global_attn_indexes`", size)
 
-    def _validate_feature_pyramid(self):
+    def _validate_feature_pyramid(self) -> None:
         channels, cells, stride = self.feature_pyramid_channels, self.rescaled_cells, self.total_stride
         if channels is None and not cells:
             return
@@ -545,7 +555,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         are_cells = cells in ((), (-1,)) or (len(cells) == 4 and all(0 <= cell <= last for cell in cells))
         require(are_cells, "rescaled_cells", f"be (-1,) or number four cells from 0 to {last}", cells)
 
-    def _validate_decoder(self):
+    def _validate_decoder(self) -> None:
         require(0 < self.mask_ratio < 1, "mask_ratio", "be above 0 and below 1", self.mask_ratio)
         width, num_heads = self.decoder_hidden_size, self.decoder_num_attention_heads
         require(width > 0 and width % 4 == 0, "decoder_hidden_size", "be a positive multiple of 4", width)
@@ -554,7 +564,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         for name in ("decoder_num_hidden_layers", "decoder_intermediate_size"):
             require(getattr(self, name) >= 1, name, "be at least 1", getattr(self, name))
 
-    def _validate_reduction_cell(self, row: dict, in_channels: int, where: str):
+    def _validate_reduction_cell(self, row: dict[str, Any], in_channels: int, where: str) -> None:
         kind, stride, kernel_size = row["reduction_types"], row["strides"], row["reduction_kernel_sizes"]
         require(kind in REDUCTION_TYPES, "reduction_types", f"be one of {REDUCTION_TYPES}", kind, where)
         super()._validate_reduction_cell(row, in_channels, where)

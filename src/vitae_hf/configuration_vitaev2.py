@@ -1,6 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Every number that shapes a ViTAEv2 network, and its validation."""
 
+from typing import Any, ClassVar
+
 from huggingface_hub.dataclasses import strict
 
 from .configuration_vitae import WINDOW_PADDINGS, ViTAEFamilyConfig, require
@@ -92,15 +94,23 @@ class ViTAEv2Config(ViTAEFamilyConfig):
     Source: Zhang et al. 2022, ViTAEv2 (arXiv 2202.10108), figure 3 and table 2.
     """
 
-    model_type = "vitaev2"
-    per_stage_fields = (*ViTAEFamilyConfig.per_stage_fields, "reduction_num_attention_heads", "window_sizes")
-    auto_classes = {
+    model_type: ClassVar[str] = "vitaev2"
+    per_stage_fields: ClassVar[tuple[str, ...]] = (
+        *ViTAEFamilyConfig.per_stage_fields,
+        "reduction_num_attention_heads",
+        "window_sizes",
+    )
+    auto_classes: ClassVar[dict[str, str]] = {
         "AutoConfig": "configuration_vitaev2.ViTAEv2Config",
         "AutoModel": "modeling_vitaev2.ViTAEv2Model",
         "AutoModelForImageClassification": "modeling_vitaev2.ViTAEv2ForImageClassification",
         "AutoBackbone": "modeling_vitaev2.ViTAEv2Backbone",
     }
-    code_files = (*ViTAEFamilyConfig.code_files, "configuration_vitaev2.py", "modeling_vitaev2.py")
+    code_files: ClassVar[tuple[str, ...]] = (
+        *ViTAEFamilyConfig.code_files,
+        "configuration_vitaev2.py",
+        "modeling_vitaev2.py",
+    )
 
     strides: tuple[int, ...] | list[int] = (4, 2, 2, 2)
     reduction_kernel_sizes: tuple[int, ...] | list[int] = (7, 3, 3, 3)
@@ -124,7 +134,7 @@ class ViTAEv2Config(ViTAEFamilyConfig):
             start = self.depths[stage_idx - 1] if stage_idx else 0
         return self.linear_drop_path_rates(start, length=self.depths[stage_idx])
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Check the fields against each other. `@strict` calls this after it has checked their types."""
         schedule = self.drop_path_schedule
         require(schedule in DROP_PATH_SCHEDULES, "drop_path_schedule", f"be one of {DROP_PATH_SCHEDULES}", schedule)
@@ -132,7 +142,7 @@ class ViTAEv2Config(ViTAEFamilyConfig):
         require(padding in WINDOW_PADDINGS, "window_padding", f"be one of {WINDOW_PADDINGS}", padding)
         super().validate_architecture()
 
-    def _validate_reduction_cell(self, row: dict, in_channels: int, where: str):
+    def _validate_reduction_cell(self, row: dict[str, Any], in_channels: int, where: str) -> None:
         super()._validate_reduction_cell(row, in_channels, where)
         self._validate_reduction_conv_branch(row, in_channels, where)
         hidden_size, heads, window = row["hidden_sizes"], row["reduction_num_attention_heads"], row["window_sizes"]

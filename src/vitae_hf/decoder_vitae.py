@@ -88,11 +88,13 @@ class ViTAEDecoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: ViTAEConfig):
         super().__init__()
         hidden_size = config.decoder_hidden_size
-        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.attention = ViTAEAttention(config, hidden_size, hidden_size, config.decoder_num_attention_heads)
-        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.mlp = ViTAEMLP(hidden_size, config.decoder_intermediate_size)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layernorm_before: nn.LayerNorm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.attention: ViTAEAttention = ViTAEAttention(
+            config, hidden_size, hidden_size, config.decoder_num_attention_heads
+        )
+        self.layernorm_after: nn.LayerNorm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp: ViTAEMLP = ViTAEMLP(hidden_size, config.decoder_intermediate_size)
+        self.dropout: nn.Dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
         attention, _ = self.attention(self.layernorm_before(hidden_states), height, width)
@@ -108,22 +110,31 @@ class ViTAEDecoder(nn.Module):
     Source: He et al. 2022, section 3, "MAE decoder".
     """
 
+    patch_size: int
+    position_embeddings: torch.Tensor
+
     def __init__(self, config: ViTAEConfig):
         super().__init__()
         hidden_size, self.patch_size = config.decoder_hidden_size, config.total_stride
-        self.grid_size = tuple(side // self.patch_size for side in config.image_height_width)
-        self.embedding = nn.Linear(config.hidden_size, hidden_size)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
+        self.grid_size: tuple[int, int] = self.grid_of(config.image_height_width)
+        self.embedding: nn.Linear = nn.Linear(config.hidden_size, hidden_size)
+        self.mask_token: nn.Parameter = nn.Parameter(torch.zeros(1, 1, hidden_size))
         positions = sin_cos_positions(self.grid_size, hidden_size).to(torch.get_default_dtype())
         self.register_buffer("position_embeddings", positions)
-        self.layers = nn.ModuleList(ViTAEDecoderLayer(config) for _ in range(config.decoder_num_hidden_layers))
-        self.layernorm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.prediction = nn.Linear(hidden_size, self.patch_size**2 * config.num_channels)
+        self.layers: nn.ModuleList = nn.ModuleList(
+            ViTAEDecoderLayer(config) for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.layernorm: nn.LayerNorm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.prediction: nn.Linear = nn.Linear(hidden_size, self.patch_size**2 * config.num_channels)
+
+    def grid_of(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the patches of an image of this height and width."""
+        return image_size[0] // self.patch_size, image_size[1] // self.patch_size
 
     @torch.no_grad()
     def resize(self, image_size: tuple[int, int]) -> None:
         """Resample the positions for images of another height and width, which become the usual ones."""
-        grid_size = tuple(side // self.patch_size for side in image_size)
+        grid_size = self.grid_of(image_size)
         self.position_embeddings = interpolate_positions(self.position_embeddings, self.grid_size, grid_size).clone()
         self.grid_size = grid_size
 

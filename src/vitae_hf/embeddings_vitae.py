@@ -5,6 +5,7 @@ The shape key is in `layers_vitae.py`; K is the number of patches that are chose
 """
 
 from functools import partial
+from typing import Self
 
 import torch
 from torch import nn
@@ -74,15 +75,17 @@ class ViTAEEmbeddings(nn.Module):
         self.fixed_positions = fixed_positions
         hidden_size, stride = config.hidden_sizes[0], config.strides[0]
         height, width = config.image_height_width
-        self.image_size = config.image_height_width
-        self.grid_size = (height // stride, width // stride)
-        self.projection = nn.Conv2d(config.num_channels, hidden_size, stride, stride=stride)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size)) if config.has_class_token else None
+        self.image_size: tuple[int, int] = config.image_height_width
+        self.grid_size: tuple[int, int] = (height // stride, width // stride)
+        self.projection: nn.Conv2d = nn.Conv2d(config.num_channels, hidden_size, stride, stride=stride)
+        self.cls_token: nn.Parameter | None = None
+        if config.has_class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
         num_tokens = self.grid_size[0] * self.grid_size[1] + int(config.has_class_token)
         positions = torch.zeros(1, num_tokens, hidden_size)
-        self.position_embeddings = nn.Parameter(positions, requires_grad=not fixed_positions)
+        self.position_embeddings: nn.Parameter = nn.Parameter(positions, requires_grad=not fixed_positions)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.fixed_positions:  # here, because `from_pretrained` makes all weights trainable and then calls `eval`
             self.position_embeddings.requires_grad_(False)
@@ -114,7 +117,7 @@ class ViTAEEmbeddings(nn.Module):
         height, width = pixel_values.shape[-2:]
         patches = self.projection(pixel_values)  # (B, C, H, W)
         if interpolate_pos_encoding:
-            positions = self.interpolate_pos_encoding(tuple(patches.shape[-2:]))
+            positions = self.interpolate_pos_encoding((patches.shape[-2], patches.shape[-1]))
         elif (height, width) == self.image_size:
             positions = self.position_embeddings
         else:

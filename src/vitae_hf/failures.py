@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from huggingface_hub import constants, get_token
@@ -31,7 +32,7 @@ FAILURES = (
     httpx.HTTPError,  # which is no OSError
     torch.OutOfMemoryError,
 )
-EXTRAS = {
+EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("torchvision", "accelerate", "datasets", "evaluate", "timm", "matplotlib", "tensorboard"),
     "explain": ("pytorch_grad_cam", "matplotlib"),
     "export": ("onnx", "onnxscript", "onnxruntime", "openvino"),
@@ -42,9 +43,9 @@ OF_A_WORKER = re.compile(r"Original Traceback.*\n[\w.]+: ", re.DOTALL)
 
 
 def run_command(
-    main: Callable[[list[str] | None], dict | None],
+    main: Callable[[list[str] | None], dict[str, Any] | None],
     argv: list[str] | None = None,
-    status: Callable[[dict], int] = lambda record: 0,
+    status: Callable[[dict[str, Any]], int] = lambda record: 0,
 ) -> None:
     """Run a command and end the process: its record as a line of JSON, or a sentence on stderr and status 1.
 

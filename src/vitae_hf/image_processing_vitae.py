@@ -7,16 +7,18 @@ scaled to [0, 1], and normalised with the mean and standard deviation of ImageNe
 
 import math
 import os
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from shutil import copyfile
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
-from transformers.image_processing_utils import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_transforms import group_images_by_shape, reorder_images
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -34,13 +36,16 @@ from transformers.utils import is_torchvision_available, logging
 
 logger = logging.get_logger(__name__)
 
+Pixels = TypeVar("Pixels", np.ndarray, torch.Tensor)
+Statistics = float | Sequence[float] | None
+
 MAX_ASPECT_RATIO = 20
 """A picture that is longer than this many times its width loses its ends before it is resized."""
 SMALLEST_STD = 1e-6
-MAX_VALUES = 3 * 2**23
+MAX_VALUES: int = 3 * 2**23
 """The most values (pixels times channels) that `size / crop_pct` may have: 2896×2896 pixels of three channels."""
 # For folders that load without this package: the class for each backend.
-AUTO_MAP = {
+AUTO_MAP: dict[str, dict[str, str]] = {
     "AutoImageProcessor": {
         "torchvision": "image_processing_vitae.ViTAEImageProcessor",
         "pil": "image_processing_vitae.ViTAEImageProcessorPil",
@@ -48,7 +53,7 @@ AUTO_MAP = {
 }
 
 
-def read_image(source: str | os.PathLike) -> PIL.Image.Image:
+def read_image(source: str | os.PathLike[str]) -> PIL.Image.Image:
     """Read an image from a path, URL or base64 string.
 
     Raises:
@@ -67,7 +72,8 @@ def read_image(source: str | os.PathLike) -> PIL.Image.Image:
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Turn a picture upright and into 8-bit RGB. 16-bit grey is scaled to 8 bits; Pillow would clip it."""
     image = PIL.ImageOps.exif_transpose(image)
-    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.getextrema()[1] > 255)
+    highest: Any = image.getextrema()[1] if image.mode == "I" else 0
+    is_16_bit = image.mode.startswith("I;16") or highest > 255
     if is_16_bit:
         image = PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
@@ -110,13 +116,13 @@ def infer_channel_axis(image: torch.Tensor, num_channels: int) -> ChannelDimensi
     first, last = image.shape[0], image.shape[-1]
     for counts in ((1, 3), (1, 3, 4)) if num_channels == 3 else ((num_channels,),):
         if first in counts or last in counts:
-            return infer_channel_dimension_format(image, counts)
+            return infer_channel_dimension_format(image, counts)  # type: ignore[arg-type]  # it reads shapes only
     return ChannelDimension.FIRST if first <= last else ChannelDimension.LAST
 
 
 def resized_height_width(height: int, width: int, size: SizeDict, crop_pct: float) -> tuple[int, int]:
     """The size at which an image just covers `size / crop_pct`. One side fits exactly, the other is rounded down."""
-    target_height, target_width = int(size.height / crop_pct), int(size.width / crop_pct)
+    target_height, target_width = int(size["height"] / crop_pct), int(size["width"] / crop_pct)
     if target_height * width >= target_width * height:  # the height fits exactly
         return target_height, int(target_height * width / height)
     return int(target_width * height / width), target_width
@@ -124,11 +130,11 @@ def resized_height_width(height: int, width: int, size: SizeDict, crop_pct: floa
 
 def center_box(height: int, width: int, size: SizeDict) -> tuple[slice, slice]:
     """Rows and columns of the centre crop. As in the authors' code, halves are rounded to even numbers."""
-    top, left = int(round((height - size.height) / 2)), int(round((width - size.width) / 2))
-    return slice(top, top + size.height), slice(left, left + size.width)
+    top, left = int(round((height - size["height"]) / 2)), int(round((width - size["width"]) / 2))
+    return slice(top, top + size["height"]), slice(left, left + size["width"])
 
 
-def without_far_ends(image):
+def without_far_ends(image: Pixels) -> Pixels:
     """Cut the ends off an image `(..., height, width)` that is more than `MAX_ASPECT_RATIO` times as long as wide.
 
     They would be cropped after resizing anyway, and resizing a line of 10,000×1 pixels would take gigabytes.
@@ -139,7 +145,7 @@ def without_far_ends(image):
     return image[..., top : top + min(height, longest), left : left + min(width, longest)]
 
 
-def channel_count(image_mean, image_std) -> int:
+def channel_count(image_mean: Statistics, image_std: Statistics) -> int:
     """How many channels pictures have that are normalised by these statistics.
 
     A sequence has one number for each channel. If both statistics are single numbers, pictures have three channels.
@@ -147,16 +153,17 @@ def channel_count(image_mean, image_std) -> int:
     Raises:
         ValueError: there are not as many means as standard deviations.
     """
-    counts = {len(values) for values in (image_mean, image_std) if np.ndim(values)}
+    means, deviations = np.asarray(image_mean).shape, np.asarray(image_std).shape
+    counts = {shape[0] for shape in (means, deviations) if shape}
     if len(counts) > 1:
         raise ValueError(
             "`image_mean` and `image_std` must have a number for each channel, got"
-            f" {len(image_mean)} and {len(image_std)} numbers"
+            f" {means[0]} and {deviations[0]} numbers"
         )
     return counts.pop() if counts else 3
 
 
-def check_statistics(image_mean, image_std) -> None:
+def check_statistics(image_mean: Statistics, image_std: Statistics) -> None:
     """Raise an error unless pixels can be normalised with these numbers.
 
     Raises:
@@ -178,22 +185,23 @@ class ViTAEImageProcessorKwargs(ImagesKwargs, total=False):
     crop_pct: float
 
 
-class _ViTAEProcessing:
+class _ViTAEProcessing(BaseImageProcessor):
     """What both backends share: default settings, reading of pictures, checks, and saving."""
 
     valid_kwargs = ViTAEImageProcessorKwargs
-    filters = (0, 1, 2, 3)  # Pillow's numbers for nearest, Lanczos, bilinear and bicubic
+    resize: Callable[..., Any]  # the backend's
+    filters: tuple[int, ...] = (0, 1, 2, 3)  # Pillow's numbers for nearest, Lanczos, bilinear and bicubic
     resample = PILImageResampling.BICUBIC
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
-    size = {"height": 224, "width": 224}
-    crop_pct = 0.9
+    size: dict[str, int] = {"height": 224, "width": 224}
+    crop_pct: float = 0.9
     do_convert_rgb = True
     do_resize = True
     do_rescale = True
     do_normalize = True
 
-    def fetch_images(self, images):
+    def fetch_images(self, images: Any) -> Any:
         if isinstance(images, (list, tuple)):
             if not images:
                 raise ValueError("expected at least one picture, got an empty list")
@@ -206,20 +214,20 @@ class _ViTAEProcessing:
 
     def process_image(
         self,
-        image,
+        image: PIL.Image.Image | np.ndarray | torch.Tensor,
         do_convert_rgb: bool | None = None,
         input_data_format: str | ChannelDimension | None = None,
         do_rescale: bool | None = None,
         do_normalize: bool | None = None,
-        image_mean: float | tuple[float, ...] | None = None,
-        image_std: float | tuple[float, ...] | None = None,
-        **kwargs,
-    ):
+        image_mean: Statistics = None,
+        image_std: Statistics = None,
+        **kwargs: Any,
+    ) -> np.ndarray | torch.Tensor:
         num_channels = channel_count(image_mean, image_std)
         if isinstance(image, PIL.Image.Image):
             if do_convert_rgb:
                 image = {1: to_grey, 3: to_rgb}.get(num_channels, PIL.ImageOps.exif_transpose)(image)
-            image, input_data_format = np.atleast_3d(image), ChannelDimension.LAST
+            image, input_data_format = np.atleast_3d(np.asarray(image)), ChannelDimension.LAST
         image = to_pixels(image if torch.is_tensor(image) else to_tensor(image), num_channels)
         if do_rescale and image.dtype != torch.uint8 and image.min() >= 0 and image.max() <= 1:
             logger.warning_once(
@@ -227,17 +235,17 @@ class _ViTAEProcessing:
                 " between 0 and 1, set `do_rescale=False` to avoid rescaling them again."
             )
         input_data_format = input_data_format or infer_channel_axis(image, num_channels)
-        image = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
-        if do_convert_rgb and num_channels == 3 and len(image) in (1, 4):
-            image = image[[0, 0, 0]] if len(image) == 1 else image[:3]  # grey, or alpha to drop
-        if len(image) != num_channels and (do_convert_rgb or do_normalize):
+        pixels = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
+        if do_convert_rgb and num_channels == 3 and len(pixels) in (1, 4):
+            pixels = pixels[[0, 0, 0]] if len(pixels) == 1 else pixels[:3]  # grey, or alpha to drop
+        if len(pixels) != num_channels and (do_convert_rgb or do_normalize):
             raise ValueError(
                 "the picture must have as many channels as `image_mean` and `image_std` have numbers,"
-                f" {num_channels}, got {len(image)}"
+                f" {num_channels}, got {len(pixels)}"
             )
-        return image
+        return pixels
 
-    def _validate_preprocess_kwargs(self, size: SizeDict | None = None, crop_pct: float | None = None, **kwargs):
+    def _validate_preprocess_kwargs(self, size: SizeDict, crop_pct: float, **kwargs: Any) -> None:
         if kwargs.get("do_center_crop") is not None or kwargs.get("crop_size") is not None:
             raise ValueError("the crop follows from `size` and `crop_pct`: leave `do_center_crop` and `crop_size` out")
         super()._validate_preprocess_kwargs(size=size, **kwargs)
@@ -249,10 +257,11 @@ class _ViTAEProcessing:
             raise ValueError(f"`crop_pct` must be above 0 and at most 1, got {crop_pct}.")
         self._validate_numbers(size, crop_pct, **kwargs)
 
-    def _validate_numbers(self, size: SizeDict, crop_pct: float, **kwargs) -> None:
+    def _validate_numbers(self, size: SizeDict, crop_pct: float, **kwargs: Any) -> None:
         """Check the settings that decide about memory and numbers, since a processor's file may come from anybody."""
         mean, std = kwargs.get("image_mean"), kwargs.get("image_std")
-        factor, resample, channels = kwargs.get("rescale_factor"), kwargs.get("resample"), channel_count(mean, std)
+        factor: Any = kwargs.get("rescale_factor")
+        resample, channels = kwargs.get("resample"), channel_count(mean, std)
         if kwargs.get("do_rescale") and not 0 < factor < math.inf:
             raise ValueError(f"`rescale_factor` must be a positive number, got {factor}.")
         if kwargs.get("do_normalize"):
@@ -263,7 +272,7 @@ class _ViTAEProcessing:
         if not is_torchvisions and resample not in self.filters:
             raise ValueError(f"`resample` must be one of the filters {self.filters}, got {resample!r}.")
         are_whole = all(isinstance(side, int) and side >= 1 for side in (size.height, size.width))
-        if not are_whole or channels * size.height * size.width > MAX_VALUES * crop_pct**2:
+        if not are_whole or channels * size["height"] * size["width"] > MAX_VALUES * crop_pct**2:
             raise ValueError(
                 f"`size` over `crop_pct` must be whole pixels and at most {MAX_VALUES:,} values, got"
                 f" {size.height}×{size.width} pixels of {channels} channels at a `crop_pct` of {crop_pct}."
@@ -275,21 +284,23 @@ class _ViTAEProcessing:
         Raises:
             ValueError: a setting has a value that cannot be used. The message names the setting.
         """
-        names = ("crop_pct", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std", "resample")
-        settings = {name: getattr(self, name, None) for name in (*names, "rescale_factor", "crop_size")}
-        self._validate_preprocess_kwargs(size=self.size, **settings)
+        names = ("size", "crop_pct", "do_resize", "do_rescale", "do_normalize", "image_mean", "image_std", "resample")
+        settings: dict[str, Any] = {name: getattr(self, name, None) for name in (*names, "rescale_factor", "crop_size")}
+        self._validate_preprocess_kwargs(**settings)
 
-    def _resize_and_crop(self, image, size: SizeDict, resample, crop_pct: float):
+    def _resize_and_crop(self, image: Pixels, size: SizeDict, resample: Enum | int | None, crop_pct: float) -> Pixels:
         image = without_far_ends(image)
-        height, width = resized_height_width(*image.shape[-2:], size, crop_pct)
+        height, width = resized_height_width(image.shape[-2], image.shape[-1], size, crop_pct)
         image = self.resize(image, SizeDict(height=height, width=width), resample=resample)
         rows, columns = center_box(height, width, size)
         return image[..., rows, columns]
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "auto_map": AUTO_MAP}
 
-    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
         """Save `preprocessor_config.json` and this file, so that the folder loads without this package."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         copyfile(__file__, Path(save_directory) / Path(__file__).name)
@@ -335,7 +346,16 @@ class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
             )
         super().__init__(**kwargs)
 
-    def _preprocess(self, images, do_resize, size, resample, crop_pct, disable_grouping=None, **kwargs) -> BatchFeature:
+    def _preprocess(
+        self,
+        images: Any,
+        do_resize: bool,
+        size: SizeDict,
+        resample: Enum | int | None,
+        crop_pct: float,
+        disable_grouping: bool | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
         if do_resize:
             grouped, index = group_images_by_shape(images, disable_grouping=disable_grouping)
             grouped = {
@@ -350,18 +370,28 @@ class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
 class ViTAEImageProcessorPil(_ViTAEProcessing, PilBackend):
     """The same transform on Pillow, with exactly the authors' pixels. See [`ViTAEImageProcessor`]."""
 
-    filters = (0, 1, 2, 3, 4, 5)  # also box and Hamming, which torchvision lacks
+    filters: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # also box and Hamming, which torchvision lacks
 
-    def resize(self, image: np.ndarray, size: SizeDict, resample=None, **kwargs) -> np.ndarray:
+    def resize(
+        self, image: np.ndarray, size: SizeDict, resample: Enum | int | None = None, **kwargs: Any
+    ) -> np.ndarray:
         """As in the base class. Images that Pillow has no mode for (other channels, floats) are resized by channel."""
         if image.dtype == np.uint8 and len(image) in (1, 3):
             return super().resize(image, size, resample=resample, **kwargs)
-        if not isinstance(resample, int):  # one of torchvision's filters
-            resample = PILImageResampling[resample.name]
-        image, shape = image if image.dtype == np.uint8 else image.astype(np.float32), (size.width, size.height)
+        if resample is not None and not isinstance(resample, int):  # one of torchvision's filters
+            resample = PIL.Image.Resampling[resample.name]
+        image, shape = image if image.dtype == np.uint8 else image.astype(np.float32), (size["width"], size["height"])
         return np.stack([np.asarray(PIL.Image.fromarray(channel).resize(shape, resample)) for channel in image])
 
-    def _preprocess(self, images, do_resize, size, resample, crop_pct, **kwargs) -> BatchFeature:
+    def _preprocess(
+        self,
+        images: list[np.ndarray],
+        do_resize: bool,
+        size: SizeDict,
+        resample: Any,
+        crop_pct: float,
+        **kwargs: Any,
+    ) -> BatchFeature:
         if do_resize:
             images = [self._resize_and_crop(image, size, resample, crop_pct) for image in images]
         return super()._preprocess(images, do_resize=False, size=size, resample=resample, **kwargs)

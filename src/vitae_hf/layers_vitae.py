@@ -15,9 +15,10 @@ arXiv 2202.10108.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,10 +87,10 @@ class ViTAEMLP(nn.Module):
 
     def __init__(self, hidden_size: int, intermediate_size: int, dropout_prob: float = 0.0):
         super().__init__()
-        self.fc1 = nn.Linear(hidden_size, intermediate_size)
-        self.activation_fn = nn.GELU()
-        self.dropout = ViTAEDropout(dropout_prob)
-        self.fc2 = nn.Linear(intermediate_size, hidden_size)
+        self.fc1: nn.Linear = nn.Linear(hidden_size, intermediate_size)
+        self.activation_fn: nn.Module = nn.GELU()
+        self.dropout: ViTAEDropout = ViTAEDropout(dropout_prob)
+        self.fc2: nn.Linear = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.fc2(self.dropout(self.activation_fn(self.fc1(hidden_states))))
@@ -126,6 +127,8 @@ class ViTAEBatchNorm2d(nn.BatchNorm2d):
     With torch 2.11, freeze a model before it is compiled and called: the compiled code does not notice it later.
     """
 
+    num_batches_tracked: torch.Tensor
+
     @property
     def is_frozen(self) -> bool:
         # `torch.func` replaces parameters by plain tensors, which never require a gradient but are not frozen.
@@ -157,14 +160,22 @@ class BatchNormSiLU(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(feature_map, weight, bias, running_mean, running_var, momentum, eps):
+    def forward(
+        feature_map: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        running_mean: torch.Tensor,
+        running_var: torch.Tensor,
+        momentum: float,
+        eps: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         normalised, mean, inverse_std = torch.native_batch_norm(
             feature_map, weight, bias, running_mean, running_var, True, momentum, eps
         )
         return nn.functional.silu(normalised, inplace=True), mean, inverse_std
 
     @staticmethod
-    def setup_context(ctx, inputs, output):
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         feature_map, weight, bias, *_, ctx.eps = inputs
         _, mean, inverse_std = output
         ctx.mark_non_differentiable(mean, inverse_std)
@@ -172,10 +183,10 @@ class BatchNormSiLU(torch.autograd.Function):
         ctx.save_for_forward(feature_map, weight, bias)
 
     @staticmethod
-    def backward(ctx, grad_output, *_):
+    def backward(ctx: Any, grad_output: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
         feature_map, weight, bias, mean, inverse_std = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody wants the derivative of this derivative
-            _, derive = torch.func.vjp(partial(batch_norm_silu, eps=ctx.eps), feature_map, weight, bias)
+            derive = torch.func.vjp(partial(batch_norm_silu, eps=ctx.eps), feature_map, weight, bias)[1]
             return *derive(grad_output), None, None, None, None
         variance = inverse_std.pow(-2) - ctx.eps
         normalised = nn.functional.batch_norm(feature_map, mean, variance, weight, bias, eps=ctx.eps)
@@ -186,10 +197,10 @@ class BatchNormSiLU(torch.autograd.Function):
         return *gradients, None, None, None, None
 
     @staticmethod
-    def jvp(ctx, *tangents):
+    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> tuple[torch.Tensor, None, None]:
         primals = ctx.saved_tensors
-        tangents = [torch.zeros_like(x) if t is None else t for x, t in zip(primals, tangents)]
-        _, tangent = torch.func.jvp(partial(batch_norm_silu, eps=ctx.eps), primals, tuple(tangents))
+        filled = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(primals, tangents))
+        tangent = torch.func.jvp(partial(batch_norm_silu, eps=ctx.eps), primals, filled)[1]
         return tangent, None, None
 
 
@@ -213,9 +224,11 @@ class ViTAEConvLayer(nn.Module):
         act: bool = True,
     ):
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups)
-        self.norm = ViTAEBatchNorm2d(out_channels) if norm else nn.Identity()
-        self.activation_fn = nn.SiLU() if act else nn.Identity()
+        self.conv: nn.Conv2d = nn.Conv2d(
+            in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups
+        )
+        self.norm: nn.Module = ViTAEBatchNorm2d(out_channels) if norm else nn.Identity()
+        self.activation_fn: nn.Module = nn.SiLU() if act else nn.Identity()
 
     def can_save_memory(self, feature_map: torch.Tensor) -> bool:
         """Whether [`BatchNormSiLU`] can replace BatchNorm and SiLU: both are plain, and this is a step of training.
@@ -234,10 +247,9 @@ class ViTAEConvLayer(nn.Module):
         return uses_batch and feature_map.numel() > feature_map.shape[1]
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
-        feature_map = self.conv(feature_map)
-        if not self.can_save_memory(feature_map):
-            return self.activation_fn(self.norm(feature_map))
-        norm = self.norm
+        feature_map, norm = self.conv(feature_map), self.norm
+        if not (isinstance(norm, ViTAEBatchNorm2d) and self.can_save_memory(feature_map)):
+            return self.activation_fn(norm(feature_map))
         norm.num_batches_tracked.add_(1)
         return BatchNormSiLU.apply(
             feature_map, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.momentum, norm.eps
@@ -287,7 +299,7 @@ class ViTAEPyramidReduction(nn.Module):
     def __init__(self, config: ViTAEFamilyConfig, stage_idx: int):
         super().__init__()
         kernel_size, stride = config.reduction_kernel_sizes[stage_idx], config.strides[stage_idx]
-        self.convs = nn.ModuleList(
+        self.convs: nn.ModuleList = nn.ModuleList(
             nn.Conv2d(
                 stage_input_channels(config, stage_idx),
                 config.reduction_channels[stage_idx],
@@ -298,25 +310,27 @@ class ViTAEPyramidReduction(nn.Module):
             )
             for dilation in config.reduction_dilations[stage_idx]
         )
-        self.activation_fn = nn.GELU()
+        self.activation_fn: nn.Module = nn.GELU()
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.convs[0].weight.dtype
+        return self.convs[0].weight.dtype  # type: ignore[return-value]  # to torch every item is just a module
 
-    def forward(self, feature_map: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, feature_map: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         pyramid = torch.cat([conv(feature_map) for conv in self.convs], dim=1)
         return self.activation_fn(map_to_tokens(pyramid))
 
 
 @contextmanager
-def frozen_statistics(module: nn.Module):
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """In this block, BatchNorms in training mode use their batch's statistics and do not record them."""
     batch_norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     recorded = [(norm, norm.momentum, norm.num_batches_tracked) for norm in batch_norms]
     for norm, _, num_batches_tracked in recorded:
         # SyncBatchNorm cannot be told not to count batches, so it counts in a copy.
-        norm.momentum, norm.num_batches_tracked = 0.0, num_batches_tracked.clone()
+        norm.momentum = 0.0
+        if num_batches_tracked is not None:
+            norm.num_batches_tracked = num_batches_tracked.clone()
     try:
         yield
     finally:
@@ -324,7 +338,9 @@ def frozen_statistics(module: nn.Module):
             norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
 
 
-def checkpoint_cell(checkpoint_function: Callable, cell: nn.Module, function: Callable, *args):
+def checkpoint_cell(
+    checkpoint_function: Callable[..., Any], cell: nn.Module, function: Callable[..., Any], *args: Any
+) -> Any:
     """Run a cell under gradient checkpointing such that its BatchNorms record each batch once.
 
     Gradient checkpointing runs `function`, the cell's forward, a second time in the backward pass. That second pass
@@ -338,7 +354,7 @@ def checkpoint_cell(checkpoint_function: Callable, cell: nn.Module, function: Ca
         args = (args[0].detach().requires_grad_(), *args[1:])
     is_recomputation = False
 
-    def run(*args):
+    def run(*args: Any) -> Any:
         nonlocal is_recomputation
         context, is_recomputation = frozen_statistics(cell) if is_recomputation else nullcontext(), True
         with context:
@@ -350,16 +366,18 @@ def checkpoint_cell(checkpoint_function: Callable, cell: nn.Module, function: Ca
 class ViTAEFamilyCell(GradientCheckpointingLayer):
     """A layer that can be checkpointed without recording its batch twice, see [`checkpoint_cell`]."""
 
+    attention: Any  # softmax or random-feature attention; subclasses set it
+
     @property
-    def _gradient_checkpointing_func(self) -> Callable:
+    def _gradient_checkpointing_func(self) -> Callable[..., Any]:
         return partial(checkpoint_cell, self._checkpoint_function, self)
 
     @_gradient_checkpointing_func.setter
-    def _gradient_checkpointing_func(self, checkpoint_function: Callable):
+    def _gradient_checkpointing_func(self, checkpoint_function: Callable[..., Any]) -> None:
         self._checkpoint_function = checkpoint_function
 
     @_gradient_checkpointing_func.deleter
-    def _gradient_checkpointing_func(self):
+    def _gradient_checkpointing_func(self) -> None:
         del self._checkpoint_function
 
 
@@ -382,15 +400,17 @@ class ViTAEFamilyReductionCell(ViTAEFamilyCell):
     ):
         super().__init__()
         hidden_size = config.hidden_sizes[stage_idx]
-        self.pyramid_reduction = ViTAEPyramidReduction(config, stage_idx)
-        self.layernorm_before = nn.LayerNorm(pyramid_size(config, stage_idx), eps=config.reduction_layer_norm_eps)
+        self.pyramid_reduction: ViTAEPyramidReduction = ViTAEPyramidReduction(config, stage_idx)
+        self.layernorm_before: nn.LayerNorm = nn.LayerNorm(
+            pyramid_size(config, stage_idx), eps=config.reduction_layer_norm_eps
+        )
         self.attention = attention
         self.conv_branch = conv_branch
-        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.reduction_layer_norm_eps)
-        self.mlp = ViTAEMLP(hidden_size, hidden_size)
-        self.dropout = ViTAEDropout(dropout_prob)
+        self.layernorm_after: nn.LayerNorm = nn.LayerNorm(hidden_size, eps=config.reduction_layer_norm_eps)
+        self.mlp: ViTAEMLP = ViTAEMLP(hidden_size, hidden_size)
+        self.dropout: ViTAEDropout = ViTAEDropout(dropout_prob)
 
-    def forward(self, feature_map: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, feature_map: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         pyramid = self.pyramid_reduction(feature_map)  # (B, N, R·E)
         convolution = self.conv_branch(feature_map)  # (B, C, H, W)
         attention, _ = self.attention(self.layernorm_before(pyramid), *convolution.shape[-2:], **kwargs)  # (B, N, C)
@@ -417,14 +437,14 @@ class ViTAEFamilyNormalCell(ViTAEFamilyCell):
     ):
         super().__init__()
         hidden_size = config.hidden_sizes[stage_idx]
-        self.has_class_token = config.has_class_token
-        self.layernorm_before = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.has_class_token: bool = config.has_class_token
+        self.layernorm_before: nn.LayerNorm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.attention = attention
         self.conv_branch = conv_branch
-        self.layernorm_after = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-        self.mlp = ViTAEMLP(hidden_size, int(config.mlp_ratio * hidden_size), config.hidden_dropout_prob)
-        self.dropout = ViTAEDropout(config.hidden_dropout_prob)
-        self.drop_path = ViTAEDropPath(config.drop_path_rates(stage_idx)[cell_idx])
+        self.layernorm_after: nn.LayerNorm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        self.mlp: ViTAEMLP = ViTAEMLP(hidden_size, int(config.mlp_ratio * hidden_size), config.hidden_dropout_prob)
+        self.dropout: ViTAEDropout = ViTAEDropout(config.hidden_dropout_prob)
+        self.drop_path: ViTAEDropPath = ViTAEDropPath(config.drop_path_rates(stage_idx)[cell_idx])
 
     def convolve(self, hidden_states: torch.Tensor, height: int, width: int) -> torch.Tensor:
         feature_map = tokens_to_map(grid_tokens(hidden_states, self.has_class_token), height, width)
@@ -433,7 +453,7 @@ class ViTAEFamilyNormalCell(ViTAEFamilyCell):
             convolved = nn.functional.pad(convolved, (0, 0, 1, 0))  # zeros for the class token
         return convolved
 
-    def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, height: int, width: int, **kwargs: Any) -> torch.Tensor:
         attention, _ = self.attention(self.layernorm_before(hidden_states), height, width, **kwargs)
         convolution = self.convolve(hidden_states, height, width)
         hidden_states = hidden_states + self.drop_path(attention) + self.drop_path(convolution)

@@ -2,6 +2,7 @@
 """A trained network and its image processor: both complete, or an error that says what is wrong."""
 
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HFValidationError, httpx
@@ -11,6 +12,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 
 from .files import find_model
@@ -30,8 +32,8 @@ def load_trained(
     *,
     dtype: str = "float32",
     headless: bool = False,
-    **options,
-):
+    **options: Any,
+) -> tuple[PreTrainedModel, Any]:
     """A model with all its trained weights, in evaluation mode, and its image processor.
 
     Args:
@@ -52,9 +54,8 @@ def load_trained(
     source = find_model(name)
     check_source(source, **options)
     shared = {option: options[option] for option in (*HUB_OPTIONS, "trust_remote_code") if option in options}
-    auto_class = AutoModelForImageClassification
-    if headless and "ForImageClassification" not in saved_architecture(source, **shared):
-        auto_class = AutoModel
+    is_headless = headless and "ForImageClassification" not in saved_architecture(source, **shared)
+    auto_class = AutoModel if is_headless else AutoModelForImageClassification
     model, loading = auto_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(loading["missing_keys"]):
         if headless:
@@ -63,12 +64,18 @@ def load_trained(
     return model.eval(), load_processor(source, image_size, crop_pct, model.config, **shared)
 
 
-def saved_architecture(source: str, **options) -> str:
+def label_names(config: PreTrainedConfig) -> dict[int, str]:
+    """`id2label` of a model that is built: the library has it by number then, not by text or none."""
+    id2label: Any = config.id2label
+    return id2label
+
+
+def saved_architecture(source: str, **options: Any) -> str:
     """The class whose `save_pretrained` wrote a model, as its configuration says; "" if it does not."""
     return (AutoConfig.from_pretrained(source, **options).architectures or [""])[0]
 
 
-def check_source(source: str, **options) -> None:
+def check_source(source: str, **options: Any) -> None:
     """[`check_model`] of a folder, or of a repository after its download.
 
     A name that leads nowhere is left to `from_pretrained`, which says what is wrong with it.
@@ -91,8 +98,8 @@ def load_processor(
     image_size: list[int] | None,
     crop_pct: float | None,
     config: PreTrainedConfig,
-    **options,
-):
+    **options: Any,
+) -> Any:
     """The saved image processor, with another size or crop where one is given.
 
     Args:

@@ -10,6 +10,7 @@ import copy
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -36,7 +37,7 @@ REDIRECTIONS = ("configuration_files", "transformers_weights")
 CELL = re.compile(r"(.*\bstages\.([0-9]{1,5})\.normal_cells\.)([0-9]{1,5})(\..*)")
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
@@ -128,7 +129,7 @@ def check_model(folder: str | Path) -> None:
         check_network(folder, fields, header)
 
 
-def check_labels(folder: Path, fields: dict, header: dict[str, tuple[int, ...]]) -> None:
+def check_labels(folder: Path, fields: dict[str, Any], header: dict[str, tuple[int, ...]]) -> None:
     """Compare the number of classes with the tensors, before the library makes a name for each class."""
     num_labels, rows = fields.get("num_labels"), max(max(shape, default=0) for shape in header.values())
     if num_labels is not None and not (isinstance(num_labels, int) and 0 <= num_labels <= rows):
@@ -144,7 +145,7 @@ def check_labels(folder: Path, fields: dict, header: dict[str, tuple[int, ...]])
         raise ValueError(f"`id2label` of {folder} must have texts for names, got {listed(unnamed)}")
 
 
-def check_network(folder: Path, fields: dict, header: dict[str, tuple[int, ...]]) -> None:
+def check_network(folder: Path, fields: dict[str, Any], header: dict[str, tuple[int, ...]]) -> None:
     """See that a configuration of this family reads no other files and describes the network of the weights.
 
     Raises:
@@ -202,7 +203,9 @@ def shallow_shapes(config: ViTAEFamilyConfig) -> dict[str, tuple[int, ...]]:
     return {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def compare(folder: Path, shapes: dict, config: ViTAEFamilyConfig, header: dict[str, tuple[int, ...]]) -> None:
+def compare(
+    folder: Path, shapes: dict[str, Any], config: ViTAEFamilyConfig, header: dict[str, tuple[int, ...]]
+) -> None:
     """Compare the tensors of the weights with the network of a configuration.
 
     Args:

@@ -5,16 +5,18 @@ The shape key is in `layers_vitae.py`.
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel, load_state_dict
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .attention_vitae import ViTAEAttention
@@ -38,7 +40,7 @@ def is_readable(file: str) -> bool:
 
 
 @contextmanager
-def own_class(model: nn.Module):
+def own_class(model: nn.Module) -> Iterator[None]:
     """In this block, a model that FSDP2 has sharded is of its own class again.
 
     FSDP2 replaces a model's class by a subclass that torch makes: `(FSDPModule, class of the model)`. The library would
@@ -57,8 +59,10 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
     """Base class: how weights are initialised, loaded, saved, split over devices and checkpointed."""
 
     config: ViTAEFamilyConfig
+    embeddings: Any  # base models have these two; torch knows of a submodule only that it is a module
+    stages: Any
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities: tuple[str, ...] = ("image",)  # type: ignore[assignment]  # as the library's own models have it
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -66,31 +70,35 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     # Modules that only some classes of a family have. A class without one ignores its weights when it loads a folder.
-    optional_parts = ("classifier",)
+    optional_parts: tuple[str, ...] = ("classifier",)
 
-    def __init__(self, config: ViTAEFamilyConfig, *args, **kwargs):
+    def __init__(self, config: ViTAEFamilyConfig, *args: Any, **kwargs: Any):
         config.validate()  # a second time, since fields may have been set after the configuration was made
         if config.adds_to_scores:  # which these two cannot
             self._supports_flash_attn = self._supports_flex_attn = False
         super().__init__(config, *args, **kwargs)
 
-    def post_init(self):
+    def post_init(self) -> None:
         super().post_init()  # turns the class's lists of names into sets
         # The sets keep the names that this network has, since FSDP fails on any other.
-        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
-        self._keep_in_fp32_modules_strict &= {name.rpartition(".")[-1] for name, _ in self.named_buffers()}
+        classes = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = set(self._no_split_modules or ()) & classes
+        buffers = {name.rpartition(".")[-1] for name, _ in self.named_buffers()}
+        self._keep_in_fp32_modules_strict = set(self._keep_in_fp32_modules_strict or ()) & buffers
 
-    def save_pretrained(self, *args, **kwargs):
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """[`PreTrainedModel.save_pretrained`], for models that FSDP2 has sharded too, see [`own_class`]."""
         with own_class(self):
-            return super().save_pretrained(*args, **kwargs)
+            super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True  # the library would search the file of the model for the attention, which is in another file
 
     @staticmethod
-    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+    def _load_pretrained_model(
+        model: Any, state_dict: dict[str, Any] | None, checkpoint_files: list[str] | None, *args: Any, **kwargs: Any
+    ) -> Any:
         """As in the library, but weights of `optional_parts` that this class lacks are ignored, and a file that is
         damaged is named."""
         # The names are set on this model and not on its class, which would hand them to every model that contains it.
@@ -103,11 +111,12 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
             if type(error).__name__ != "SafetensorError":
                 raise
             # Its message does not name the file.
-            damaged = [str(file) for file in checkpoint_files if not is_readable(file)] or map(str, checkpoint_files)
+            files = [str(file) for file in checkpoint_files or ()]
+            damaged = [file for file in files if not is_readable(file)] or files
             raise OSError(f"the weights in {', '.join(damaged)} are damaged: {error}") from error
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         """The authors' initialisation: truncated normal linears and PyTorch's default for convolutions."""
         if isinstance(module, nn.Conv2d):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
@@ -121,7 +130,12 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
         else:
             super()._init_weights(module)
 
-    def get_input_embeddings(self) -> nn.Module:
+    @property
+    def base_model(self) -> "ViTAEFamilyPreTrainedModel":
+        """The network without its head, which is the model itself if it has none."""
+        return getattr(self, self.base_model_prefix, self)
+
+    def get_input_embeddings(self) -> Any:  # a module with a `dtype`, of which `nn.Module` knows nothing
         """The module that turns pixels into tokens: patch embeddings, or the pyramid of the first reduction cell."""
         if self.base_model is not self:
             return self.base_model.get_input_embeddings()
@@ -154,7 +168,8 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
             if isinstance(module, ViTAEAttention) and module.relative_positions and module.window_size is None:
                 module.relative_positions.resize(self.config.grid_size)
 
-    def validate_pixel_values(self, pixel_values: torch.Tensor | None):
+    def validate_pixel_values(self, pixel_values: torch.Tensor | None) -> torch.Tensor:
+        """The images as they are, or a `ValueError` unless they have a shape that this network takes."""
         if pixel_values is None:
             raise ValueError("You have to specify pixel_values.")
         if pixel_values.ndim != 4 or pixel_values.shape[1] != self.config.num_channels:
@@ -170,9 +185,10 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
                 f"Both sides of the input must be multiples of {stride}, the total stride of this model; got height"
                 f" {height} and width {width}. The nearest valid sizes are height {nearest[0]} and width {nearest[1]}."
             )
+        return pixel_values
 
 
-class ViTAEFamilyBackbone(BackboneMixin):
+class ViTAEFamilyBackbone(BackboneMixin, ViTAEFamilyPreTrainedModel):
     """Base class of backbones: feature maps of images of any size, and stages that are not trained.
 
     `out_features` or `out_indices` of the configuration choose the maps: `"stem"` (the input of the first stage),
@@ -180,20 +196,25 @@ class ViTAEFamilyBackbone(BackboneMixin):
     evaluation mode and keep their weights and BatchNorm statistics while the rest is trained.
     """
 
+    size_divisor: int
+    """Images are padded to multiples of this many pixels."""
+
     def frozen_modules(self) -> list[nn.Module]:
         frozen = list(self.base_model.stages[: self.config.frozen_stages])
         if frozen and self.config.is_plain:
             frozen.append(self.base_model.embeddings)
         return frozen
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         # Here and not once at the start, because `from_pretrained` makes all weights trainable and then calls `eval`.
         for module in self.frozen_modules():
             module.eval().requires_grad_(False)
         return self
 
-    def encode(self, pixel_values: torch.Tensor, **kwargs) -> tuple[ModelOutput, tuple[torch.Tensor, ...]]:
+    def encode(
+        self, pixel_values: torch.Tensor, **kwargs: Any
+    ) -> tuple[BaseModelOutputWithPooling, tuple[torch.Tensor, ...]]:
         """The outputs of the base model for images whose sides fit it, and a map for each of `stage_names`."""
         outputs = self.base_model(pixel_values, **kwargs)
         return outputs, outputs.hidden_states
@@ -215,8 +236,8 @@ class ViTAEFamilyBackbone(BackboneMixin):
         """
         height, width = pixel_values.shape[-2:]
         padded = nn.functional.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
-        outputs, maps = self.encode(padded, **kwargs)
-        maps = dict(zip(self.stage_names, maps))
+        outputs, all_maps = self.encode(padded, **kwargs)
+        maps = dict(zip(self.stage_names, all_maps))
         feature_maps = []
         for name in self.out_features:  # rows and columns that cover nothing but padding are cut off
             stride = padded.shape[-1] // maps[name].shape[-1]

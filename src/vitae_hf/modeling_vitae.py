@@ -12,6 +12,8 @@ import math
 import re
 from dataclasses import dataclass
 from functools import partial
+from os import PathLike
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -46,7 +48,12 @@ HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "revision", "
 CONV_BRANCH_WEIGHT = re.compile(r"normal_cells\.\d+\.conv_branch\.\d+\.conv\.weight$")
 
 
-def saved_conv_kernel_size(source, config=None, state_dict: dict | None = None, **kwargs) -> int | None:
+def saved_conv_kernel_size(
+    source: str | PathLike[str] | None,
+    config: PreTrainedConfig | str | PathLike[str] | None = None,
+    state_dict: dict[str, torch.Tensor] | None = None,
+    **kwargs: Any,
+) -> int | None:
     """The kernel size of the weights that `from_pretrained` is about to load, called with its arguments.
 
     Returns:
@@ -64,7 +71,7 @@ def saved_conv_kernel_size(source, config=None, state_dict: dict | None = None, 
         return None
 
 
-def with_conv_kernel_size(kwargs: dict, size: int) -> dict:
+def with_conv_kernel_size(kwargs: dict[str, Any], size: int) -> dict[str, Any]:
     """The arguments of `from_pretrained` such that the network is built with kernels of this size."""
     config = kwargs.get("config")
     if not isinstance(config, PreTrainedConfig):
@@ -97,7 +104,7 @@ def normal_attention(config: ViTAEConfig, stage_idx: int, cell_idx: int) -> ViTA
     window_size = None if cell_idx in config.global_attn_indexes else config.window_size
     if window_size is not None and config.window_type != "plain":
         is_apart = config.window_type == "rotated_apart"
-        return ViTAERotatedWindowAttention(config, hidden_size, num_heads, is_apart)
+        return ViTAERotatedWindowAttention(config, hidden_size, num_heads, window_size, is_apart)
     grid_size = config.grid_size if window_size is None else (window_size, window_size)
     return ViTAEAttention(
         config,
@@ -134,10 +141,10 @@ class ViTAEStage(nn.Module):
     def __init__(self, config: ViTAEConfig, stage_idx: int):
         super().__init__()
         cell_classes = {"random_feature": ViTAEReductionCell, "pyramid": ViTAEPyramidReductionCell}
-        self.reduction_cell = cell_classes[config.reduction_types[stage_idx]](config, stage_idx)
-        self.normal_cells = normal_cells(config, stage_idx)
+        self.reduction_cell: nn.Module = cell_classes[config.reduction_types[stage_idx]](config, stage_idx)
+        self.normal_cells: nn.ModuleList = normal_cells(config, stage_idx)
 
-    def forward(self, feature_map: torch.Tensor, height: int, width: int, **kwargs) -> torch.Tensor:
+    def forward(self, feature_map: torch.Tensor, height: int, width: int, **kwargs: Any) -> torch.Tensor:
         hidden_states = self.reduction_cell(feature_map, **kwargs)  # (B, N, C)
         for normal_cell in self.normal_cells:
             hidden_states = normal_cell(hidden_states, height, width, **kwargs)
@@ -149,10 +156,15 @@ class ViTAEPlainStage(nn.Module):
 
     def __init__(self, config: ViTAEConfig, stage_idx: int):
         super().__init__()
-        self.normal_cells = normal_cells(config, stage_idx)
+        self.normal_cells: nn.ModuleList = normal_cells(config, stage_idx)
 
     def forward(
-        self, hidden_states: torch.Tensor, height: int, width: int, cell_outputs: list | None = None, **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        height: int,
+        width: int,
+        cell_outputs: list[torch.Tensor] | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """`cell_outputs` gets the output of each cell, if it is given."""
         for normal_cell in self.normal_cells:
@@ -170,8 +182,10 @@ class ViTAEPooler(nn.Module):
 
     def __init__(self, config: ViTAEConfig):
         super().__init__()
-        self.has_class_token = config.has_class_token
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.is_plain else None
+        self.has_class_token: bool = config.has_class_token
+        self.layernorm: nn.LayerNorm | None = None
+        if config.is_plain:
+            self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         pooled = grid_tokens(hidden_states, self.has_class_token).mean(1)  # (B, C)
@@ -193,14 +207,14 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
         "ViTAEDecoderLayer",
     ]
     _keep_in_fp32_modules_strict = ["random_projection"]
-    optional_parts = ("classifier", "decoder", "feature_pyramid", "layernorm", "pooler")
+    optional_parts: tuple[str, ...] = ("classifier", "decoder", "feature_pyramid", "layernorm", "pooler")
     _can_record_outputs = {
         "hidden_states": [ViTAEStage, ViTAEPlainStage],
         "attentions": [ViTAEAttention, ViTAERotatedWindowAttention],
     }
 
     @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
+    def _init_weights(self, module: nn.Module) -> None:
         """The authors' initialisation. Besides the layers: orthogonal random features, positions and special tokens."""
         if isinstance(module, ViTAERandomFeatureAttention):
             init.orthogonal_(module.random_projection, gain=math.sqrt(module.random_projection.shape[0]))
@@ -215,13 +229,17 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
             init.trunc_normal_(module.relative_position_bias, std=self.config.initializer_range)
         elif isinstance(module, (ViTAEEmbeddings, ViTAEDecoder)):  # the two tables of fixed positions
             token = module.cls_token if isinstance(module, ViTAEEmbeddings) else module.mask_token
-            init.normal_(token, std=self.config.initializer_range)
-            init.copy_(module.position_embeddings, sin_cos_positions(module.grid_size, token.shape[-1]))
+            if token is not None:
+                init.normal_(token, std=self.config.initializer_range)
+            positions = sin_cos_positions(module.grid_size, module.position_embeddings.shape[-1])
+            init.copy_(module.position_embeddings, positions)
         else:
             super()._init_weights(module)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Self:
         """[`PreTrainedModel.from_pretrained`]. A masked autoencoder's kernels become 3×3, see [`expand_conv_kernels`].
 
         `conv_kernel_size=1` leaves them 1×1, except through Auto classes, which do not pass it on.
@@ -254,7 +272,8 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
         Source: Zhang et al. 2022, ViTAEv2 (arXiv 2202.10108), on scaling ViTAE up.
         """
         cells = [module for module in self.modules() if isinstance(module, ViTAENormalCell)]
-        convs = [layer.conv for cell in cells for layer in cell.conv_branch if layer.conv.kernel_size == (1, 1)]
+        layers = [layer for cell in cells for layer in cell.conv_branch.modules() if isinstance(layer, nn.Conv2d)]
+        convs = [layer for layer in layers if layer.kernel_size == (1, 1)]
         if any(conv.weight.is_meta for conv in convs):
             raise ValueError(
                 "the 1×1 kernels of a masked autoencoder cannot be made 3×3 while they are offloaded: load the model"
@@ -272,10 +291,14 @@ class ViTAEModel(ViTAEPreTrainedModel):
 
     def __init__(self, config: ViTAEConfig, add_pooling_layer: bool = True, fixed_positions: bool = False):
         super().__init__(config)
-        self.embeddings = ViTAEEmbeddings(config, fixed_positions) if config.is_plain else None
+        self.embeddings: ViTAEEmbeddings | None = None
+        if config.is_plain:
+            self.embeddings = ViTAEEmbeddings(config, fixed_positions)
         stage_class = ViTAEPlainStage if config.is_plain else ViTAEStage
-        self.stages = nn.ModuleList(stage_class(config, stage_idx) for stage_idx in range(config.num_stages))
-        self.pooler = ViTAEPooler(config) if add_pooling_layer else None
+        self.stages: nn.ModuleList = nn.ModuleList(
+            stage_class(config, stage_idx) for stage_idx in range(config.num_stages)
+        )
+        self.pooler: ViTAEPooler | None = ViTAEPooler(config) if add_pooling_layer else None
         self.post_init()
 
     @merge_with_config_defaults
@@ -314,7 +337,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
         Raises:
             ValueError: the shape of `pixel_values` is not as above, or `ids_keep` is given to another network.
         """
-        self.validate_pixel_values(pixel_values)
+        pixel_values = self.validate_pixel_values(pixel_values)
         if ids_keep is not None and not (self.config.has_class_token and self.config.conv_kernel_size == 1):
             raise ValueError("`ids_keep` takes a class token and `conv_kernel_size=1`: chosen patches form no grid.")
         pixel_values = channels_last(pixel_values.to(self.get_input_embeddings().dtype))
@@ -325,7 +348,7 @@ class ViTAEModel(ViTAEPreTrainedModel):
         pooled = None if self.pooler is None else self.pooler(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
-    def encode_pyramid(self, pixel_values: torch.Tensor, **kwargs) -> torch.Tensor:
+    def encode_pyramid(self, pixel_values: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """The pyramid variants: (B, channels, height, width) -> tokens of the last stage (B, N, C)."""
         feature_map, (height, width) = pixel_values, pixel_values.shape[-2:]
         for stage, stride in zip(self.stages, self.config.strides):
@@ -338,10 +361,10 @@ class ViTAEModel(ViTAEPreTrainedModel):
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool | None,
         ids_keep: torch.Tensor | None,
-        **kwargs,
+        **kwargs: Any,
     ) -> torch.Tensor:
         """The plain variants: (B, channels, height, width) -> tokens (B, T, C), or of chosen patches (B, 1 + K, C)."""
-        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding, ids_keep)
+        hidden_states = self.get_input_embeddings()(pixel_values, interpolate_pos_encoding, ids_keep)
         if ids_keep is None:
             height, width = (side // self.config.total_stride for side in pixel_values.shape[-2:])
         else:
@@ -356,9 +379,11 @@ class ViTAEForImageClassification(ViTAEPreTrainedModel):
 
     def __init__(self, config: ViTAEConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
-        self.vitae = ViTAEModel(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.num_labels: int | None = config.num_labels
+        self.vitae: ViTAEModel = ViTAEModel(config)
+        self.classifier: nn.Module = (
+            nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
+        )
         self.post_init()
 
     @can_return_tuple
@@ -410,7 +435,7 @@ class ViTAEForPreTrainingOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     mask: torch.Tensor | None = None
-    ids_restore: torch.LongTensor | None = None
+    ids_restore: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor] | None = None
     attentions: tuple[torch.Tensor] | None = None
 
@@ -452,9 +477,9 @@ class ViTAEForPreTraining(ViTAEPreTrainedModel):
             )
         if config.hidden_size % 4:
             raise ValueError(f"fixed positions need a width that is a multiple of 4, got {config.hidden_size}")
-        self.vitae = ViTAEModel(config, add_pooling_layer=False, fixed_positions=True)
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.decoder = ViTAEDecoder(config)
+        self.vitae: ViTAEModel = ViTAEModel(config, add_pooling_layer=False, fixed_positions=True)
+        self.layernorm: nn.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder: ViTAEDecoder = ViTAEDecoder(config)
         self.post_init()
 
     def resize_position_embeddings(self, new_image_size: int | tuple[int, int]) -> None:
@@ -495,7 +520,7 @@ class ViTAEForPreTraining(ViTAEPreTrainedModel):
         Raises:
             ValueError: `noise` has another shape, or `config.mask_ratio` leaves no patch visible, or none masked.
         """
-        self.validate_pixel_values(pixel_values)
+        pixel_values = self.validate_pixel_values(pixel_values)
         height, width = (side // self.config.total_stride for side in pixel_values.shape[-2:])
         shape = (pixel_values.shape[0], height * width)
         if noise is None:
@@ -550,11 +575,11 @@ class ViTAEFeaturePyramid(nn.Module):
     feature pyramid.
     """
 
-    def __init__(self, config: ViTAEConfig):
+    def __init__(self, config: ViTAEConfig, channels: int):
         super().__init__()
-        width, channels, eps = config.hidden_size, config.feature_pyramid_channels, config.layer_norm_eps
+        width, eps = config.hidden_size, config.layer_norm_eps
         rescaled = rescaling_layers((width, width // 2, width // 4), eps)
-        self.levels = nn.ModuleList(
+        self.levels: nn.ModuleList = nn.ModuleList(
             nn.Sequential(
                 *layers,
                 nn.Conv2d(in_channels, channels, 1, bias=False),
@@ -600,27 +625,33 @@ class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
     configuration has `feature_pyramid_channels` or `rescaled_cells`, four more (`"p2"` to `"p5"`, strides 4 to 32).
     """
 
+    config: ViTAEConfig
+
     def __init__(self, config: ViTAEConfig):
         super().__init__(config)
-        self.vitae = ViTAEModel(config, add_pooling_layer=False)
-        self.size_divisor = config.total_stride
-        self.feature_pyramid = None
-        self.num_features = [config.num_channels, *config.hidden_sizes]
+        self.vitae: ViTAEModel = ViTAEModel(config, add_pooling_layer=False)
+        self.size_divisor: int = config.total_stride
+        self.feature_pyramid: ViTAEFeaturePyramid | ViTAERescaledMaps | None = None
+        self.num_features: list[int] = [config.num_channels, *config.hidden_sizes]
         if config.is_plain:
             self.num_features = [config.hidden_size] * 2
-        if config.feature_pyramid_names:
-            pyramid_class = ViTAERescaledMaps if config.rescaled_cells else ViTAEFeaturePyramid
-            self.feature_pyramid = pyramid_class(config)
+        if config.rescaled_cells:
+            self.feature_pyramid = ViTAERescaledMaps(config)
+        elif config.feature_pyramid_channels is not None:
+            self.feature_pyramid = ViTAEFeaturePyramid(config, config.feature_pyramid_channels)
+        if self.feature_pyramid is not None:
             channels = config.feature_pyramid_channels or config.hidden_size
             self.num_features += [channels] * len(self.feature_pyramid.levels)
             self.size_divisor = 2 * config.total_stride
         self.post_init()
         self.train(self.training)  # freezes the first `frozen_stages` stages
 
-    def encode(self, pixel_values: torch.Tensor, **kwargs) -> tuple[ModelOutput, tuple[torch.Tensor, ...]]:
+    def encode(
+        self, pixel_values: torch.Tensor, **kwargs: Any
+    ) -> tuple[BaseModelOutputWithPooling, tuple[torch.Tensor, ...]]:
         if not self.config.is_plain:
             return super().encode(pixel_values, **kwargs)
-        cell_outputs = []
+        cell_outputs: list[torch.Tensor] = []
         outputs, (stem, stage) = super().encode(pixel_values, cell_outputs=cell_outputs, **kwargs)
         height, width = (side // self.config.total_stride for side in pixel_values.shape[-2:])
 
@@ -630,7 +661,9 @@ class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
         pyramid = () if self.feature_pyramid is None else self.feature_pyramid([*map(as_map, cell_outputs)])
         return outputs, (as_map(stem), as_map(stage), *pyramid)
 
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+    def forward(  # type: ignore[override]  # the library passes all but the images by keyword
+        self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> BackboneOutput:
         return super().forward(pixel_values, **{"interpolate_pos_encoding": True, **kwargs})
 
 

@@ -8,6 +8,8 @@ Source: Zhang et al. 2022, "ViTAEv2: Vision Transformer Advanced by Exploring In
 Beyond", arXiv 2202.10108.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
@@ -60,8 +62,14 @@ class ViTAEv2NormalCell(ViTAEFamilyNormalCell):
 
     def __init__(self, config: ViTAEv2Config, stage_idx: int, cell_idx: int):
         hidden_size, num_heads = config.hidden_sizes[stage_idx], config.num_attention_heads[stage_idx]
-        windows = {"window_size": config.window_sizes[stage_idx], "window_padding": config.window_padding}
-        attention = ViTAEAttention(config, hidden_size, hidden_size, num_heads, **windows)
+        attention = ViTAEAttention(
+            config,
+            hidden_size,
+            hidden_size,
+            num_heads,
+            window_size=config.window_sizes[stage_idx],
+            window_padding=config.window_padding,
+        )
         conv_branch = ViTAENormalConvBranch(config, stage_idx, last_act=False)
         super().__init__(config, stage_idx, cell_idx, attention, conv_branch)
 
@@ -71,12 +79,12 @@ class ViTAEv2Stage(nn.Module):
 
     def __init__(self, config: ViTAEv2Config, stage_idx: int):
         super().__init__()
-        self.reduction_cell = ViTAEv2ReductionCell(config, stage_idx)
-        self.normal_cells = nn.ModuleList(
+        self.reduction_cell: ViTAEv2ReductionCell = ViTAEv2ReductionCell(config, stage_idx)
+        self.normal_cells: nn.ModuleList = nn.ModuleList(
             ViTAEv2NormalCell(config, stage_idx, cell_idx) for cell_idx in range(config.depths[stage_idx])
         )
 
-    def forward(self, feature_map: torch.Tensor, height: int, width: int, **kwargs) -> torch.Tensor:
+    def forward(self, feature_map: torch.Tensor, height: int, width: int, **kwargs: Any) -> torch.Tensor:
         hidden_states = self.reduction_cell(feature_map, **kwargs)  # (B, N, C)
         for normal_cell in self.normal_cells:
             hidden_states = normal_cell(hidden_states, height, width, **kwargs)
@@ -98,7 +106,9 @@ class ViTAEv2Model(ViTAEv2PreTrainedModel):
 
     def __init__(self, config: ViTAEv2Config):
         super().__init__(config)
-        self.stages = nn.ModuleList(ViTAEv2Stage(config, stage_idx) for stage_idx in range(config.num_stages))
+        self.stages: nn.ModuleList = nn.ModuleList(
+            ViTAEv2Stage(config, stage_idx) for stage_idx in range(config.num_stages)
+        )
         self.post_init()
 
     @merge_with_config_defaults
@@ -132,7 +142,7 @@ class ViTAEv2Model(ViTAEv2PreTrainedModel):
         Raises:
             ValueError: the shape of `pixel_values` is not as above.
         """
-        self.validate_pixel_values(pixel_values)
+        pixel_values = self.validate_pixel_values(pixel_values)
         height, width = pixel_values.shape[-2:]
         feature_map = channels_last(pixel_values.to(self.get_input_embeddings().dtype))
         for stage, stride in zip(self.stages, self.config.strides):
@@ -147,9 +157,11 @@ class ViTAEv2ForImageClassification(ViTAEv2PreTrainedModel):
 
     def __init__(self, config: ViTAEv2Config):
         super().__init__(config)
-        self.num_labels = config.num_labels
-        self.vitaev2 = ViTAEv2Model(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.num_labels: int | None = config.num_labels
+        self.vitaev2: ViTAEv2Model = ViTAEv2Model(config)
+        self.classifier: nn.Module = (
+            nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
+        )
         self.post_init()
 
     @can_return_tuple
@@ -183,11 +195,13 @@ class ViTAEv2ForImageClassification(ViTAEv2PreTrainedModel):
 class ViTAEv2Backbone(ViTAEFamilyBackbone, ViTAEv2PreTrainedModel):
     """ViTAEv2 as a backbone for detection and segmentation, with maps of strides 4, 8, 16 and 32."""
 
+    config: ViTAEv2Config
+
     def __init__(self, config: ViTAEv2Config):
         super().__init__(config)
-        self.vitaev2 = ViTAEv2Model(config)
-        self.size_divisor = config.total_stride
-        self.num_features = [config.num_channels, *config.hidden_sizes]
+        self.vitaev2: ViTAEv2Model = ViTAEv2Model(config)
+        self.size_divisor: int = config.total_stride
+        self.num_features: list[int] = [config.num_channels, *config.hidden_sizes]
         self.post_init()
         self.train(self.training)  # freezes the first `frozen_stages` stages
 

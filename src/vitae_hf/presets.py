@@ -1,8 +1,10 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The published variants and some small ones, as differences from the configurations' defaults, which are S."""
 
+from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -86,7 +88,7 @@ _VITAE = {
         "num_labels": 10,
     },
 }
-_VITAEV2 = {
+_VITAEV2: dict[str, dict[str, Any]] = {
     "vitaev2-s": {},
     "vitaev2-48m": {
         "reduction_channels": (64, 64, 192, 384),
@@ -115,17 +117,17 @@ _VITAEV2 = {
         "num_labels": 10,
     },
 }
-PRESETS: dict[str, dict] = {**_VITAE, **_VITAEV2}
+PRESETS: dict[str, dict[str, Any]] = {**_VITAE, **_VITAEV2}
 """For each variant the fields in which its configuration differs from the defaults. Without `num_labels` it has 1,000
 labels."""
 
 
-def _closest(name: str, names) -> str:
+def _closest(name: str, names: Iterable[str]) -> str:
     matches = get_close_matches(name, list(names), n=1, cutoff=0)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
-def config_from_preset(name: str, **overrides) -> ViTAEFamilyConfig:
+def config_from_preset(name: str, **overrides: Any) -> ViTAEFamilyConfig:
     """The configuration of a published variant.
 
     Args:

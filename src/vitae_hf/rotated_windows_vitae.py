@@ -7,11 +7,20 @@ Source: Wang et al. 2022, "Advancing Plain Vision Transformer Towards Remote Sen
 2208.03987, figure 4 and equations 6 to 10.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.utils.generic import maybe_autocast
 
-from .attention_vitae import ViTAEAttention, distances, join_windows, split_into_windows, window_grid
+from .attention_vitae import (
+    ViTAEAttention,
+    ViTAERelativePositions,
+    distances,
+    join_windows,
+    split_into_windows,
+    window_grid,
+)
 from .configuration_vitae import ViTAEConfig
 from .layers_vitae import is_program_for_all_sizes, tokens_to_map, unflatten
 
@@ -26,7 +35,7 @@ def places(length: int, device: torch.device) -> torch.Tensor:
     return torch.arange(length, device=device, dtype=torch.float32) * (2 / (length - 1)) - 1
 
 
-def at_least_one(count: int) -> int:
+def at_least_one(count: Any) -> Any:
     # Not `max`, which would be a constant of a program for all sizes. The older tracer counts in tensors.
     return count.clamp(min=1) if isinstance(count, torch.Tensor) else torch.sym_max(count, 1)
 
@@ -41,9 +50,9 @@ class ViTAEWindowPredictor(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, window_size: int):
         super().__init__()
         self.num_heads, self.window_size = num_heads, window_size
-        self.offsets = nn.Conv2d(hidden_size, 2 * num_heads, 1)
-        self.scales = nn.Conv2d(hidden_size, 2 * num_heads, 1)
-        self.angles = nn.Conv2d(hidden_size, num_heads, 1)
+        self.offsets: nn.Conv2d = nn.Conv2d(hidden_size, 2 * num_heads, 1)
+        self.scales: nn.Conv2d = nn.Conv2d(hidden_size, 2 * num_heads, 1)
+        self.angles: nn.Conv2d = nn.Conv2d(hidden_size, num_heads, 1)
 
     def by_head(self, predicted: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """(B, heads · x, R, S) -> (x, B · heads, R, 1, S, 1) in float32, ready to be spread over the pixels."""
@@ -60,10 +69,8 @@ class ViTAEWindowPredictor(nn.Module):
         scale_x, scale_y = self.by_head(self.scales(means), rows, columns)
         (angle,) = self.by_head(self.angles(means), rows, columns)
         # The authors divide by the windows that fit into the grid. One that is smaller than a window counts as one.
-        offset_x, offset_y = (
-            offset_x / at_least_one(width // window_size),
-            offset_y / at_least_one(height // window_size),
-        )
+        offset_x = offset_x / at_least_one(width // window_size)
+        offset_y = offset_y / at_least_one(height // window_size)
         y = places(rows * window_size, device).view(1, rows, window_size, 1, 1)
         x = places(columns * window_size, device).view(1, 1, 1, columns, window_size)
         centre_y, centre_x = y.mean(2, keepdim=True), x.mean(4, keepdim=True)
@@ -85,8 +92,10 @@ class ViTAERotatedWindowAttention(ViTAEAttention):
         is_apart: whether keys and values are looked for at different places.
     """
 
-    def __init__(self, config: ViTAEConfig, hidden_size: int, num_heads: int, is_apart: bool):
-        window_size = config.window_size
+    window_size: int
+    relative_positions: ViTAERelativePositions
+
+    def __init__(self, config: ViTAEConfig, hidden_size: int, num_heads: int, window_size: int, is_apart: bool):
         super().__init__(
             config,
             hidden_size,
@@ -122,7 +131,7 @@ class ViTAERotatedWindowAttention(ViTAEAttention):
         return windows.view(batch * rows * columns, num_heads, size**2, self.head_dim)
 
     def forward(
-        self, hidden_states: torch.Tensor, height: int, width: int, **kwargs
+        self, hidden_states: torch.Tensor, height: int, width: int, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, window_size = hidden_states.shape[0], self.window_size
         _, _, pads = window_grid(height, width, window_size)

@@ -18,11 +18,14 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
@@ -41,8 +44,9 @@ from ..failures import device
 from . import command_parser
 
 
-YES_NO_BOTH = {"no": [False], "yes": [True], "both": [False, True]}
-GROUPED_BY = {  # the fields that the networks of a group share, and how their values are written
+YES_NO_BOTH: dict[str, list[bool]] = {"no": [False], "yes": [True], "both": [False, True]}
+# The fields that the networks of a group share, and how their values are written.
+GROUPED_BY: dict[str, Callable[[Any], str]] = {
     "mode": str,
     "dtype": str,
     "image_size": lambda size: f"{size[0]}×{size[1]}",
@@ -60,19 +64,19 @@ def group_of_setups(
     arguments: argparse.Namespace, mode: str, dtype: str, image_size: tuple[int, int], batch_size: int
 ) -> list[Setup]:
     """The networks of one group, each compiled, checkpointed and prepared or not, as the arguments say."""
-    shared = {"mode": mode, "dtype": dtype, "image_size": image_size, "batch_size": batch_size}
+    shared: dict[str, Any] = {"mode": mode, "dtype": dtype, "image_size": image_size, "batch_size": batch_size}
     shared |= {"device": arguments.device, "channels_last": arguments.channels_last}
     checkpointing = YES_NO_BOTH[arguments.checkpointing] if mode == "training" else [False]
     setups = []
     for compiled, checkpointed, network in product(YES_NO_BOTH[arguments.compile], checkpointing, arguments.networks):
         can_prepare = network in PRESETS and mode == "inference"
         for prepared in YES_NO_BOTH[arguments.prepare] if can_prepare else [False]:
-            how = {"compiled": compiled, "checkpointing": checkpointed, "prepared": prepared}
+            how: dict[str, Any] = {"compiled": compiled, "checkpointing": checkpointed, "prepared": prepared}
             setups.append(Setup(network=network, **shared, **how))
     return setups
 
 
-def memory_in_own_process(setup: Setup) -> dict:
+def memory_in_own_process(setup: Setup) -> dict[str, Any]:
     """The figures of [`measure_memory`], or the `memory_error` with which its process ended."""
     options = json.dumps({**asdict(setup), "threads": torch.get_num_threads()})
     done = subprocess.run(
@@ -84,15 +88,15 @@ def memory_in_own_process(setup: Setup) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_one(options: dict) -> dict:
+def measure_one(options: dict[str, Any]) -> dict[str, Any]:
     """What the process does that [`memory_in_own_process`] starts."""
     torch.set_num_threads(options.pop("threads"))
     return measure_memory(Setup(**{**options, "image_size": tuple(options["image_size"])}))
 
 
-def measure(arguments: argparse.Namespace) -> dict:
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("reference", "rounds", "seconds", "threads", "channels_last")
-    record = {"settings": {name: getattr(arguments, name) for name in names}, "results": []}
+    record: dict[str, Any] = {"settings": {name: getattr(arguments, name) for name in names}, "results": []}
     for setups in groups_of_setups(arguments):
         try:
             results = measure_speed(setups, arguments.reference, arguments.rounds, arguments.seconds)
@@ -111,7 +115,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     return record
 
 
-def write(record: dict, output: Path) -> None:
+def write(record: dict[str, Any], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     output.with_suffix(".md").write_text(table(record["results"]))
@@ -119,14 +123,14 @@ def write(record: dict, output: Path) -> None:
         draw(measured, f"{record['device']}, {record['threads']} thread(s)", output.with_suffix(".png"))
 
 
-def name_of(result: dict) -> str:
+def name_of(result: dict[str, Any]) -> str:
     kinds = {"prepared": "prepared", "compiled": "compiled", "checkpointing": "checkpointed"}
     return ", ".join([result["network"], *(kind for name, kind in kinds.items() if result[name])])
 
 
-def table(results: list[dict]) -> str:
+def table(results: list[dict[str, Any]]) -> str:
     """A table in Markdown with a row for each result, and below it a list of the networks that failed."""
-    columns = {
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
         "network": name_of,
         "mode": lambda row: row["mode"],
         "dtype": lambda row: row["dtype"],
@@ -153,30 +157,33 @@ def table(results: list[dict]) -> str:
     return "\n".join([*lines, *([""] if errors else []), *errors]) + "\n"
 
 
-def with_spread(ratio: dict | None, factor: float) -> str:
+def with_spread(ratio: dict[str, Any] | None, factor: float) -> str:
     if ratio is None:
         return "–"
     median, lowest, highest = (factor * ratio[key] for key in ("median", "lowest", "highest"))
     return f"{median:.3g} ({lowest:.3g}–{highest:.3g})"
 
 
-def tokens(row: dict) -> float:
+def tokens(row: dict[str, Any]) -> float:
     """How many patches of 16×16 pixels an image has."""
     return row["image_size"][0] * row["image_size"][1] / 256
 
 
-# What is drawn, by its title: of each result a number, or the median, lowest and highest of the rounds.
-PANELS = {
+Value = Callable[[dict[str, Any]], Any]
+"""Of a result a number, or the median, lowest and highest of the rounds; none if it is not known."""
+# What is drawn, by its title.
+PANELS: dict[str, Value] = {
     "time per image (ms)": lambda row: 1000 / row["images_per_s"],
     "time per 16×16 pixels (µs)": lambda row: 1e6 / row["images_per_s"] / tokens(row),
     "peak memory above idle (MiB)": lambda row: row["peak_mib"] - row["idle_peak_mib"] if "peak_mib" in row else None,
     "relative efficiency": lambda row: row["relative_efficiency"],
     "fraction of the matrix product's peak": lambda row: row["fraction_of_peak"],
 }
-LOGARITHMIC = "time per image (ms)", "peak memory above idle (MiB)"  # if values differ by more than a factor of ten
+# If values differ by more than a factor of ten.
+LOGARITHMIC: tuple[str, ...] = ("time per image (ms)", "peak memory above idle (MiB)")
 
 
-def draw(results: list[dict], where: str, path: Path) -> None:
+def draw(results: list[dict[str, Any]], where: str, path: Path) -> None:
     """Draw curves over image size or batch size, whichever has three or more values, and bars if neither has."""
     values = {name: list(dict.fromkeys(text(row[name]) for row in results)) for name, text in GROUPED_BY.items()}
     over = next((name for name in ("image_size", "batch_size") if len(values[name]) > 2), None)
@@ -199,10 +206,11 @@ def draw(results: list[dict], where: str, path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def points(rows: list[dict], value) -> tuple[list[float], list[list[float]]]:
+def points(rows: list[dict[str, Any]], value: Value) -> tuple[list[float], list[list[float]]]:
     """Medians, and how far the lowest and the highest round lie from them; not a number where nothing is known."""
-    found = [value(row) or float("nan") for row in rows]
-    found = [item if isinstance(item, dict) else dict.fromkeys(("median", "lowest", "highest"), item) for item in found]
+    values = [value(row) or float("nan") for row in rows]
+    names = ("median", "lowest", "highest")
+    found = [item if isinstance(item, dict) else dict.fromkeys(names, item) for item in values]
     below = [item["median"] - item["lowest"] for item in found]
     above = [item["highest"] - item["median"] for item in found]
     return [item["median"] for item in found], [below, above]
@@ -212,7 +220,7 @@ def plain(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def choose_scale(axis, medians: list[float]) -> None:
+def choose_scale(axis: Axes, medians: list[float]) -> None:
     known = [median for median in medians if median > 0]
     if axis.get_title() in LOGARITHMIC and max(known) > 10 * min(known):
         axis.set(yscale="log", ylim=(0.7 * min(known), 1.5 * max(known)))
@@ -223,7 +231,7 @@ def choose_scale(axis, medians: list[float]) -> None:
         axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
 
 
-def draw_bars(axis, results: list[dict], value, varying: list[str]) -> None:
+def draw_bars(axis: Axes, results: list[dict[str, Any]], value: Value, varying: list[str]) -> None:
     """Draw a group of bars for each combination of the varying fields, in which each network has its colour."""
     group_of = {id(row): "\n".join(GROUPED_BY[name](row[name]) for name in varying) for row in results}
     groups, networks = list(dict.fromkeys(group_of.values())), list(dict.fromkeys(map(name_of, results)))
@@ -233,20 +241,20 @@ def draw_bars(axis, results: list[dict], value, varying: list[str]) -> None:
         places = [groups.index(group_of[id(row)]) + (idx - (len(networks) - 1) / 2) * width for row in rows]
         medians, errors = points(rows, value)
         bars = axis.bar(places, medians, width, yerr=errors, label=network, capsize=2, error_kw={"alpha": 0.5})
-        axis.bar_label(bars, labels=map(plain, medians), fontsize=8, padding=2)
+        axis.bar_label(bars, labels=list(map(plain, medians)), fontsize=8, padding=2)
     axis.set_xticks(range(len(groups)), groups)
     choose_scale(axis, points(results, value)[0])
 
 
-def draw_curves(axis, results: list[dict], value, varying: list[str], over: str) -> None:
+def draw_curves(axis: Axes, results: list[dict[str, Any]], value: Value, varying: list[str], over: str) -> None:
     """Draw a curve over the field `over` for each network (by colour) and combination of varying fields (by line)."""
-    number = {"image_size": tokens, "batch_size": lambda row: row["batch_size"]}[over]
-    curves = {}
+    number: Value = {"image_size": tokens, "batch_size": lambda row: row["batch_size"]}[over]
+    curves: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in sorted(results, key=number):
         curves.setdefault((name_of(row), *(GROUPED_BY[name](row[name]) for name in varying)), []).append(row)
     networks, kinds = (list(dict.fromkeys(part)) for part in ((key[0] for key in curves), (key[1:] for key in curves)))
     for (network, *kind), rows in curves.items():
-        style = {
+        style: dict[str, Any] = {
             "color": f"C{networks.index(network)}",
             "linestyle": ["-", "--", ":", "-."][kinds.index(tuple(kind)) % 4],
         }
@@ -304,7 +312,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = parse(argv)
     if arguments.one is not None:
         return measure_one(arguments.one)

@@ -13,6 +13,7 @@ network reads, are left aside and counted.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ..configuration_vitaev2 import WINDOW_PADDINGS
 from ..environment import environment
@@ -47,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = vars(parse(argv))
     record = convert_checkpoint(arguments.pop("checkpoint"), **arguments)
     print(f"{record['class']} of {record['preset']}, {record['parameters']:,} parameters")

@@ -15,6 +15,7 @@ import argparse
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ from ..evaluation.scores import (
     read_real_labels,
 )
 from ..failures import about, device
-from ..loading import load_trained
+from ..loading import label_names, load_trained
 from . import command_parser
 
 
@@ -62,7 +63,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:
+def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """All figures, and how they were measured."""
     splits = load_labelled_images(arguments.dataset, arguments.dataset_name)
     split = splits[pick_split(splits, *([arguments.split] if arguments.split else ("validation", "test")))]
@@ -70,13 +71,15 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:
         size = arguments.image_size, arguments.crop_pct
         model, processor = load_trained(arguments.model_name_or_path, *size, dtype=arguments.dtype)
     model.to(arguments.device)
-    classes = align_labels(split.features["label"].names, model.config.id2label)
+    classes = align_labels(split.features["label"].names, label_names(model.config))
     real = None if arguments.real_labels is None else read_real_labels(arguments.real_labels, split)
     data = ImageDataset(split, partial(evaluation_pixels, processor), arguments.on_bad_sample, drop_bad=True)
     started = time.perf_counter()
     scores, rows = predict(model, data, arguments.batch_size, arguments.num_workers)
     seconds = time.perf_counter() - started
-    names = dict(enumerate(model.config.id2label.values())) | dict(zip(classes.tolist(), split.features["label"].names))
+    names = dict(enumerate(label_names(model.config).values())) | dict(
+        zip(classes.tolist(), split.features["label"].names)
+    )
     figures = all_figures(
         scores,
         classes[split.select(rows)["label"][:]],
@@ -98,7 +101,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict, dict]:
     return figures, circumstances
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = parse(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     figures, circumstances = evaluate(arguments)

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,7 +22,7 @@ from ..evaluation.explanation import Explanation, class_of, draw, explain
 from ..failures import about, device
 from ..files import PICTURES
 from ..image_processing_vitae import read_image
-from ..loading import load_trained
+from ..loading import label_names, load_trained
 from . import command_parser
 
 
@@ -50,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def picture_paths(images: list[str], folder: Path) -> list[Path]:
     """The picture to write for each image, of the same name. If several images have one name, they are numbered."""
-    paths = []
+    paths: list[Path] = []
     for image in images:
         stem = Path(image).stem
         same = sum(path.stem == stem or path.stem.rpartition("-")[0] == stem for path in paths)
@@ -58,7 +59,7 @@ def picture_paths(images: list[str], folder: Path) -> list[Path]:
     return paths
 
 
-def summary(image: str, picture: Path, explanation: Explanation) -> dict:
+def summary(image: str, picture: Path, explanation: Explanation) -> dict[str, Any]:
     """The line that is printed for an image. `attention_percent` is the mean share of attention in each cell."""
     shares = zip(explanation.cells, explanation.attention_share)
     return {
@@ -71,12 +72,12 @@ def summary(image: str, picture: Path, explanation: Explanation) -> dict:
     }
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = parse(argv)
     with about(arguments.model_name_or_path):
         model, processor = load_trained(arguments.model_name_or_path, arguments.image_size, dtype=arguments.dtype)
     model.to(arguments.device)
-    target = None if arguments.target is None else class_of(arguments.target, model.config.id2label)
+    target = None if arguments.target is None else class_of(arguments.target, label_names(model.config))
     arguments.output.mkdir(parents=True, exist_ok=True)
     failed = []
     for image, picture in zip(arguments.images, picture_paths(arguments.images, arguments.output)):
@@ -100,5 +101,5 @@ def main(argv: list[str] | None = None) -> dict:
     }
 
 
-def status(record: dict) -> int:
+def status(record: dict[str, Any]) -> int:
     return 1 if record["failed"] else 0

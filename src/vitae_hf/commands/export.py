@@ -10,6 +10,7 @@ checkout, `examples/run_onnx.py` classifies pictures with the first of the two p
 """
 
 from pathlib import Path
+from typing import Any
 
 from ..deployment.exporting import BACKENDS, export_folder
 from ..environment import environment
@@ -18,7 +19,7 @@ from ..files import PICTURES
 from . import command_parser
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = command_parser("vitae export", __doc__)
     parser.add_argument("source", help="folder or Hub name of a classifier or headless model")
     parser.add_argument("--format", required=True, choices=list(BACKENDS))

@@ -13,9 +13,11 @@ evaluation, which TensorBoard shows too: images, the patches that the encoder sa
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import ModelCard
+from transformers.training_args import OptimizerNames
 
 from .. import ViTAEForPreTraining, ViTAEImageProcessor, config_from_preset
 from ..data.augmentation import AugmentationArguments, DeviceNormalization, training_transform
@@ -44,21 +46,21 @@ class PretrainingArguments(ImageArguments):
     interpolation: str = "bicubic"
     pictures: int = field(default=8, metadata={"help": "How many evaluation images to draw."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.pictures < 1:
             raise ValueError(f"--pictures must be at least 1, got {self.pictures}")
         config_from_preset(self.preset)  # an unknown one is an error now, not after the data have been read
 
 
 @dataclass
-class Pretraining(Task):
+class Pretraining(Task[ReconstructionTrainer]):
     """A masked autoencoder of images without labels."""
 
     run: PretrainingArguments
     training: ViTAETrainingArguments
 
-    command = "vitae pretrain"
-    refused = {
+    command: ClassVar[str] = "vitae pretrain"
+    refused: ClassVar[dict[str, str]] = {
         "label_smoothing_factor": "--label_smoothing_factor does not work here: there are no labels",
         "push_to_hub": "--push_to_hub does not work here: publish what was fine-tuned",
     }
@@ -66,7 +68,8 @@ class Pretraining(Task):
     def build_model(self) -> ViTAEForPreTraining:
         size = {} if self.run.image_size is None else {"image_size": self.run.image_size}
         fields = {name: getattr(self.run, name) for name in ("mask_ratio", "norm_pix_loss", "drop_path_rate")}
-        return ViTAEForPreTraining(config_from_preset(self.run.preset, conv_kernel_size=1, **size, **fields))
+        config: Any = config_from_preset(self.run.preset, conv_kernel_size=1, **size, **fields)
+        return ViTAEForPreTraining(config)
 
     def build_trainer(self) -> ReconstructionTrainer:
         run, training = self.run, self.training
@@ -76,7 +79,7 @@ class Pretraining(Task):
         processor = ViTAEImageProcessor(size=model.config.image_size, crop_pct=run.crop_pct)
         crops = {name: getattr(run, name) for name in ("min_crop_scale", "flip_prob", "interpolation")}
         augmentation = AugmentationArguments(auto_augment=None, color_jitter=0.0, **crops)
-        transform = training_transform(model.config.image_size, augmentation)
+        transform = training_transform(model.config.image_height_width, augmentation)
         source = splits[run.train_split] if shards is None else shards
         trainer = ReconstructionTrainer(
             model,
@@ -87,7 +90,7 @@ class Pretraining(Task):
             processing_class=processor,
             augmentation=DeviceNormalization(processor.image_mean, processor.image_std),
         )
-        self.drawing = self.draw_at_evaluations(trainer)
+        self.drawing: DrawReconstructions = self.draw_at_evaluations(trainer)
         return trainer
 
     def draw_at_evaluations(self, trainer: ReconstructionTrainer) -> DrawReconstructions:
@@ -99,20 +102,21 @@ class Pretraining(Task):
         trainer.add_callback(drawing)
         return drawing
 
-    def figures(self, trainer: ReconstructionTrainer, metrics: dict[str, float]) -> dict:
+    def figures(self, trainer: ReconstructionTrainer, metrics: dict[str, float]) -> dict[str, Any]:
         return {"picture": str(self.drawing.path)}
 
-    def draw(self, trainer: ReconstructionTrainer, record: dict) -> list[Path]:
+    def draw(self, trainer: ReconstructionTrainer, record: dict[str, Any]) -> list[Path]:
         return [self.drawing.path]
 
-    def settings(self, trainer: ReconstructionTrainer) -> dict:
+    def settings(self, trainer: ReconstructionTrainer) -> dict[str, Any]:
         run, training = self.run, self.training
+        optimizer = OptimizerNames(training.optim).value
         return {
-            "optimizer": f"{training.optim.value}, betas {training.adam_beta1:g} and {training.adam_beta2:g}",
+            "optimizer": f"{optimizer}, betas {training.adam_beta1:g} and {training.adam_beta2:g}",
             "augmentation": f"crops of {run.min_crop_scale:g} to 1 of an image, mirrored ({run.flip_prob:.0%})",
         }
 
-    def card(self, trainer: ReconstructionTrainer, record: dict, **values) -> ModelCard:
+    def card(self, trainer: ReconstructionTrainer, record: dict[str, Any], **values: Any) -> ModelCard:
         model = trainer.model
         return pretraining_card(
             TEMPLATES / "pretraining.md",
@@ -128,7 +132,7 @@ class Pretraining(Task):
         )
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     return run_task(Pretraining.parse(argv))
 
 

@@ -9,6 +9,7 @@ Everything goes into one commit. If that fails, run the command again: it upload
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ..environment import environment
 from ..failures import about
@@ -30,7 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = vars(parse(argv))
     with about(arguments["repo_id"]):
         return {**publish(**arguments), **environment()}

@@ -17,10 +17,12 @@ import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from huggingface_hub import ModelCard
 from transformers import SegformerImageProcessor, UperNetForSemanticSegmentation
+from transformers.trainer_utils import SchedulerType
 
 from .. import config_from_preset
 from ..dense.data import SegmentationDataset, collate_masks, load_masked_images, mask_class_names
@@ -31,6 +33,7 @@ from ..dense.transforms import MaskAugmentationArguments, evaluation_sample, seg
 from ..failures import about
 from ..files import find_model
 from ..hub.cards import FIGURES, TEMPLATES, model_card
+from ..loading import label_names
 from ..training.arguments import StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
 from ..training.splits import choose_splits
@@ -52,7 +55,7 @@ class SegmentationArguments(StartArguments):
     )
     overlays: int = field(default=8, metadata={"help": "How many pictures to draw with truth and prediction."})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("overlays", "head_channels"):
             if getattr(self, name) < 1:
@@ -60,35 +63,37 @@ class SegmentationArguments(StartArguments):
 
 
 @dataclass
-class Segmentation(Task):
+class Segmentation(Task[SegmentationTrainer]):
     """UperNet on pictures with masks."""
 
     run: SegmentationArguments
     augmentation: MaskAugmentationArguments
     training: ViTAETrainingArguments
 
-    command = "vitae segment"
-    defaults = {
+    command: ClassVar[str] = "vitae segment"
+    defaults: ClassVar[dict[str, Any]] = {
         "lr_scheduler_type": "polynomial",  # mmsegmentation's "poly"; linear unless the keywords say otherwise
         "lr_scheduler_kwargs": {"power": 1.0, "lr_end": 0.0},
         "per_device_eval_batch_size": 1,  # pictures of an evaluation differ in size
         "dataloader_drop_last": True,  # BatchNorm cannot normalise a last batch of one
     }
-    refused = {
+    refused: ClassVar[dict[str, str]] = {
         "label_smoothing_factor": "--label_smoothing_factor does not go with segmentation",
         "push_to_hub": "--push_to_hub is for classifiers; publish a segmenter by its `push_to_hub`",
     }
-    accuracies = tuple(metric for _, _, metric in FIGURES[KIND])
+    accuracies: ClassVar[tuple[str, ...]] = tuple(metric for _, _, metric in FIGURES[KIND])
 
     def build_model(self, names: dict[int, str]) -> UperNetForSemanticSegmentation:
         """UperNet with a new backbone, or with a trained one."""
-        run, changes = self.run, {"frozen_stages": self.run.frozen_stages}
+        run = self.run
+        changes: dict[str, Any] = {"frozen_stages": run.frozen_stages}
         if run.drop_path_rate is not None:
             changes["drop_path_rate"] = run.drop_path_rate
         if run.preset is not None:
             return new_segmenter(dense_config(config_from_preset(run.preset), **changes), names, run.head_channels)
-        with about(run.model_name_or_path):
-            return load_segmenter(find_model(run.model_name_or_path), names, run.head_channels, **changes)
+        name = str(run.model_name_or_path)
+        with about(name):
+            return load_segmenter(find_model(name), names, run.head_channels, **changes)
 
     def build_trainer(self) -> SegmentationTrainer:
         run, augmentation, training = self.run, self.augmentation, self.training
@@ -100,7 +105,7 @@ class Segmentation(Task):
             size={"shortest_edge": augmentation.short_side, "longest_edge": 4 * augmentation.short_side},
             do_reduce_labels=run.reduce_labels,
         )
-        common = {"num_labels": len(names), "reduce_labels": run.reduce_labels}
+        common: dict[str, Any] = {"num_labels": len(names), "reduce_labels": run.reduce_labels}
         transform = segmentation_transform(augmentation)
         train_data = SegmentationDataset(splits[run.train_split], transform, seed=training.seed, **common)
         eval_data = SegmentationDataset(splits[run.eval_split], partial(evaluation_sample, processor), **common)
@@ -115,7 +120,7 @@ class Segmentation(Task):
             processing_class=processor,
         )
 
-    def figures(self, trainer: SegmentationTrainer, metrics: dict[str, float]) -> dict:
+    def figures(self, trainer: SegmentationTrainer, metrics: dict[str, float]) -> dict[str, Any]:
         return {
             "mean_iou_percent": round(metrics["eval_mean_iou"], 2),
             "pixel_accuracy_percent": round(metrics["eval_pixel_accuracy"], 2),
@@ -124,30 +129,31 @@ class Segmentation(Task):
             "seconds": round(trainer.throughput.seconds),
         }
 
-    def draw(self, trainer: SegmentationTrainer, record: dict) -> list[Path]:
+    def draw(self, trainer: SegmentationTrainer, record: dict[str, Any]) -> list[Path]:
         """`segmentation_metrics.json`, with the figures of each class, and `overlays.png`."""
-        output, model, data = Path(self.training.output_dir), trainer.evaluated_model, trainer.eval_dataset
+        output, data = Path(self.training.output_dir), trainer.eval_dataset
+        model: Any = trainer.evaluated_model
         (output / "segmentation_metrics.json").write_text(json.dumps(trainer.figures, indent=1) + "\n")
         rows = []
         for index in np.unique(np.linspace(0, len(data) - 1, self.run.overlays).astype(int)).tolist():
             picture, mask, _ = data.read(index)
             rows.append((picture, mask, segment(model, trainer.processing_class, picture)))
-        names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+        names = list(label_names(model.config).values())
         title = f"mean IoU {record['mean_iou_percent']:.1f} %, {len(data)} pictures"
         draw_overlays(rows, names, title).savefig(output / "overlays.png", dpi=110)
         return [output / "overlays.png"]
 
-    def settings(self, trainer: SegmentationTrainer) -> dict:
+    def settings(self, trainer: SegmentationTrainer) -> dict[str, Any]:
         training = self.training
         return {
-            "learning rate": f"{training.learning_rate:g}, {training.lr_scheduler_type.value}",
+            "learning rate": f"{training.learning_rate:g}, {SchedulerType(training.lr_scheduler_type).value}",
             "average of the weights": training.ema_decay or "none",
             "augmentation": ", ".join(f"{name} {value}" for name, value in vars(self.augmentation).items()),
             "drop path": getattr(trainer.model.config.backbone_config, "drop_path_rate", "none"),
             "frozen stages": self.run.frozen_stages,
         }
 
-    def card(self, trainer: SegmentationTrainer, record: dict, **values) -> ModelCard:
+    def card(self, trainer: SegmentationTrainer, record: dict[str, Any], **values: Any) -> ModelCard:
         model = trainer.model
         return model_card(
             TEMPLATES / "segmentation.md",
@@ -162,7 +168,7 @@ class Segmentation(Task):
         )
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     return run_task(Segmentation.parse(argv))
 
 

@@ -17,6 +17,7 @@ what was evaluated, as `vitae push` does.
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification, EvalPrediction, PreTrainedModel
@@ -48,7 +49,7 @@ class ClassificationArguments(ImageArguments, StartArguments):
         default=None, metadata={"help": "Sets ema_decay to this to the power of global batch / 512; 0: no average."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.train_share <= 1:
             raise ValueError(f"--train_share must be above 0 and at most 1, got {self.train_share}")
@@ -57,29 +58,32 @@ class ClassificationArguments(ImageArguments, StartArguments):
 
 
 @dataclass
-class Classification(Task):
+class Classification(Task[ViTAETrainer]):
     """A classifier of labelled images."""
 
     run: ClassificationArguments
     augmentation: AugmentationArguments
     training: ViTAETrainingArguments
 
-    command = "vitae train"
-    refused = {"label_smoothing_factor": "smooth labels by --label_smoothing, not --label_smoothing_factor"}
-    accuracies = tuple(metric for _, _, metric in FIGURES["image-classification"])
+    command: ClassVar[str] = "vitae train"
+    refused: ClassVar[dict[str, str]] = {
+        "label_smoothing_factor": "smooth labels by --label_smoothing, not --label_smoothing_factor"
+    }
+    accuracies: ClassVar[tuple[str, ...]] = tuple(metric for _, _, metric in FIGURES["image-classification"])
 
     def build_model(self, names: dict[int, str]) -> PreTrainedModel:
         """A new model of a preset, or a trained one with a head for these classes."""
         run = self.run
-        overrides = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
+        overrides: dict[str, Any] = {"id2label": names, "label2id": {name: label for label, name in names.items()}}
         rates = {"drop_path_rate": run.drop_path_rate, "hidden_dropout_prob": run.hidden_dropout_prob}
         overrides |= {name: rate for name, rate in rates.items() if rate is not None}
         if run.preset is not None:
             size = {} if run.image_size is None else {"image_size": run.image_size}
             return AutoModelForImageClassification.from_config(config_from_preset(run.preset, **size, **overrides))
-        with about(run.model_name_or_path):
+        name = str(run.model_name_or_path)
+        with about(name):
             model = AutoModelForImageClassification.from_pretrained(
-                find_model(run.model_name_or_path), ignore_mismatched_sizes=True, **overrides
+                find_model(name), ignore_mismatched_sizes=True, **overrides
             )
         if run.image_size not in (None, model.config.image_size):
             model.resize_position_embeddings(run.image_size)
@@ -96,7 +100,7 @@ class Classification(Task):
             drawn, _ = draw_by_class(splits[run.train_split], run.train_share, training.data_seed, "--train_share")
             splits[run.train_split] = drawn
         model = self.build_model(class_names(splits))
-        num_labels, size = model.config.num_labels, model.config.image_size
+        num_labels, size = len(class_names(splits)), model.config.image_size
         processor = ViTAEImageProcessor(size=size, crop_pct=run.crop_pct)
         source = splits[run.train_split] if shards is None else shards
         return ViTAETrainer(
@@ -104,7 +108,7 @@ class Classification(Task):
             training,
             data_collator=collate,
             train_dataset=training_images(
-                run, training, source, training_transform(size, self.augmentation), len(class_names(splits))
+                run, training, source, training_transform(size, self.augmentation), num_labels
             ),
             eval_dataset=evaluation_images(run, splits[run.eval_split], processor, drop_bad=True),
             processing_class=processor,
@@ -113,17 +117,17 @@ class Classification(Task):
             augmentation=DeviceAugmentation(num_labels, self.augmentation),
         )
 
-    def figures(self, trainer: ViTAETrainer, metrics: dict[str, float]) -> dict:
+    def figures(self, trainer: ViTAETrainer, metrics: dict[str, float]) -> dict[str, Any]:
         return {f"{name}_percent": round(metrics[f"eval_{name}"], 3) for name in self.accuracies}
 
-    def settings(self, trainer: ViTAETrainer) -> dict:
+    def settings(self, trainer: ViTAETrainer) -> dict[str, Any]:
         return {
             "average of the weights": self.training.ema_decay or "none",
             "augmentation": ", ".join(f"{name} {value}" for name, value in vars(self.augmentation).items()),
             "drop path": getattr(trainer.model.config, "drop_path_rate", "none"),
         }
 
-    def card(self, trainer: ViTAETrainer, record: dict, **values) -> ModelCard:
+    def card(self, trainer: ViTAETrainer, record: dict[str, Any], **values: Any) -> ModelCard:
         return model_card(
             TEMPLATES / "trained.md",
             architecture=type(trainer.model).__name__,
@@ -136,9 +140,10 @@ class Classification(Task):
             **values,
         )
 
-    def publish(self, folder: Path) -> dict:
-        hub = {"token": self.training.hub_token, "revision": self.training.hub_revision}
-        return publish(folder, self.training.hub_model_id, PICTURES[0], **hub)
+    def publish(self, folder: Path) -> dict[str, Any]:
+        training = self.training
+        name = str(training.hub_model_id)
+        return publish(folder, name, PICTURES[0], token=training.hub_token, revision=training.hub_revision)
 
 
 def accuracy(result: EvalPrediction) -> dict[str, float]:
@@ -147,7 +152,7 @@ def accuracy(result: EvalPrediction) -> dict[str, float]:
     return TopKAccuracy().compute(predictions=result.predictions[rated], references=result.label_ids[rated])
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     return run_task(Classification.parse(argv))
 
 

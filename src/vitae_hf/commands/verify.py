@@ -7,6 +7,8 @@ The checksums are those of `SHA256SUMS`, which published folders carry, and, for
 file is damaged or missing, the command names it and ends with status 1.
 """
 
+from typing import Any
+
 from ..failures import about
 from ..files import find_model
 from ..hub.checksums import verify_checkpoint
@@ -14,7 +16,7 @@ from ..hub.publishing import in_words
 from . import command_parser
 
 
-def main(argv: list[str] | None = None) -> dict:
+def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = command_parser("vitae verify", __doc__)
     parser.add_argument("source", help="folder or Hub name of a model")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")

@@ -5,9 +5,10 @@ Workers crop, flip and RandAugment pictures, and send uint8 tensors, a quarter o
 batch is normalised, partly erased, and mixed with itself, which turns labels into soft targets.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import PIL.Image
 import PIL.ImageOps
@@ -35,7 +36,7 @@ class AugmentationArguments:
     """Each batch is mixed by mixup or by CutMix, with equal probability; 0 turns one of them off."""
     label_smoothing: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.interpolation not in ("random", "bilinear", "bicubic"):
             raise ValueError(f"`interpolation` must be bilinear, bicubic or random, got {self.interpolation!r}")
         if not 0 < self.min_crop_scale <= 1:
@@ -74,7 +75,7 @@ def training_transform(
     return transform
 
 
-def _posterize(image: PIL.Image.Image, bits_to_keep: int, **_) -> PIL.Image.Image:
+def _posterize(image: PIL.Image.Image, bits_to_keep: int, **_: Any) -> PIL.Image.Image:
     """timm's posterize. At 0 bits, its strongest, Pillow made the picture black until release 13 and then refused."""
     return PIL.ImageOps.posterize(image, bits_to_keep) if bits_to_keep > 0 else PIL.Image.new(image.mode, image.size)
 
@@ -95,13 +96,13 @@ class DeviceAugmentation:
         self,
         num_labels: int,
         arguments: AugmentationArguments,
-        image_mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
-        image_std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+        image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
     ):
         self.num_labels = num_labels
         self.arguments = arguments
         self._statistics = cache(partial(_statistics, image_mean, image_std))
-        self.mixup = None
+        self.mixup: Mixup | None = None
         if arguments.mixup_alpha > 0 or arguments.cutmix_alpha > 0:
             self.mixup = Mixup(
                 arguments.mixup_alpha,
@@ -129,8 +130,8 @@ class DeviceNormalization:
 
     def __init__(
         self,
-        image_mean: tuple[float, ...] = IMAGENET_DEFAULT_MEAN,
-        image_std: tuple[float, ...] = IMAGENET_DEFAULT_STD,
+        image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
     ):
         self._statistics = cache(partial(_statistics, image_mean, image_std))
 
@@ -139,12 +140,14 @@ class DeviceNormalization:
         return (pixel_values.float() - mean) / std, labels
 
 
-def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+def _statistics(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[torch.Tensor, ...]:
     """Mean and standard deviation of pixels from 0 to 255, `(1, 3, 1, 1)`."""
     return tuple(torch.tensor(values, device=device).view(1, -1, 1, 1) * 255 for values in (mean, std))
 
 
-def soft_target_loss(outputs, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None):
+def soft_target_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
     """Cross entropy for soft targets `(B, classes)` or labels `(B,)`, as the Trainer's `compute_loss_func`.
 
     Labels of -100 are ignored.

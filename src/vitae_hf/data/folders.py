@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets.data_files import DataFilesList
@@ -64,7 +65,7 @@ class Folder:
         Raises:
             ValueError: there are none, or the name of one is no text.
         """
-        found = {}
+        found: dict[str, list[Path]] = {}
         for path in walk(self.path):
             if (kind := kind_of(path)) is not None:
                 found.setdefault(kind, []).append(path.relative_to(self.path))
@@ -98,7 +99,7 @@ class Folder:
         self._check(root, named, sorted({file.parts[0] for file in files} - named.keys()))
         said = ", ".join(f"{folder} is {split}" for folder, split in named.items())
         logger.warning_once(f"splits of {root}: {said}")
-        parts = {split: (root / folder, []) for folder, split in named.items()}
+        parts: dict[str, tuple[Path, list[Path]]] = {split: (root / folder, []) for folder, split in named.items()}
         for file in files:
             parts[named[file.parts[0]]][1].append(Path(*file.parts[1:]))
         return {split: parts[split] for split in ("train", "validation", "test") if split in parts}
@@ -134,7 +135,7 @@ class Folder:
 
     def _splits_of_shards(self, root: Path, files: list[Path]) -> dict[str, tuple[Path, list[Path]]]:
         """The splits of shards that lie in one folder, by their names; all are `train` if no name says another."""
-        parts = {}
+        parts: dict[str | None, list[Path]] = {}
         for file in files:
             words = {SPLITS[word] for word in words_of(file.stem) if word in SPLITS}
             numbered = NUMBERED.fullmatch(file.name)
@@ -147,7 +148,8 @@ class Folder:
                 f" name every file after one of {', '.join(SPLITS)}, or move the others away"
             )
         order = {split: place for place, split in enumerate(("train", "validation", "test"))}
-        return {split or "train": (root, parts[split]) for split in sorted(parts, key=lambda name: order.get(name, 9))}
+        in_order = sorted(parts, key=lambda name: order.get(name or "", 9))
+        return {split or "train": (root, parts[split]) for split in in_order}
 
     @property
     def data_files(self) -> dict[str, list[str]]:
@@ -157,7 +159,7 @@ class Folder:
             ValueError: some splits have metadata and others have none.
         """
         kind, _ = self.contents
-        found = {}
+        found: dict[str, list[str]] = {}
         for split, (root, files) in self.splits.items():
             files = [file for file in files if kind != "metadata" or file.name in METADATA]
             if not files:
@@ -190,7 +192,7 @@ class Folder:
             features["label"] = datasets.ClassLabel(names=names)
         data = datasets.DatasetDict()
         for split, (root, files) in self.splits.items():
-            rows = {"image": [{"bytes": None, "path": str(root / file)} for file in files]}
+            rows: dict[str, list[Any]] = {"image": [{"bytes": None, "path": str(root / file)} for file in files]}
             if names:
                 rows["label"] = [numbers[file.parts[0]] for file in files]
             data[split] = datasets.Dataset.from_dict(rows, features, split=datasets.NamedSplit(split))
@@ -232,6 +234,6 @@ def kind_of(path: Path) -> str | None:
     return ending if ending in SHARDS else None
 
 
-def as_data_files(paths: list[str]) -> DataFilesList:
+def as_data_files(paths: list[str]) -> Any:
     """Paths for `datasets`, which takes strings for patterns. By the times of change it notices new content."""
     return DataFilesList(paths, [(str(os.path.getmtime(path)),) for path in paths])

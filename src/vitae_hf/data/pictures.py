@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -11,7 +12,7 @@ import torch
 from ..image_processing_vitae import to_rgb
 
 
-def decode(row: dict, num_labels: int | None = None, name: str = "a row") -> PIL.Image.Image:
+def decode(row: dict[str, Any], num_labels: int | None = None, name: str = "a row") -> PIL.Image.Image:
     """The upright RGB picture of a row.
 
     Args:
@@ -33,7 +34,7 @@ def decode(row: dict, num_labels: int | None = None, name: str = "a row") -> PIL
     return decode_image(row["image"], name)
 
 
-def origin(image: dict | None, name: str) -> str:
+def origin(image: dict[str, Any] | None, name: str) -> str:
     """Where an undecoded image is from: its file, or the name of its row.
 
     Raises:
@@ -46,13 +47,13 @@ def origin(image: dict | None, name: str) -> str:
     return where
 
 
-def decode_image(image: dict | None, name: str, convert: Callable = to_rgb):
+def decode_image(image: dict[str, Any] | None, name: str, convert: Callable[[PIL.Image.Image], Any] = to_rgb) -> Any:
     """Decode an image and convert it.
 
     Raises:
         ValueError: it is missing or damaged; the message has the file, or the name of the row.
     """
-    where = origin(image, name)
+    image, where = image or {}, origin(image, name)
     try:
         with PIL.Image.open(BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
             return convert(picture)

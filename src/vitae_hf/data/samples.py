@@ -7,7 +7,7 @@ Bad pictures are named or counted. The draws of a random transform depend on the
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import PIL.Image
@@ -42,18 +42,20 @@ class PictureDataset:
         ValueError: `on_bad_sample` is neither `"error"` nor `"skip"`.
     """
 
-    deals_rows = False
+    deals_rows: ClassVar[bool] = False
 
     def __init__(
         self,
-        transform: Callable[[PIL.Image.Image], torch.Tensor],
+        transform: Callable[..., Any],
         on_bad_sample: Literal["error", "skip"] = "error",
         seed: int | None = None,
         num_labels: int | None = None,
     ):
         if on_bad_sample not in ("error", "skip"):
             raise ValueError(f'`on_bad_sample` must be "error" or "skip", got {on_bad_sample!r}')
-        self.transform, self.on_bad_sample, self.seed = transform, on_bad_sample, seed
+        self.transform = transform
+        self.on_bad_sample = on_bad_sample
+        self.seed = seed
         self.num_labels = num_labels
         # In memory that the workers of a data loader share with this process; each worker counts in a place of its own.
         self._epoch, self._batches_done = (torch.zeros((), dtype=torch.int64).share_memory_() for _ in range(2))
@@ -80,7 +82,7 @@ class PictureDataset:
     def set_epoch(self, epoch: int) -> None:
         self._epoch.fill_(epoch)
 
-    def read_picture(self, row: dict, name: str) -> PIL.Image.Image | None:
+    def read_picture(self, row: dict[str, Any], name: str) -> PIL.Image.Image | None:
         """The picture of a row. A bad one that is to be skipped gives `None`, and is counted in `skipped`.
 
         Args:
@@ -100,7 +102,9 @@ class PictureDataset:
             self._skipped[worker.id % len(self._skipped) if worker else 0] += 1
             return None
 
-    def make_sample(self, picture: PIL.Image.Image, row: dict, name: str | int, *position: int) -> dict:
+    def make_sample(
+        self, picture: PIL.Image.Image, row: dict[str, Any], name: str | int, *position: int
+    ) -> dict[str, Any]:
         """`{"pixel_values", "labels", "names"}` of a row, without `labels` if it has no `label`.
 
         Args:
@@ -114,7 +118,7 @@ class PictureDataset:
             return {"pixel_values": self.transform(picture), **labels, "names": name}
 
 
-class ImageDataset(PictureDataset, Dataset):
+class ImageDataset(PictureDataset, Dataset[dict[str, Any] | None]):
     """One split in memory, as `{"pixel_values", "labels", "names"}` for the Trainer.
 
     Indices from `len` on stand for the same pictures again, for which the transform draws anew
@@ -133,22 +137,23 @@ class ImageDataset(PictureDataset, Dataset):
 
     def __init__(
         self,
-        split: Sequence[dict],
+        split: Sequence[dict[str, Any]],
         transform: Callable[[PIL.Image.Image], torch.Tensor],
         on_bad_sample: Literal["error", "skip"] = "error",
         drop_bad: bool = False,
         seed: int | None = None,
     ):
         super().__init__(transform, on_bad_sample, seed)
-        self.split, self.drop_bad = split, drop_bad
+        self.split = split
+        self.drop_bad = drop_bad
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[dict[str, Any] | None]:
         return (self[index] for index in range(len(self)))
 
-    def __getitem__(self, index: int) -> dict | None:
+    def __getitem__(self, index: int) -> dict[str, Any] | None:
         for candidate in range(index, index + len(self.split)):
             row = self.split[candidate % len(self.split)]
             name = f"row {candidate % len(self.split)}"
@@ -160,7 +165,7 @@ class ImageDataset(PictureDataset, Dataset):
         raise ValueError(f"none of the {len(self.split)} pictures of this split can be read")
 
 
-class RepeatedAugmentation(Sampler):
+class RepeatedAugmentation(Sampler[int]):
     """Indices that put each picture `repeats` times in a row, so that one batch has it in several transformations.
 
     The number of samples in an epoch stays the same, so that an epoch has only a part of the pictures.
@@ -173,7 +178,8 @@ class RepeatedAugmentation(Sampler):
     """
 
     def __init__(self, dataset: ImageDataset, repeats: int):
-        self.dataset, self.repeats = dataset, repeats
+        self.dataset = dataset
+        self.repeats = repeats
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -185,7 +191,7 @@ class RepeatedAugmentation(Sampler):
 
 
 @contextmanager
-def seeded(seed: int | None, *position: int):
+def seeded(seed: int | None, *position: int) -> Iterator[None]:
     """Within, what `random`, NumPy and torch draw depends on seed and position alone; afterwards all is as before.
 
     Without a seed, nothing changes.
@@ -206,12 +212,12 @@ def seeded(seed: int | None, *position: int):
         torch.set_rng_state(states[2])
 
 
-def evaluation_pixels(processor, picture: PIL.Image.Image) -> torch.Tensor:
+def evaluation_pixels(processor: Any, picture: PIL.Image.Image) -> torch.Tensor:
     """What an image processor makes of one picture: with `functools.partial`, the transform of an evaluation."""
     return processor(picture, return_tensors="pt").pixel_values[0]
 
 
-def collate(samples: list[dict | None]) -> dict[str, torch.Tensor]:
+def collate(samples: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
     """A batch of samples, with zeros and `IGNORED_LABEL` in place of each that is `None`.
 
     Every batch then has its full size, so that the results of several processes can be put together in order.
@@ -225,11 +231,12 @@ def collate(samples: list[dict | None]) -> dict[str, torch.Tensor]:
     if all(sample is None for sample in samples):
         raise ValueError("every picture of this batch was skipped: use larger batches, or mend the data")
     good = next(sample for sample in samples if sample is not None)
-    blank = {"pixel_values": torch.zeros_like(good["pixel_values"]), "labels": IGNORED_LABEL, "names": None}
-    samples = [blank if sample is None else sample for sample in samples]
-    labels = {"labels": torch.tensor([sample["labels"] for sample in samples])} if "labels" in good else {}
+    zeros = torch.zeros_like(good["pixel_values"])
+    blank: dict[str, Any] = {"pixel_values": zeros, "labels": IGNORED_LABEL, "names": None}
+    whole = [blank if sample is None else sample for sample in samples]
+    labels = {"labels": torch.tensor([sample["labels"] for sample in whole])} if "labels" in good else {}
     return {
-        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+        "pixel_values": torch.stack([sample["pixel_values"] for sample in whole]),
         **labels,
-        "names": [sample["names"] for sample in samples],
+        "names": [sample["names"] for sample in whole],
     }

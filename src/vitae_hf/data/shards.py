@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby, islice
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import datasets
 import fsspec
@@ -52,7 +52,7 @@ class Shards:
     label: str | None
     classes: tuple[str, ...] | None = None
 
-    def read(self, shard: int, start: int, stop: int) -> Iterator[dict]:
+    def read(self, shard: int, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Rows `start` to `stop - 1` of a shard: `{"image": {"bytes", "path"}, "label"}`, the picture undecoded."""
         reader = _read_tar if self.paths[shard].endswith(".tar") else _read_parquet
         numbers = {text: number for number, text in enumerate(self.classes or ())}
@@ -94,13 +94,15 @@ def find_shards(
     if endings not in ({".parquet"}, {".tar"}):
         raise ValueError(f"streaming needs parquet or tar shards, got {sorted(endings)} in {source}")
     features = load_features(source, name, split)
-    columns = {"image": find_image(features, source), "label": None}
+    image: str = find_image(features, source)
+    label: str | None = None
     if labelled:
         columns = {role: column for column, role in find_columns(features, source).items()}
+        image, label = columns["image"], columns["label"]
     with ThreadPoolExecutor(16) as pool:
         progress = {"total": len(paths), "desc": "counting rows", "unit": " shards", "disable": len(paths) < 9}
         rows = tuple(tqdm(pool.map(_count_rows, paths), **progress))
-        shards = Shards(paths, rows, columns["image"], columns["label"])
+        shards = Shards(paths, rows, image, label)
         if labelled and is_text(features[shards.label]):
             found = names or sorted(set().union(*pool.map(partial(_texts, shards), range(len(paths)))))
             shards = replace(shards, classes=tuple(found))
@@ -117,7 +119,7 @@ def _texts(shards: Shards, shard: int) -> set[str]:
     return {label for label in labels if label is not None}
 
 
-def _open(path: str):
+def _open(path: str) -> Any:
     """A file by its path, whatever characters that has, or by its URL."""
     files, inner = fsspec.core.url_to_fs(path)
     return files.open(inner)
@@ -138,30 +140,30 @@ def _count_rows(path: str) -> int:
     return sum(1 for _ in _tar_samples(path))
 
 
-def _tar_samples(path: str) -> Iterator[Iterator[tuple]]:
-    """The samples of a tar: successive members `(name, file)` whose names are alike up to the first dot."""
-    members = (member for member in datasets.StreamingDownloadManager().iter_archive(path) if _NAME.match(member[0]))
-    return (group for _, group in groupby(members, key=lambda member: _NAME.match(member[0])[1]))
+def _tar_samples(path: str) -> Iterator[Iterator[tuple[re.Match[str], Any]]]:
+    """The samples of a tar: successive members whose names are alike up to the first dot, as `(match, file)`."""
+    archive = datasets.StreamingDownloadManager().iter_archive(path)
+    members = ((match, file) for name, file in archive if (match := _NAME.match(name)))
+    return (group for _, group in groupby(members, key=lambda member: member[0][1]))
 
 
-def _read_tar(path: str, start: int, stop: int, image: str, label: str | None) -> Iterator[dict]:
+def _read_tar(path: str, start: int, stop: int, image: str, label: str | None) -> Iterator[dict[str, Any]]:
     for index, group in enumerate(_tar_samples(path)):
         if index >= stop:
             return
         if index >= start:
-            row = {"image": {"bytes": b"", "path": f"{path}, sample {index}"}}
+            row: dict[str, Any] = {"image": {"bytes": b"", "path": f"{path}, sample {index}"}}
             if label is not None:
                 row["label"] = None
-            for member, file in group:
-                ending = _NAME.match(member)[2]
-                if ending == image:
-                    row["image"] = {"bytes": file.read(), "path": f"{path}/{member}"}
-                elif ending == label:
+            for match, file in group:
+                if match[2] == image:
+                    row["image"] = {"bytes": file.read(), "path": f"{path}/{match.string}"}
+                elif match[2] == label:
                     row["label"] = number_or_text(file.read())
             yield row
 
 
-def _read_parquet(path: str, start: int, stop: int, image: str, label: str | None) -> Iterator[dict]:
+def _read_parquet(path: str, start: int, stop: int, image: str, label: str | None) -> Iterator[dict[str, Any]]:
     with _open(path) as opened:
         file = pyarrow.parquet.ParquetFile(opened)
         first = 0
@@ -180,7 +182,7 @@ def _read_parquet(path: str, start: int, stop: int, image: str, label: str | Non
             first += rows
 
 
-class StreamedImageDataset(PictureDataset, IterableDataset):
+class StreamedImageDataset(PictureDataset, IterableDataset[dict[str, Any]]):
     """One split as `{"pixel_values", "labels", "names"}`, streamed: what [`ImageDataset`] is for data in memory.
 
     A data loader with this `batch_size` gives `batches` batches in an epoch, with any number of workers. If the rows
@@ -206,7 +208,8 @@ class StreamedImageDataset(PictureDataset, IterableDataset):
         ValueError: with `drop_last`, the rows do not fill one batch of every process.
     """
 
-    deals_rows = True
+    deals_rows: ClassVar[bool] = True
+    seed: int
 
     def __init__(
         self,
@@ -222,10 +225,14 @@ class StreamedImageDataset(PictureDataset, IterableDataset):
         num_labels: int | None = None,
     ):
         super().__init__(transform, on_bad_sample, seed, num_labels)
-        self.shards, self.batch_size, self.shuffle_buffer = shards, batch_size, shuffle_buffer
-        self.rank, self.world_size, self.total = rank, world_size, sum(shards.rows)
+        self.shards = shards
+        self.batch_size = batch_size
+        self.shuffle_buffer = shuffle_buffer
+        self.rank = rank
+        self.world_size = world_size
+        self.total: int = sum(shards.rows)
         per_batch = batch_size * world_size
-        self.rows = self.total // per_batch * batch_size if drop_last else -(-self.total // world_size)
+        self.rows: int = self.total // per_batch * batch_size if drop_last else -(-self.total // world_size)
         if not self.rows:
             raise ValueError(
                 f"{self.total} rows do not fill one batch of {per_batch}, and `drop_last` leaves out the rest"
@@ -245,7 +252,7 @@ class StreamedImageDataset(PictureDataset, IterableDataset):
         counts = [sum(sizes[other::workers]) for other in range(worker + 1)]
         return self.rank * self.rows + sum(counts[:worker]), counts[worker]
 
-    def read_rows(self, epoch: int, start: int, count: int) -> Iterator[dict]:
+    def read_rows(self, epoch: int, start: int, count: int) -> Iterator[dict[str, Any]]:
         """`count` rows of an epoch from a place on; after its last row come its first ones."""
         order = np.arange(len(self.shards.rows))
         if self.shuffle_buffer:
@@ -260,7 +267,7 @@ class StreamedImageDataset(PictureDataset, IterableDataset):
             yield from self.shards.read(shard, first, stop)
             start, count = start + stop - first, count - (stop - first)
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         epoch = self.epoch
@@ -274,9 +281,10 @@ class StreamedImageDataset(PictureDataset, IterableDataset):
         for place, (picture, row) in enumerate(self._good(rows), start + done):
             yield self.make_sample(picture, row, row["image"]["path"] or f"row at {place}", epoch, place)
 
-    def _good(self, rows: Iterator[dict]) -> Iterator[tuple[PIL.Image.Image, dict]]:
+    def _good(self, rows: Iterator[dict[str, Any]]) -> Iterator[tuple[PIL.Image.Image, dict[str, Any]]]:
         """As many readable pictures as there are rows; the last good one takes the place of a bad one."""
-        last, owed = None, 0
+        last: tuple[PIL.Image.Image, dict[str, Any]] | None = None
+        owed = 0
         for row in rows:
             picture = self.read_picture(row, "a row of the stream")
             owed += 1
@@ -288,7 +296,7 @@ class StreamedImageDataset(PictureDataset, IterableDataset):
             raise ValueError(f"none of {owed} pictures that one worker was to read can be read")
 
 
-def shuffled(rows: Iterator[dict], size: int, generator: np.random.Generator) -> Iterator[dict]:
+def shuffled(rows: Iterator[dict[str, Any]], size: int, generator: np.random.Generator) -> Iterator[dict[str, Any]]:
     """The rows in another order: each is drawn at random from a buffer that holds the next `size` rows."""
     buffer = list(islice(rows, size))
     for row in rows:

@@ -4,6 +4,7 @@
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -157,7 +158,7 @@ def _load_with_datasets(source: str, name: str | None, splits: list[str] | None)
     return datasets.load_dataset(source, name, **only)
 
 
-def is_text(feature) -> bool:
+def is_text(feature: Any) -> bool:
     return getattr(feature, "dtype", "") in ("string", "large_string")
 
 

@@ -1,8 +1,9 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Pictures with masks through `datasets`, checked as they are read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -76,14 +77,15 @@ def mask_class_names(data: datasets.DatasetDict, file: Path | None = None) -> di
     """
     if file is not None:
         return dict(enumerate(read_class_names(file)))
-    category = getattr(next(iter(data.values())).features.get("objects"), "get", {}.get)("category")
+    objects = next(iter(data.values())).features.get("objects")
+    category = objects.get("category") if hasattr(objects, "get") else None
     names = getattr(getattr(category, "feature", None), "names", None)
     if names is None:
         raise ValueError("masks are numbers without names: give a file with the name of a class on each line")
     return dict(enumerate(names))
 
 
-def read_mask(image: dict | None, name: str, num_labels: int, reduce_labels: bool = False) -> np.ndarray:
+def read_mask(image: dict[str, Any] | None, name: str, num_labels: int, reduce_labels: bool = False) -> np.ndarray:
     """A mask `(height, width)` in uint8 with a class at each pixel, or 255 for none.
 
     Args:
@@ -119,7 +121,7 @@ def _single_channel(picture: PIL.Image.Image) -> np.ndarray:
     return np.array(picture).astype(np.int64)
 
 
-class SegmentationDataset(PictureDataset, Dataset):
+class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
     """One split as `{"pixel_values", "labels", "names"}` for the Trainer; `labels` is the mask `(height, width)`.
 
     Args:
@@ -133,6 +135,8 @@ class SegmentationDataset(PictureDataset, Dataset):
             EXIF data turn it, or picture and mask differ in size.
     """
 
+    num_labels: int
+
     def __init__(
         self,
         split: datasets.Dataset,
@@ -144,12 +148,13 @@ class SegmentationDataset(PictureDataset, Dataset):
         super().__init__(transform, seed=seed, num_labels=num_labels)
         if num_labels > IGNORED_CLASS:
             raise ValueError(f"there can be {IGNORED_CLASS} classes at most, got {num_labels}")
-        self.split, self.reduce_labels = split, reduce_labels
+        self.split = split
+        self.reduce_labels = reduce_labels
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
 
     def read(self, index: int) -> tuple[PIL.Image.Image, np.ndarray, str]:
@@ -171,14 +176,14 @@ class SegmentationDataset(PictureDataset, Dataset):
         for index in np.unique(np.linspace(0, len(self) - 1, rows).astype(int)):
             self.read(int(index))
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         picture, mask, name = self.read(index)
         with seeded(self.seed, self.epoch, index):
             pixel_values, labels = self.transform(picture, mask)
         return {"pixel_values": pixel_values, "labels": labels, "names": name}
 
 
-def collate_masks(samples: list[dict]) -> dict:
+def collate_masks(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch: `pixel_values` `(B, 3, H, W)`, `labels` `(B, height, width)`.
 
     Raises:

@@ -13,7 +13,7 @@ MOST_NAMES = 16  # classes in a legend
 
 def class_colours(num_labels: int) -> np.ndarray:
     """A different colour for each class, `(num_labels, 3)` from 0 to 1; none is grey, the first 18 are far apart."""
-    base = np.delete(np.array(colormaps["tab20"].colors), [14, 15], axis=0)
+    base = np.delete(colormaps["tab20"](range(20))[:, :3], [14, 15], axis=0)
     base = np.concatenate([base[::2], base[1::2]])
     shades = [base * shade for shade in np.linspace(1, 0.3, -(-num_labels // len(base)))]
     return np.concatenate(shades)[:num_labels]
@@ -50,7 +50,9 @@ def draw_overlays(
     return figure
 
 
-def _overlay(picture: np.ndarray, classes: np.ndarray, colours: np.ndarray, names: list[str], opacity: float):
+def _overlay(
+    picture: np.ndarray, classes: np.ndarray, colours: np.ndarray, names: list[str], opacity: float
+) -> np.ndarray:
     """A grey picture `(height, width)` tinted by class: `(height, width, 3)`; ignored pixels are dark."""
     is_known = classes < len(names)
     tint = np.where(is_known[..., None], colours[np.where(is_known, classes, 0)], 0)

@@ -2,6 +2,7 @@
 """UperNet on a ViTAE backbone: built, begun from a trained model, and used on a picture."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -17,7 +18,7 @@ from transformers import (
 from .data import IGNORED_CLASS
 
 
-def dense_config(config: PreTrainedConfig, **changes) -> PreTrainedConfig:
+def dense_config(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
     """A backbone's configuration whose outputs are all maps that a dense head can use.
 
     These are the maps of the stages, or, in the plain variants, the four of the feature pyramid, which are 256 channels
@@ -64,7 +65,7 @@ def new_segmenter(
 
 
 def load_segmenter(
-    folder: str | Path, names: dict[int, str], head_channels: int = 512, **changes
+    folder: str | Path, names: dict[int, str], head_channels: int = 512, **changes: Any
 ) -> UperNetForSemanticSegmentation:
     """A UperNet for these classes that begins with trained weights.
 
@@ -81,7 +82,7 @@ def load_segmenter(
     if isinstance(config, UperNetConfig):
         return _reload_segmenter(folder, config, names, changes)
     config = dense_config(config, **changes)
-    backbone_class = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
     backbone, loading = backbone_class.from_pretrained(folder, config=config, output_loading_info=True)
     if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("feature_pyramid.")):
         raise ValueError(f"{folder} lacks {len(missing)} weights of {backbone_class.__name__}: {missing[:5]}")
@@ -91,24 +92,26 @@ def load_segmenter(
 
 
 def _reload_segmenter(
-    folder: str | Path, config: UperNetConfig, names: dict[int, str], changes: dict
+    folder: str | Path, config: UperNetConfig, names: dict[int, str], changes: dict[str, Any]
 ) -> UperNetForSemanticSegmentation:
     """A trained UperNet with all its weights, but for classifiers of another number of classes."""
-    fields = {**config.backbone_config.to_dict(), **changes}
+    backbone_config: Any = config.backbone_config
+    fields = {**backbone_config.to_dict(), **changes}
     fields.pop("out_indices")  # they repeat `out_features`, which `changes` may set
-    config.backbone_config = type(config.backbone_config)(**fields)
+    config.backbone_config = type(backbone_config)(**fields)
     config.id2label, config.label2id = names, {name: index for index, name in names.items()}
-    model, loading = UperNetForSemanticSegmentation.from_pretrained(
+    loaded: Any = UperNetForSemanticSegmentation.from_pretrained(
         folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True
     )
-    lost = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
-    if lost := sorted(name for name in lost if ".classifier." not in name):
+    model, loading = loaded
+    keys = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+    if lost := sorted(name for name in keys if ".classifier." not in name):
         raise ValueError(f"{folder} lacks {len(lost)} weights of this network, or has them of other sizes: {lost[:5]}")
     return model.train()
 
 
 @torch.no_grad()
-def segment(model: UperNetForSemanticSegmentation, processor, picture: PIL.Image.Image) -> np.ndarray:
+def segment(model: UperNetForSemanticSegmentation, processor: Any, picture: PIL.Image.Image) -> np.ndarray:
     """The predicted class of each pixel of a picture: `(height, width)`."""
     pixel_values = processor(picture, return_tensors="pt").pixel_values.to(model.device, model.dtype)
     outputs = model.eval()(pixel_values)

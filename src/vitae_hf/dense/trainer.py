@@ -1,12 +1,19 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The trainer of segmenters: its loss, its schedule, and the mean IoU of whole pictures."""
 
+from typing import Any
+
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import EvalPrediction, Trainer, UperNetForSemanticSegmentation
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..evaluation.metrics import MeanIoU
+from ..loading import label_names
+from ..training.arguments import ViTAETrainingArguments
 from ..training.trainer import ViTAETrainer
-from .data import IGNORED_CLASS
+from .data import IGNORED_CLASS, SegmentationDataset
 
 
 class SegmentationTrainer(ViTAETrainer):
@@ -16,13 +23,16 @@ class SegmentationTrainer(ViTAETrainer):
     (`batch_eval_metrics`), so that it keeps the predictions of one batch only.
 
     Attributes:
-        figures (`dict`, *optional*): of the last evaluation, with those of each class; see [`MeanIoU`].
+        figures (`dict`): of the last evaluation, with those of each class; see [`MeanIoU`].
 
     Raises:
         ValueError: a batch of one picture: the head pools it to one pixel, which BatchNorm cannot normalise.
     """
 
-    def __init__(self, model: UperNetForSemanticSegmentation, args, **kwargs):
+    model: UperNetForSemanticSegmentation
+    eval_dataset: SegmentationDataset
+
+    def __init__(self, model: UperNetForSemanticSegmentation, args: ViTAETrainingArguments, **kwargs: Any):
         if args.train_batch_size * (args.world_size if args.sync_batch_norm else 1) < 2:
             raise ValueError(
                 "UperNet pools pictures to one pixel and normalises over the batch: at least 2 pictures per device are"
@@ -31,17 +41,17 @@ class SegmentationTrainer(ViTAETrainer):
         args.batch_eval_metrics = True
         if model.backbone.out_features[-1] != model.backbone.stage_names[-1]:
             args.ddp_find_unused_parameters = True  # no loss reaches the stages after the last map
-        self.figures = None
-        self._iou = MeanIoU([model.config.id2label[index] for index in range(model.config.num_labels)])
+        self.figures: dict[str, Any] = {}
+        self._iou = MeanIoU(list(label_names(model.config).values()))
         super().__init__(model, args, compute_metrics=self._count, **kwargs)
         # UperNet takes any keywords but ignores `num_items_in_batch`. Told so, the library divides the sum of the means
         # of accumulated batches by their number.
         self.model_accepts_loss_kwargs = False
 
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         return Trainer.create_scheduler(self, num_training_steps, optimizer)
 
-    def compute_loss(self, model, inputs: dict, *args, **kwargs):
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The network's own loss, but 0 for a batch whose pixels are all ignored, of which the mean would be NaN."""
         if not (inputs["labels"] == IGNORED_CLASS).all():
             return super().compute_loss(model, inputs, *args, **kwargs)
@@ -49,12 +59,18 @@ class SegmentationTrainer(ViTAETrainer):
             model, {**inputs, "labels": torch.zeros_like(inputs["labels"])}, *args, **kwargs
         )
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         self._iou.reset()  # an interrupted evaluation has left its counts
         return super().evaluation_loop(*args, **kwargs)
 
     @torch.no_grad()
-    def prediction_step(self, model, inputs: dict, prediction_loss_only: bool, ignore_keys=None):
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
         with self.compute_loss_context_manager():
@@ -71,7 +87,8 @@ class SegmentationTrainer(ViTAETrainer):
         )  # flat: the library gathers processes with other heights and widths
 
     def _count(self, result: EvalPrediction, compute_result: bool) -> dict[str, float]:
-        self._iou.add_batch(predictions=result.predictions.cpu(), references=result.label_ids.cpu())
+        predictions, references = (torch.as_tensor(ids).cpu() for ids in (result.predictions, result.label_ids))
+        self._iou.add_batch(predictions=predictions, references=references)
         if not compute_result:
             return {}
         self.figures = self._iou.compute()

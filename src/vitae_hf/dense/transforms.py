@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -31,7 +32,7 @@ class MaskAugmentationArguments:
     distortion_prob: float = 0.5
     """Probability of each change: of brightness, contrast, saturation and hue."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("short_side", "crop_size", "min_scale"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}")
@@ -56,11 +57,11 @@ class VariedCrop(v2.RandomCrop):
     """
 
     def __init__(self, size: int, max_class_share: float, fill: tuple[int, ...]):
-        fill = {tv_tensors.Image: fill, tv_tensors.Mask: IGNORED_CLASS}
-        super().__init__(size, pad_if_needed=True, fill=fill)
+        fills = {tv_tensors.Image: fill, tv_tensors.Mask: IGNORED_CLASS}
+        super().__init__(size, pad_if_needed=True, fill=fills)
         self.max_class_share = max_class_share
 
-    def forward(self, picture: tv_tensors.Image, mask: tv_tensors.Mask):
+    def forward(self, picture: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         for _ in range(10):
             cropped = super().forward(picture, mask)
             counts = torch.bincount(cropped[1].flatten(), minlength=IGNORED_CLASS)[:IGNORED_CLASS]
@@ -72,11 +73,13 @@ class VariedCrop(v2.RandomCrop):
 class ColourDistortion(v2.RandomPhotometricDistort):
     """mmsegmentation's distortion of brightness, contrast, saturation and hue; torchvision's swaps channels too."""
 
-    def make_params(self, flat_inputs: list) -> dict:
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         return {**super().make_params(flat_inputs), "channel_permutation": None}
 
 
-def segmentation_transform(arguments: MaskAugmentationArguments) -> Callable:
+def segmentation_transform(
+    arguments: MaskAugmentationArguments,
+) -> Callable[[PIL.Image.Image, np.ndarray], tuple[torch.Tensor, torch.Tensor]]:
     """The training transform: picture and mask -> normalised pixels `(3, crop, crop)`, int64 classes `(crop, crop)`."""
     short_sides = (round(arguments.min_scale * arguments.short_side), round(arguments.max_scale * arguments.short_side))
     mean_colour = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
@@ -94,10 +97,12 @@ def segmentation_transform(arguments: MaskAugmentationArguments) -> Callable:
     return partial(_transform_both, steps)
 
 
-def _transform_both(steps: Callable, picture: PIL.Image.Image, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def _transform_both(
+    steps: Callable[..., Any], picture: PIL.Image.Image, mask: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
     return steps(tv_tensors.Image(v2.functional.pil_to_tensor(picture)), tv_tensors.Mask(torch.from_numpy(mask)))
 
 
-def evaluation_sample(processor, picture: PIL.Image.Image, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+def evaluation_sample(processor: Any, picture: PIL.Image.Image, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """The transform of an evaluation: the picture as the image processor prepares it, and the mask at its own size."""
     return processor(picture, return_tensors="pt").pixel_values[0], torch.from_numpy(mask).long()

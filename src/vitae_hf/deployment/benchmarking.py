@@ -7,7 +7,6 @@ are in memory.
 """
 
 import math
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -15,9 +14,11 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, RandomSampler
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForImageClassification,
@@ -28,12 +29,13 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from ..data.samples import ImageDataset, collate
 from ..presets import PRESETS, config_from_preset
 from .inference import prepare_for_inference
 
 
 _SMALL = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
-OTHER_NETWORKS = {
+OTHER_NETWORKS: dict[str, tuple[Any, dict[str, int]]] = {
     "vit-s": (ViTForImageClassification, _SMALL),
     "vit-b": (ViTForImageClassification, {}),
     "deit-s": (DeiTForImageClassification, _SMALL),
@@ -44,7 +46,7 @@ OTHER_NETWORKS = {
 """Networks of transformers: the class of the model, and the fields in which its configuration differs from the
 defaults."""
 
-PRECISIONS = {
+PRECISIONS: dict[str, tuple[torch.dtype, bool, bool]] = {
     "float32": (torch.float32, False, False),
     "tf32": (torch.float32, False, True),  # for GPUs
     "bfloat16": (torch.bfloat16, False, False),
@@ -69,6 +71,7 @@ class Setup:
         checkpointing: whether training uses gradient checkpointing.
         channels_last: whether weights and images are stored channels last.
         prepared: whether `prepare_for_inference` prepares the network; for presets in inference only.
+        backend: what `torch.compile` compiles with, unless the network is prepared too.
     """
 
     network: str
@@ -81,6 +84,7 @@ class Setup:
     checkpointing: bool = False
     channels_last: bool = False
     prepared: bool = False
+    backend: str = "inductor"
 
 
 def is_known(network: str) -> bool:
@@ -135,24 +139,31 @@ def count_work(network: str, image_size: tuple[int, int]) -> tuple[int, float]:
 class Workload:
     """A network ready to run: each call is one forward pass or one step of training, always on the same images."""
 
+    autocast: bool
+    is_training: bool
+    pixels: torch.Tensor
+    labels: torch.Tensor
+    optimizer: torch.optim.AdamW | None
+
     def __init__(self, setup: Setup):
         torch.manual_seed(0)
         dtype, self.autocast, _ = PRECISIONS[setup.dtype]
         layout = torch.channels_last if setup.channels_last else torch.contiguous_format
-        self.setup, self.is_training = setup, setup.mode == "training"
-        model = build_network(setup.network, setup.image_size).to(setup.device, dtype, memory_format=layout)
+        self.setup = setup
+        self.is_training = setup.mode == "training"
+        model: Any = build_network(setup.network, setup.image_size).to(setup.device, dtype).to(memory_format=layout)
         if setup.prepared:
-            self.model = prepare_for_inference(model, compile=setup.compiled)
+            self.model: nn.Module = prepare_for_inference(model, compile=setup.compiled)
         else:
             self.model = model.train(self.is_training)
         if setup.checkpointing:
             enable = getattr(model, "gradient_checkpointing_enable", None) or model.set_grad_checkpointing
             enable()
-        self.run = model
+        self.run: Callable[..., Any] = model
         if setup.compiled:
             # All networks of one class count towards the limit. Beyond it, torch would run them uncompiled.
             torch._dynamo.config.recompile_limit = 64
-            self.run = model if setup.prepared else torch.compile(model, dynamic=False)
+            self.run = model if setup.prepared else torch.compile(model, dynamic=False, backend=setup.backend)
         pixels = torch.randn(setup.batch_size, 3, *setup.image_size, device=setup.device, dtype=dtype)
         self.pixels = pixels.contiguous(memory_format=layout)
         self.labels = torch.randint(0, 1000, (setup.batch_size,), device=setup.device)
@@ -168,7 +179,7 @@ class Workload:
         return nn.functional.cross_entropy(self.logits().float(), self.labels)
 
     def __call__(self) -> None:
-        if not self.is_training:
+        if self.optimizer is None:
             with torch.no_grad():
                 self.logits()
             return
@@ -180,11 +191,14 @@ class Workload:
 class MatrixProduct:
     """Each call multiplies two square matrices, of the size at which the device is fastest."""
 
-    SIDES = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
+    SIDES: ClassVar[dict[str, tuple[int, ...]]] = {"cpu": (512, 1024, 2048), "cuda": (4096, 8192, 16384)}
+    left: torch.Tensor
+    right: torch.Tensor
 
     def __init__(self, dtype: str, device: str):
         weight_dtype, autocast, _ = PRECISIONS[dtype]
-        self.device, self.dtype = device, torch.bfloat16 if autocast else weight_dtype
+        self.device = device
+        self.dtype: torch.dtype = torch.bfloat16 if autocast else weight_dtype
         sides = self.SIDES["cpu" if torch.device(device).type == "cpu" else "cuda"]
         self.use(max(sides, key=self.operations_per_s))
 
@@ -232,15 +246,17 @@ def warm_up(function: Callable[[], None], least_seconds: float, device: str) -> 
 
 
 def interleave(
-    functions: dict[object, Callable[[], None]], rounds: int, least_seconds: float, device: str
-) -> tuple[dict[object, list[float]], dict[object, str]]:
+    functions: dict[Any, Callable[[], None]], rounds: int, least_seconds: float, device: str
+) -> tuple[dict[Any, list[float]], dict[Any, str]]:
     """Time functions that take turns. In each round, every function is called for at least `least_seconds`.
 
     Returns:
         For each function that did not fail, by its key, the seconds per call in each round; and for each that failed,
         its error.
     """
-    calls, seconds, errors = {}, {key: [] for key in functions}, {}
+    calls: dict[Any, int] = {}
+    seconds: dict[Any, list[float]] = {key: [] for key in functions}
+    errors: dict[Any, str] = {}
     for round_idx in range(-1, rounds):
         for key, function in functions.items():
             if key in errors:
@@ -255,12 +271,24 @@ def interleave(
     return {key: times for key, times in seconds.items() if key not in errors}, errors
 
 
+def loading_images_per_s(dataset: ImageDataset, workers: int, batch_size: int, least_seconds: float) -> float:
+    """How many samples a second the workers of a data loader prepare, without the first batches, while they start."""
+    sampler = RandomSampler(dataset, replacement=True, num_samples=10**9)
+    batches = iter(DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate, num_workers=workers))
+    for _ in range(2 * max(workers, 1)):
+        next(batches)
+    started, count = time.perf_counter(), 0
+    while time.perf_counter() - started < least_seconds:
+        count += len(next(batches)["labels"])
+    return count / (time.perf_counter() - started)
+
+
 def error_in_a_line(error: Exception) -> str:
     """The class and the message of an error, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
 
 
-def measure_speed(setups: list[Setup], reference: str, rounds: int, least_seconds: float) -> list[dict]:
+def measure_speed(setups: list[Setup], reference: str, rounds: int, least_seconds: float) -> list[dict[str, Any]]:
     """Time networks that take turns with each other and with a product of two large matrices.
 
     The relative efficiency of a network is its multiply-adds per second over those of the reference in the same round.
@@ -276,12 +304,13 @@ def measure_speed(setups: list[Setup], reference: str, rounds: int, least_second
     Returns:
         For each setup its fields, and `parameters`, `gmacs` (of an image), `images_per_s` (median),
         `images_per_s_rounds`, `relative_efficiency` and `fraction_of_peak` (both as median, lowest and highest of the
-        rounds), and `peak_tflops` (speed of the matrix product). For a network that failed, its fields and `error`.
+        rounds), and `peak_tflops` (speed of the matrix product); on a GPU also `peak_mib`, of torch's allocator, above
+        an `idle_peak_mib` of 0. For a network that failed, its fields and `error`.
     """
     device = setups[0].device
     set_precision(setups[0].dtype)
     torch.compiler.reset()
-    workloads, work, errors = build_workloads(setups)
+    workloads, work, peak_mib, errors = build_workloads(setups)
     product = MatrixProduct(setups[0].dtype, device)
     seconds, failed = interleave({"product": product, **workloads}, rounds, least_seconds, device)
     errors |= failed
@@ -295,20 +324,36 @@ def measure_speed(setups: list[Setup], reference: str, rounds: int, least_second
             records.append({**asdict(setup), "error": errors[setup]})
             continue
         base = speeds.get(Setup(**{**asdict(setup), "network": reference, "prepared": False}))
-        records.append(record_of_speed(setup, work[setup], seconds[setup], speeds[setup], base, peaks))
+        record = record_of_speed(setup, work[setup], seconds[setup], speeds[setup], base, peaks)
+        records.append(record | ({"peak_mib": peak_mib[setup], "idle_peak_mib": 0} if setup in peak_mib else {}))
     return records
 
 
-def build_workloads(setups: list[Setup]) -> tuple[dict, dict, dict]:
-    """Workloads and work (see [`count_work`]) of the networks that can be built, and the errors of the others."""
-    workloads, work, errors = {}, {}, {}
+def build_workloads(
+    setups: list[Setup],
+) -> tuple[dict[Setup, Workload], dict[Setup, tuple[int, float]], dict[Setup, float], dict[Setup, str]]:
+    """What was found of each setup: its [`Workload`], its work ([`count_work`]), on a GPU its memory, or its error.
+
+    Memory is the most that torch allocated during a call beyond what it had before the network was built, in MiB.
+    """
+    workloads: dict[Setup, Workload] = {}
+    work: dict[Setup, tuple[int, float]] = {}
+    peak_mib: dict[Setup, float] = {}
+    errors: dict[Setup, str] = {}
     for setup in setups:
         try:
             work[setup] = count_work(setup.network, setup.image_size)
-            workloads[setup] = Workload(setup)
+            before = torch.cuda.memory_allocated()  # 0 without a GPU
+            workload = Workload(setup)
+            if torch.device(setup.device).type == "cuda":
+                workload()  # compiles, chooses algorithms, makes the optimizer's state
+                torch.cuda.reset_peak_memory_stats()
+                workload()
+                peak_mib[setup] = (torch.cuda.max_memory_allocated() - before) / 2**20
+            workloads[setup] = workload
         except Exception as error:
             errors[setup] = error_in_a_line(error)
-    return workloads, work, errors
+    return workloads, work, peak_mib, errors
 
 
 def record_of_speed(
@@ -318,7 +363,7 @@ def record_of_speed(
     speeds: list[float],
     reference_speeds: list[float] | None,
     peaks: list[float],
-) -> dict:
+) -> dict[str, Any]:
     """The figures of one network, see [`measure_speed`].
 
     Args:
@@ -354,7 +399,8 @@ def peak_memory(device: str) -> float:
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**10
+    _, _, after = Path("/proc/self/status").read_text().partition("VmHWM:")
+    return int(after.split()[0]) / 2**10
 
 
 def measure_memory(setup: Setup) -> dict[str, float]:

@@ -10,12 +10,14 @@ import importlib.util
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
 
 from ..files import find_model, whole_folder
@@ -25,7 +27,11 @@ from .folding import fold_batch_norms
 
 BACKENDS = {"onnx": "onnx", "torch": "dynamo", "openvino": "openvino"}
 """Each format, and what the library calls it."""
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch": (), "openvino": ("openvino",)}
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "torch": (),
+    "openvino": ("openvino",),
+}
 """Each format, and the packages that it needs."""
 MANIFEST = "export.json"
 """The file that the library writes beside a program."""
@@ -72,7 +78,7 @@ def load_for_export(source: str | Path) -> tuple[PreTrainedModel, BaseImageProce
 
 
 @contextmanager
-def whole_strides(model: PreTrainedModel):
+def whole_strides(model: PreTrainedModel) -> Iterator[None]:
     """In this block, the model crops its input to sides of stride · (side // stride) pixels.
 
     A tracer then knows that both sides are multiples of the stride, and writes every size in the network as a product.
@@ -81,7 +87,7 @@ def whole_strides(model: PreTrainedModel):
     """
     stride = model.config.total_stride
 
-    def trim(module, args, inputs):
+    def trim(module: nn.Module, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         pixel_values = inputs["pixel_values"]
         height, width = (side // stride * stride for side in pixel_values.shape[-2:])
         return args, {**inputs, "pixel_values": pixel_values[..., :height, :width]}
@@ -99,7 +105,7 @@ def forward_inputs(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[s
     return inputs | {"interpolate_pos_encoding": True} if model.config.is_plain else inputs
 
 
-def export_model(model: PreTrainedModel, format: str, quantizer=None):
+def export_model(model: PreTrainedModel, format: str, quantizer: Any = None) -> Any:
     """Make a program from a model, for any number of images of any valid size.
 
     BatchNorms are folded, in a copy of the model. Class-token variants interpolate their positions to the size of the
@@ -140,7 +146,7 @@ def export_model(model: PreTrainedModel, format: str, quantizer=None):
     return exported
 
 
-def refuse_remainders(program) -> None:
+def refuse_remainders(program: Any) -> None:
     """Make an ONNX program raise an error where it would crop an image, as [`whole_strides`] told it to.
 
     The whole image is reshaped to the shape of the cropped one. This changes nothing if there is nothing to crop, and
@@ -161,7 +167,7 @@ def refuse_remainders(program) -> None:
     image.shape = onnx_ir.Shape(["batch", image.shape[1], "height", "width"])
 
 
-def int8_quantizer():
+def int8_quantizer() -> Any:
     """A quantizer for `"onnx"`: matrix products in int8, without calibration.
 
     Weights are int8. Inputs are converted when the program runs, by the range of values in the whole batch, so that the
@@ -170,11 +176,14 @@ def int8_quantizer():
     """
     from transformers.exporters import OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
-    matrix_products = {"op_types_to_quantize": ["MatMul", "Gemm"], "extra_options": {"MatMulConstBOnly": True}}
+    matrix_products: dict[str, Any] = {
+        "op_types_to_quantize": ["MatMul", "Gemm"],
+        "extra_options": {"MatMulConstBOnly": True},
+    }
     return OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(per_channel=True, **matrix_products))
 
 
-def load_exported(folder: str | Path, **options):
+def load_exported(folder: str | Path, **options: Any) -> Any:
     """Load a saved program, which can be called like the model that it was made from.
 
     Args:
@@ -194,7 +203,7 @@ def load_exported(folder: str | Path, **options):
 
 
 @torch.no_grad()
-def compare(exported, model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, float]:
+def compare(exported: Any, model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, float]:
     """Measure how far the outputs of a program are from the model's on some images.
 
     Returns:
@@ -215,13 +224,15 @@ def compare(exported, model: PreTrainedModel, pixel_values: torch.Tensor) -> dic
     return figures
 
 
-def read_batch(processor, pictures: list, batch: int, height: int, width: int) -> torch.Tensor:
+def read_batch(processor: Any, pictures: list[Any], batch: int, height: int, width: int) -> torch.Tensor:
     """A batch of pictures, `(batch, C, height, width)`. If there are too few, the first ones are repeated."""
     chosen = [pictures[index % len(pictures)] for index in range(batch)]
     return processor(chosen, size={"height": height, "width": width}, return_tensors="pt").pixel_values
 
 
-def verify(exported, model: PreTrainedModel, processor, pictures: list, int8: bool = False) -> list[dict]:
+def verify(
+    exported: Any, model: PreTrainedModel, processor: Any, pictures: list[Any], int8: bool = False
+) -> list[dict[str, Any]]:
     """Compare a program with the model on pictures of three sizes, two of them not square, alone and in batches.
 
     Returns:
@@ -246,7 +257,7 @@ def verify(exported, model: PreTrainedModel, processor, pictures: list, int8: bo
 
 
 @contextmanager
-def replaced_folder(output: Path):
+def replaced_folder(output: Path) -> Iterator[Path]:
     """[`whole_folder`], which replaces an earlier export, but keeps it if anything fails.
 
     Raises:
@@ -260,8 +271,8 @@ def replaced_folder(output: Path):
 
 
 def export_folder(
-    source: str | Path, format: str, pictures: list, output: str | Path | None = None, int8: bool = False
-) -> dict:
+    source: str | Path, format: str, pictures: list[Any], output: str | Path | None = None, int8: bool = False
+) -> dict[str, Any]:
     """Export a saved model, and compare the program with it. If they disagree, nothing is written.
 
     Args:

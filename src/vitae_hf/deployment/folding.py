@@ -1,6 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """BatchNorms folded into the convolutions before them, for inference."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,8 +17,11 @@ class FoldedBatchNorm(nn.BatchNorm2d):
     therefore gives the same function when it is loaded as the ordinary network.
     """
 
-    def __init__(self, norm: nn.BatchNorm2d):
-        super().__init__(norm.num_features, norm.eps, norm.momentum, device=norm.running_var.device)
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+
+    def __init__(self, norm: ViTAEBatchNorm2d):
+        super().__init__(norm.num_features, norm.eps, norm.momentum, device=norm.weight.device)
         self.running_var.fill_(1 - norm.eps)
         self.num_batches_tracked.copy_(norm.num_batches_tracked)
 
@@ -47,7 +52,8 @@ def exact(tensor: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def fold_batch_norm(layer: ViTAEConvLayer) -> None:
     """Multiply a layer's BatchNorm into the weights of its convolution, in float64."""
-    conv, norm = layer.conv, layer.norm
+    conv: Any = layer.conv  # with a bias; to torch that is a tensor or nothing
+    norm: Any = layer.norm
     scale = exact(norm.weight) / (exact(norm.running_var) + norm.eps).sqrt()
     weight = exact(conv.weight) * scale[:, None, None, None]
     bias = (exact(conv.bias) - exact(norm.running_mean)) * scale + exact(norm.bias)

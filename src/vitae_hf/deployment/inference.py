@@ -78,7 +78,7 @@ def prepare_for_inference(
     fold_batch_norms(model)
     model.requires_grad_(False)
     if dtype is not None:
-        model.to(dtype)
+        model.to(dtype)  # type: ignore[arg-type]  # the library's decorator hides the signature of `Module.to`
     for parameter in model.parameters():
         if type(parameter) is nn.Parameter and parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -2,6 +2,8 @@
 """Layers for inference on CPUs, whose weights are stored in the order that oneDNN computes with ("packed")."""
 
 import math
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from ..layers_vitae import ViTAEConvLayer, ViTAEFamilyCell, ViTAEMLP, ViTAEPyram
 from .folding import FoldedBatchNorm, is_plain
 
 
-ACTIVATIONS = {"none": nn.Identity(), "gelu": nn.GELU(), "swish": nn.SiLU(inplace=True)}
+ACTIVATIONS: dict[str, nn.Module] = {"none": nn.Identity(), "gelu": nn.GELU(), "swish": nn.SiLU(inplace=True)}
 """What oneDNN can compute together with a product, by its own names."""
 
 AMX_TILE = 16
@@ -25,6 +27,7 @@ class PackedLayer(nn.Module):
     """
 
     packed: torch.Tensor | None = None
+    activation: str
 
     def is_packable(self, inputs: torch.Tensor) -> bool:
         """Whether oneDNN can compute this call. If the weight may be trained next, the packed copy is dropped."""
@@ -39,18 +42,18 @@ class PackedLayer(nn.Module):
             return False
         return not torch.compiler.is_compiling() and (self.packed is not None or can_pack(self.weight))
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "packed": None}  # copies and pickles pack for themselves
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> Self:
         self.packed = None
         return super().train(mode)
 
-    def _apply(self, function, recurse=True):
+    def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         self.packed = None
         return super()._apply(function, recurse)
 
-    def _load_from_state_dict(self, *args):
+    def _load_from_state_dict(self, *args: Any) -> None:
         self.packed = None
         super()._load_from_state_dict(*args)
 
@@ -97,17 +100,18 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
     @torch.no_grad()
     def pack(self, size: torch.Size) -> None:
         """Pack the weights for maps of this size. Packed for another size they can take four times as long."""
-        has_tiles = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        has_tiles = capabilities.get("amx_bf16", False)
         narrowest = min(self.in_channels, self.out_channels) // self.groups
         fitting = AMX_TILE // narrowest if has_tiles and self.weight.dtype == torch.bfloat16 else 1
         merged = math.gcd(self.groups, max(1, fitting))
         blocks = self.weight.unflatten(0, (-1, merged, self.out_channels // self.groups)).movedim(1, -1)
         weight = torch.diag_embed(blocks, dim1=1, dim2=3).flatten(0, 2).flatten(1, 2)  # zeros between merged groups
-        self.geometry = self.padding, self.stride, self.dilation, self.groups // merged
+        self.geometry: tuple[Any, ...] = self.padding, self.stride, self.dilation, self.groups // merged
         is_one_pass_faster = self.groups == 1 or merged > 1
-        self.fused = self.activation if is_one_pass_faster else "none"
+        self.fused: str = self.activation if is_one_pass_faster else "none"
         self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, size)
-        self.packed_for = size[2:]
+        self.packed_for: torch.Size = size[2:]
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         if not self.is_packable(feature_map):
@@ -138,7 +142,7 @@ def layers_before_activation(module: nn.Module) -> list[str]:
     return ["fc1"] if isinstance(module, ViTAEMLP) else ["conv"]
 
 
-def owns_activation(module: nn.Module) -> bool:
+def owns_activation(module: ViTAEConvLayer | ViTAEPyramidReduction | ViTAEMLP) -> bool:
     """Whether the layers before the activation are plain, so that nobody else sees what the activation overwrites."""
     norm = getattr(module, "norm", nn.Identity())
     if type(norm) not in (nn.Identity, FoldedBatchNorm) or not is_untouched(norm):

@@ -6,10 +6,11 @@ Source: Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers" (roll
 
 import textwrap
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +22,13 @@ from matplotlib.ticker import PercentFormatter
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from ..attention_vitae import join_windows, split_into_windows
 from ..data.pictures import as_pictures
 from ..layers_vitae import ViTAEFamilyCell, ViTAEFamilyReductionCell, grid_tokens, tokens_to_map
+from ..loading import label_names
 from ..messages import listed
 from ..modeling_base_vitae import ViTAEFamilyPreTrainedModel
 from ..rotated_windows_vitae import ViTAERotatedWindowAttention
@@ -59,7 +63,7 @@ class Explanation:
     """
 
     image: np.ndarray
-    labels: list[dict]
+    labels: list[dict[str, Any]]
     target: int
     target_label: str
     grad_cam: np.ndarray
@@ -145,16 +149,19 @@ class _Recorder:
 
     def __init__(self, cells: list[Cell], has_class_token: bool):
         self.has_class_token = has_class_token
-        self.attention, self.shares, self.rollout = {}, {}, {}
-        self._norms, self._products = {}, {}
-        kinds = {}
+        self.attention: dict[str, np.ndarray | None] = {}
+        self.shares: dict[str, np.ndarray] = {}
+        self.rollout: dict[int, np.ndarray] = {}
+        self.handles: list[RemovableHandle] = []
+        self._norms: dict[str, dict[str, torch.Tensor]] = {}
+        self._products: dict[int, torch.Tensor] = {}
+        kinds: dict[int, set[int | str | None]] = {}
         for cell in cells:
             kinds.setdefault(cell.stage, set()).add(window_kind(cell))
         # Where windows differ from cell to cell, or lie between the tokens, products of matrices mean nothing.
         self._stages_with_rollout = {
             stage for stage, found in kinds.items() if len(found) == 1 and "rotated" not in found
         }
-        self.handles = []
         for cell in cells:
             for branch, hook in (("attention", self._see_attention), ("conv_branch", self._see_convolution)):
                 module = getattr(cell.module, branch)
@@ -162,7 +169,9 @@ class _Recorder:
                     module.register_forward_hook(lambda module, args, output, c=cell, h=hook: h(c, args, output))
                 )
 
-    def _see_attention(self, cell: Cell, args: tuple, output: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    def _see_attention(
+        self, cell: Cell, args: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor | None]
+    ) -> None:
         states, weights = output
         _, height, width = args
         norm = torch.linalg.vector_norm(grid_tokens(states, self.has_class_token)[0].float(), dim=-1)
@@ -180,7 +189,7 @@ class _Recorder:
         self._products = {cell.stage: step if before is None else step @ before}
         self.rollout[cell.stage] = received(self._products[cell.stage], height, width, *windows, self.has_class_token)
 
-    def _see_convolution(self, cell: Cell, args: tuple, output: torch.Tensor) -> None:
+    def _see_convolution(self, cell: Cell, args: Any, output: torch.Tensor) -> None:
         self._see_norm(cell, "convolution", torch.linalg.vector_norm(output[0].float(), dim=0))
 
     def _see_norm(self, cell: Cell, branch: str, norm: torch.Tensor) -> None:
@@ -198,7 +207,7 @@ class _Recorder:
 
 
 @contextmanager
-def _evaluating(model: nn.Module):
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """In this block, the model is in evaluation mode, needs no gradients and does not run compiled code."""
     modes = [(module, module.training) for module in model.modules()]
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -214,7 +223,7 @@ def _evaluating(model: nn.Module):
 
 
 @contextmanager
-def _eager_attention(cells: list[Cell]):
+def _eager_attention(cells: list[Cell]) -> Iterator[None]:
     """In this block, softmax attention computes its weights."""
     configs = {id(config): config for cell in cells if (config := getattr(cell.module.attention, "config", None))}
     before = [(config, config._attn_implementation) for config in configs.values()]
@@ -288,7 +297,7 @@ def class_of(label: str, id2label: dict[int, str]) -> int:
 
 def _target_class(target: int | str | None, logits: torch.Tensor, id2label: dict[int, str]) -> int:
     if target is None:
-        return logits.argmax().item()
+        return int(logits.argmax())
     if isinstance(target, str):
         return class_of(target, id2label)
     if not 0 <= target < len(logits):
@@ -296,18 +305,17 @@ def _target_class(target: int | str | None, logits: torch.Tensor, id2label: dict
     return target
 
 
-def _best_labels(model: ViTAEFamilyPreTrainedModel, logits: torch.Tensor) -> list[dict]:
+def _best_labels(model: ViTAEFamilyPreTrainedModel, logits: torch.Tensor) -> list[dict[str, Any]]:
     """The likeliest labels, with the scores that the library's pipeline gives them."""
     is_multi_label = model.config.problem_type == "multi_label_classification" or len(logits) == 1
     scores = logits.sigmoid() if is_multi_label else logits.softmax(-1)
-    best = scores.topk(min(MOST_LABELS, len(scores)))
+    best, names = scores.topk(min(MOST_LABELS, len(scores))), label_names(model.config)
     return [
-        {"label": model.config.id2label[index], "score": score}
-        for score, index in zip(best.values.tolist(), best.indices.tolist())
+        {"label": names[index], "score": score} for score, index in zip(best.values.tolist(), best.indices.tolist())
     ]
 
 
-def _as_image(pixel_values: torch.Tensor, processor) -> np.ndarray:
+def _as_image(pixel_values: torch.Tensor, processor: Any) -> np.ndarray:
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
     return as_pictures(pixel_values, mean, std)[0]
 
@@ -327,7 +335,7 @@ def _run(
     return logits, recorder
 
 
-def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | str | None = None) -> Explanation:
+def explain(model: PreTrainedModel, processor: Any, image: Any, target: int | str | None = None) -> Explanation:
     """Find out what a classifier saw in an image.
 
     Args:
@@ -350,16 +358,17 @@ def explain(model: ViTAEFamilyPreTrainedModel, processor, image, target: int | s
     if len(pictures) != 1:
         raise ValueError(f"expected one image, got {len(pictures)}")
     pixel_values, cells = pictures.to(model.device, model.dtype), two_branch_cells(model)
+    id2label = label_names(model.config)
     with _evaluating(model):
         logits, seen = _run(model, cells, pixel_values)
-        target = _target_class(target, logits, model.config.id2label)
+        target = _target_class(target, logits, id2label)
         heat = grad_cam(model, pixel_values, target)
     shares = [seen.shares[cell.name] for cell in cells]
     return Explanation(
         image=_as_image(pictures, processor),
         labels=_best_labels(model, logits),
         target=target,
-        target_label=model.config.id2label[target],
+        target_label=id2label[target],
         grad_cam=heat,
         cells=[cell.name for cell in cells],
         stages=[cell.stage for cell in cells],
@@ -391,27 +400,30 @@ def draw(explanation: Explanation) -> Figure:
     tall = 2.2 * min(max(height / width, 0.4), 2.5)
     heights = [1.3 * tall + 0.5, 2 * tall + 1, 2.6]
     figure = Figure(figsize=(14, sum(heights)), layout="constrained")
-    overview, cells, depth = figure.subfigures(3, 1, height_ratios=heights, hspace=0.03)
+    overview, cells, depth = figure.subfigures(3, 1, height_ratios=heights, hspace=0.03, squeeze=False)[:, 0]
     _draw_overview(overview, explanation)
     _draw_cells(cells, explanation, shown)
     _draw_depth(depth.subplots(), explanation)
     return figure
 
 
-def draw_heat(axis: Axes, image: np.ndarray, heat: np.ndarray | None, title: str, **options) -> AxesImage | None:
+def draw_grey(axis: Axes, image: np.ndarray, title: str) -> None:
+    """Draw an image, uint8 `(height, width, 3)`, in pale grey."""
+    axis.imshow(image.mean(-1), cmap="gray", vmin=-255, vmax=255)
+    axis.set_title(title, fontsize=10)
+    axis.set_axis_off()
+
+
+def draw_heat(axis: Axes, image: np.ndarray, heat: np.ndarray, title: str, **options: Any) -> AxesImage:
     """Draw a map over an image in pale grey.
 
     Args:
         image: uint8 `(height, width, 3)`.
-        heat: `(h, w)`, a grid of any size that covers the image; `None` draws the image alone.
+        heat: `(h, w)`, a grid of any size that covers the image.
         **options: as for `imshow`.
     """
+    draw_grey(axis, image, title)
     height, width = image.shape[:2]
-    axis.imshow(image.mean(-1), cmap="gray", vmin=-255, vmax=255)
-    axis.set_title(title, fontsize=10)
-    axis.set_axis_off()
-    if heat is None:
-        return None
     return axis.imshow(heat, extent=(-0.5, width - 0.5, height - 0.5, -0.5), alpha=0.7, **options)
 
 
@@ -459,8 +471,10 @@ def _draw_cells(figure: SubFigure, explanation: Explanation, shown: list[int]) -
     highest = min(MOST_ATTENTION, max((heat.max() for heat in relative.values()), default=1))
     for axis, below, index in zip(upper, lower, shown):
         name, heat, share = explanation.cells[index], relative.get(index), explanation.attention_share[index]
-        looks = draw_heat(axis, image, heat, name, cmap="inferno", vmin=0, vmax=highest) or looks
-        if heat is None:
+        if heat is not None:
+            looks = draw_heat(axis, image, heat, name, cmap="inferno", vmin=0, vmax=highest)
+        else:
+            draw_grey(axis, image, name)
             axis.text(0.5, 0.5, "no matrix\nof tokens", ha="center", va="center", transform=axis.transAxes)
         shares = draw_heat(below, image, share, f"{share.mean():.0%} attention", cmap=BRANCH_COLOURS, vmin=0, vmax=1)
     if looks is not None:

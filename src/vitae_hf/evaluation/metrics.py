@@ -1,6 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Metrics as classes of `evaluate`, without network: top-k accuracy, ReaL (ImageNet's cleaned labels), mean IoU."""
 
+from typing import Any
+
 import datasets
 import evaluate
 import numpy as np
@@ -41,7 +43,7 @@ class TopKAccuracy(evaluate.Metric):
     ```
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -50,7 +52,7 @@ class TopKAccuracy(evaluate.Metric):
             description=self.__doc__, citation="", inputs_description="", features=datasets.Features(features)
         )
 
-    def _compute(self, predictions, references, ks: tuple[int, ...] = (1, 5)) -> dict[str, float]:
+    def _compute(self, predictions: Any, references: Any, ks: tuple[int, ...] = (1, 5)) -> dict[str, float]:
         scores, labels = np.asarray(predictions), np.asarray(references)
         if labels.min() < 0 or labels.max() >= scores.shape[1]:
             raise ValueError(
@@ -79,7 +81,7 @@ class ReaLAccuracy(evaluate.Metric):
     Source: Beyer et al. 2020, "Are we done with ImageNet?".
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(keep_in_memory=True, **kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -88,7 +90,7 @@ class ReaLAccuracy(evaluate.Metric):
             description=self.__doc__, citation="", inputs_description="", features=datasets.Features(features)
         )
 
-    def _compute(self, predictions, references) -> dict[str, float]:
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
         right = [prediction in labels for prediction, labels in zip(predictions, references) if len(labels)]
         return {"real": float(100 * np.mean(right)) if right else float("nan"), "images": len(right)}
 
@@ -118,8 +120,9 @@ class MeanIoU(evaluate.Metric):
     ```
     """
 
-    def __init__(self, names: list[str], ignored: tuple[int, ...] = (255, -100), **kwargs):
-        self.names, self.ignored = list(names), ignored
+    def __init__(self, names: list[str], ignored: tuple[int, ...] = (255, -100), **kwargs: Any):
+        self.names: list[str] = list(names)
+        self.ignored = ignored
         self.reset()
         super().__init__(keep_in_memory=True, **kwargs)
 
@@ -130,13 +133,13 @@ class MeanIoU(evaluate.Metric):
 
     def reset(self) -> None:
         """Forget what was added."""
-        self.confusion = np.zeros((len(self.names), len(self.names)), np.int64)
+        self.confusion: np.ndarray = np.zeros((len(self.names), len(self.names)), np.int64)
 
-    def add(self, *, prediction=None, reference=None, **kwargs) -> None:
+    def add(self, *, prediction: Any = None, reference: Any = None, **kwargs: Any) -> None:
         """Count the pixels of one image."""
         self.add_batch(predictions=prediction, references=reference)
 
-    def add_batch(self, *, predictions=None, references=None, **kwargs) -> None:
+    def add_batch(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
         """Count the pixels of predictions and masks of the same shape."""
         predictions, references = np.asarray(predictions), np.asarray(references)
         if predictions.shape != references.shape:
@@ -151,7 +154,7 @@ class MeanIoU(evaluate.Metric):
                 )
         self.confusion += confusion_matrix(references, predictions, len(self.names))
 
-    def compute(self, *, predictions=None, references=None, **kwargs) -> dict:
+    def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
         """Figures of all that was added: `mean_iou`, `pixel_accuracy`, `mean_accuracy` (over classes that the masks
         have), `constant_mean_iou` (of giving every pixel the most frequent class), `iou` and `pixels` by class name.
         """

@@ -8,14 +8,17 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from ..data.samples import ImageDataset, collate
 from .metrics import ReaLAccuracy, TopKAccuracy, confusion_matrix
@@ -60,7 +63,7 @@ def _listed(names: list[str], others: list[str], most: int = 10) -> str:
     return f"{len(names)} classes" + (f", {len(alone)} of them alone: {which}" if alone else "")
 
 
-def read_real_labels(path: str | os.PathLike, split: datasets.Dataset) -> list[list[int]]:
+def read_real_labels(path: str | os.PathLike[str], split: datasets.Dataset) -> list[list[int]]:
     """The labels that people confirmed for each picture of a split: the published `real.json`.
 
     The file has a list of labels for each picture of ImageNet's validation set, in the order of the official names. If
@@ -90,7 +93,7 @@ def read_real_labels(path: str | os.PathLike, split: datasets.Dataset) -> list[l
         return real
     if not all(found):
         raise ValueError(f"cannot tell which labels of {path} to use: only some files are named ILSVRC2012_val_…")
-    numbers = [int(match[1]) for match in found]
+    numbers = [int(match[1]) for match in found if match]
     if not 1 <= min(numbers) <= max(numbers) <= len(real):
         raise ValueError(
             f"{path} has labels for {len(real)} pictures, but the split has numbers {min(numbers)} to {max(numbers)}"
@@ -99,7 +102,9 @@ def read_real_labels(path: str | os.PathLike, split: datasets.Dataset) -> list[l
 
 
 @torch.no_grad()
-def predict(model, data: ImageDataset, batch_size: int = 64, num_workers: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def predict(
+    model: PreTrainedModel, data: ImageDataset, batch_size: int = 64, num_workers: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores of every picture that can be read, with a progress bar.
 
     Args:
@@ -116,28 +121,31 @@ def predict(model, data: ImageDataset, batch_size: int = 64, num_workers: int = 
     model.eval()
     options = {"interpolate_pos_encoding": True} if getattr(model.config, "is_plain", False) else {}
     loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=_collate_with_presence)
-    scores, present = [], []
+    batches: list[torch.Tensor] = []
+    present: list[bool] = []
     with tqdm(total=len(data), desc="evaluation", unit=" images") as progress:
         for batch, is_present in loader:
             present += is_present
             if batch is not None:
                 pixel_values = batch["pixel_values"].to(model.device, model.dtype)
-                scores.append(model(pixel_values, **options).logits.float().cpu())
+                batches.append(model(pixel_values, **options).logits.float().cpu())
             progress.update(len(is_present))
-    if not scores:
+    if not batches:
         raise ValueError(f"none of the {len(data)} pictures of this split can be read")
-    scores = torch.cat(scores).numpy()
+    scores = torch.cat(batches).numpy()
     if bad := int((~np.isfinite(scores)).any(1).sum()):
         raise ValueError(f"the scores of {bad} of {len(scores)} pictures are not finite")
     return scores, np.flatnonzero(present)
 
 
-def _collate_with_presence(samples: list[dict | None]) -> tuple[dict | None, list[bool]]:
+def _collate_with_presence(samples: list[dict[str, Any] | None]) -> tuple[dict[str, Any] | None, list[bool]]:
     present = [sample for sample in samples if sample is not None]
     return collate(present) if present else None, [sample is not None for sample in samples]
 
 
-def all_figures(scores: np.ndarray, labels: np.ndarray, names: list[str], real: list[list[int]] | None = None) -> dict:
+def all_figures(
+    scores: np.ndarray, labels: np.ndarray, names: list[str], real: list[list[int]] | None = None
+) -> dict[str, Any]:
     """All figures, ready for JSON: accuracies in percent, loss, accuracy by class, confusion matrix.
 
     Args:
@@ -170,7 +178,7 @@ def all_figures(scores: np.ndarray, labels: np.ndarray, names: list[str], real: 
     return figures
 
 
-def most_confused(matrix: np.ndarray, names: list[str], most: int = 20) -> list[dict]:
+def most_confused(matrix: np.ndarray, names: list[str], most: int = 20) -> list[dict[str, Any]]:
     """The pairs of true and predicted class that were mistaken most often."""
     mistakes = matrix - np.diag(matrix.diagonal())
     order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
@@ -182,7 +190,7 @@ def most_confused(matrix: np.ndarray, names: list[str], most: int = 20) -> list[
     ]
 
 
-def as_json(figures: dict) -> str:
+def as_json(figures: dict[str, Any]) -> str:
     """[`all_figures`] as JSON with one line for each figure, each class and each row of the matrix."""
     entries = []
     for name, value in figures.items():
@@ -196,7 +204,7 @@ def as_json(figures: dict) -> str:
     return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
-def draw_confusion(figures: dict) -> Figure:
+def draw_confusion(figures: dict[str, Any]) -> Figure:
     """The confusion matrix of [`all_figures`]: names and counts, or many classes as a heat map and the worst pairs."""
     names, matrix = [_short(name) for name in figures["per_class"]], np.array(figures["confusion_matrix"])
     shares, what = 100 * matrix / matrix.sum(1, keepdims=True).clip(1), "images of the true class (%)"
@@ -227,7 +235,7 @@ def _largest(shares: np.ndarray, block: int) -> np.ndarray:
     return padded.reshape(rows, block, rows, block).max((1, 3))
 
 
-def _write_cells(axis, matrix: np.ndarray, shares: np.ndarray, names: list[str]) -> None:
+def _write_cells(axis: Axes, matrix: np.ndarray, shares: np.ndarray, names: list[str]) -> None:
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axis.set_yticks(range(len(names)), names)
     for row, column in np.argwhere(matrix):
@@ -235,14 +243,14 @@ def _write_cells(axis, matrix: np.ndarray, shares: np.ndarray, names: list[str])
         axis.text(column, row, matrix[row, column], ha="center", va="center", color=color, fontsize=9)
 
 
-def _write_pairs(axis, pairs: list[dict]) -> None:
+def _write_pairs(axis: Axes, pairs: list[dict[str, Any]]) -> None:
     axis.set_axis_off()
     axis.set_title("most often mistaken (images, true class → predicted)", loc="left")
     lines = [f"{pair['images']:4}  {_short(pair['true'])} → {_short(pair['predicted'])}" for pair in pairs]
     axis.text(0, 0.98, "\n".join(lines), transform=axis.transAxes, va="top", family="monospace", linespacing=2.1)
 
 
-def draw_per_class(figures: dict) -> Figure:
+def draw_per_class(figures: dict[str, Any]) -> Figure:
     """Accuracy of each class of [`all_figures`] as a bar, the best on top; of many classes the 20 best and 20 worst."""
     rows = [(row["accuracy_percent"], name, row) for name, row in figures["per_class"].items() if row["images"]]
     rows.sort(key=lambda row: row[0])
@@ -263,7 +271,7 @@ def draw_per_class(figures: dict) -> Figure:
     return figure
 
 
-def _title(figures: dict) -> str:
+def _title(figures: dict[str, Any]) -> str:
     return (
         f"top-1 {figures['top1_percent']:.2f} % of {figures['images']:,} images, {len(figures['per_class']):,} classes"
     )

@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -15,7 +16,7 @@ from .variants import IMAGENET_1K, VARIANTS, Accuracy, Variant
 
 TEMPLATES = Path(__file__).parent / "templates"
 PARITY = Path(__file__).with_name("parity_cpu.json")  # what `scripts/measure_parity.py` measured
-COMMON = {  # metadata of a classifier's card
+COMMON: dict[str, Any] = {  # metadata of a classifier's card
     "library_name": "transformers",
     "pipeline_tag": "image-classification",
     "tags": ["vitae", "vision", "image-classification"],
@@ -40,9 +41,9 @@ def model_card(
     *,
     dataset: str,
     eval_split: str,
-    metrics: dict[str, float],
+    metrics: dict[str, Any],
     task: str = "image-classification",
-    **values: object,
+    **values: Any,
 ) -> ModelCard:
     """The card of a trained model, with its figures in the metadata.
 
@@ -58,7 +59,7 @@ def model_card(
         jinja2.UndefinedError: the template formats a value that is missing.
     """
     is_hub_name = not Path(dataset).exists()
-    task_metadata = {
+    task_metadata: dict[str, Any] = {
         "pipeline_tag": task,
         "tags": ["vitae", "vision", task],
         "metrics": sorted({metric_type for metric_type, _, _ in FIGURES[task]}),
@@ -85,7 +86,7 @@ def model_card(
     )
 
 
-def variant_card(preset: str, name: str | None = None, source: dict | None = None) -> ModelCard:
+def variant_card(preset: str, name: str | None = None, source: dict[str, Any] | None = None) -> ModelCard:
     """The card of a variant of the authors, or of a checkpoint of it that was converted.
 
     Args:
@@ -97,7 +98,12 @@ def variant_card(preset: str, name: str | None = None, source: dict | None = Non
         KeyError: the preset is not a variant of the authors.
     """
     variant, name = VARIANTS[preset], name or f"org/{preset}"
-    about = {"parameters": variant.parameters, "num_labels": 1000, "image_size": 224, "is_imagenet_1k": True}
+    about: dict[str, Any] = {
+        "parameters": variant.parameters,
+        "num_labels": 1000,
+        "image_size": 224,
+        "is_imagenet_1k": True,
+    }
     about |= {key: source[key] for key in about if source}
     processor = ViTAEImageProcessorPil(size=about["image_size"])
     recipe = variant.recipe or preset
@@ -168,7 +174,7 @@ def printed_results(accuracy: Accuracy, url: str) -> list[EvalResult]:
     ]
 
 
-def pretraining_card(template: Path, *, dataset: str, **values: object) -> ModelCard:
+def pretraining_card(template: Path, *, dataset: str, **values: Any) -> ModelCard:
     """The card of a masked autoencoder.
 
     Args:

@@ -4,6 +4,7 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError, safe_open
@@ -86,7 +87,7 @@ def verify_checkpoint(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     token: str | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Compare every file of a model with its checksums.
 
     Args:
@@ -107,7 +108,10 @@ def verify_checkpoint(
     folder = Path(source)
     if not is_folder:
         folder = Path(snapshot_download(str(source), revision=revision, cache_dir=cache_dir, token=token))
-    sums, problems, checked, unchecked = read_sums(folder), {}, [], []
+    sums = read_sums(folder)
+    problems: dict[str, list[str]] = {}
+    checked: list[str] = []
+    unchecked: list[str] = []
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         (checked if path.name in sums or path.is_symlink() else unchecked).append(path.name)
         if found := problems_of_file(path, sums.get(path.name)):

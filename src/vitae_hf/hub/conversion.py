@@ -4,6 +4,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForPreTraining, PreTrainedModel
@@ -12,7 +13,7 @@ from ..configuration_vitae import ViTAEFamilyConfig
 from ..failures import about, of_a_missing_package
 from ..files import whole_folder
 from ..image_processing_vitae import ViTAEImageProcessorPil
-from ..loading import load_processor, load_trained, saved_architecture
+from ..loading import label_names, load_processor, load_trained, saved_architecture
 from ..messages import listed, printable
 from .cards import variant_card
 from .checksums import sha256, write_sums
@@ -38,7 +39,7 @@ def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | N
         ValueError: unknown preset or variant, or a classifier or position table that cannot be.
     """
     checkpoint = recognise(state_dict)
-    return checkpoint.kind.network(checkpoint, preset, None).config
+    return checkpoint.network(preset).config
 
 
 def convert_original_state_dict(
@@ -61,7 +62,7 @@ def convert_original_state_dict(
     """
     checkpoint = recognise(state_dict)
     if config is None:
-        return rename(checkpoint, checkpoint.kind.network(checkpoint, None, None))
+        return rename(checkpoint, checkpoint.network())
     return rename(checkpoint, Network("", config, model_class(checkpoint)))
 
 
@@ -86,7 +87,7 @@ def rename(checkpoint: Checkpoint, network: Network) -> dict[str, torch.Tensor]:
     return converted
 
 
-def read_labels(path: str | Path | None, num_labels: int) -> dict[int, str] | None:
+def read_labels(path: str | Path | None, num_labels: int | None) -> dict[int, str] | None:
     """Class names by index: from a JSON list, or ImageNet-1k's for 1,000 classes; for other heads there are none.
 
     Raises:
@@ -121,7 +122,7 @@ def convert_checkpoint(
     prefix: str | None = None,
     head: str = "keep",
     window_padding: str | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Write an original checkpoint as a folder for `from_pretrained` and the Hub, whole or not at all.
 
     A classifier of the authors' variants gets a model card, if every tensor of the file is in it.
@@ -148,10 +149,10 @@ def convert_checkpoint(
     output = Path(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists already and is not an empty folder")
-    with about(source):
+    with about(str(source)):
         path = find_checkpoint(source)
         checkpoint = recognise(load_original_checkpoint(path), prefix, head)
-        network = checkpoint.kind.network(checkpoint, preset, window_padding)
+        network = checkpoint.network(preset, window_padding)
         model = build(checkpoint, network, labels)
     record = {"output": str(output), "file": path.name, "sha256": sha256(path), **describe(model, checkpoint, network)}
     record["is_imagenet_1k"] = labels is None and record["num_labels"] == 1000
@@ -180,7 +181,7 @@ def build(checkpoint: Checkpoint, network: Network, labels: str | Path | None) -
     return model
 
 
-def describe(model: PreTrainedModel, checkpoint: Checkpoint, network: Network) -> dict:
+def describe(model: PreTrainedModel, checkpoint: Checkpoint, network: Network) -> dict[str, Any]:
     """What was found in a checkpoint, for its record."""
     never_read = [name.removesuffix(".weight").removesuffix(".bias") for name in checkpoint.never_read]
     return {
@@ -195,14 +196,14 @@ def describe(model: PreTrainedModel, checkpoint: Checkpoint, network: Network) -
     }
 
 
-def has_card(record: dict) -> bool:
+def has_card(record: dict[str, Any]) -> bool:
     """Whether the card of a variant is true of a folder: it says that the file's tensors are all there."""
     is_whole = not record["left_aside"] and set(record["never_read"]) <= {"relative_position_index"}
     return record["preset"] in VARIANTS and record["num_labels"] is not None and is_whole
 
 
 @torch.no_grad()
-def verify_folder(folder: str | Path, image: str | Path) -> list[dict] | dict:
+def verify_folder(folder: str | Path, image: str | Path) -> list[dict[str, Any]] | dict[str, Any]:
     """Reload a written folder as its users do and run one image through it.
 
     Returns:
@@ -222,7 +223,7 @@ def verify_folder(folder: str | Path, image: str | Path) -> list[dict] | dict:
         return {name: list(output.shape) for name, output in outputs.items()}
     scores, indices = outputs.logits[0].softmax(-1).topk(min(5, outputs.logits.numel()))
     return [
-        {"label": model.config.id2label[index], "score": round(score, 4)}
+        {"label": label_names(model.config)[index], "score": round(score, 4)}
         for score, index in zip(scores.tolist(), indices.tolist())
     ]
 

@@ -5,7 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
@@ -14,6 +14,7 @@ from ..configuration_vitae import ViTAEFamilyConfig
 from ..configuration_vitaev2 import ViTAEv2Config
 from ..messages import listed, printable
 from ..presets import PRESETS, config_from_preset
+from .original_names import AutoClass
 
 
 MOST_GROUPS = 20  # of names, in a record
@@ -38,6 +39,11 @@ class Checkpoint(NamedTuple):
     never_read: dict[str, torch.Tensor]
     left_aside: list[str]
 
+    def network(self, preset: str | None = None, window_padding: str | None = None) -> "Network":
+        """What it becomes; the message of a `ValueError` says why it cannot."""
+        assert self.kind.network is not None  # [`kind_of`] refuses the others
+        return self.kind.network(self, preset, window_padding)
+
 
 class Network(NamedTuple):
     """What a checkpoint becomes.
@@ -51,7 +57,7 @@ class Network(NamedTuple):
 
     preset: str
     config: ViTAEFamilyConfig
-    auto_class: type
+    auto_class: AutoClass
     assumed: list[str] = []
 
 
@@ -171,7 +177,8 @@ def window_padding_of(checkpoint: Checkpoint) -> tuple[str, str]:
 def cells(checkpoint: Checkpoint, preset: str | None, window_padding: str | None) -> Network:
     """A classifier, or what is in front of one."""
     preset = preset or preset_of(checkpoint.tensors)
-    config, assumed = config_from_preset(preset), []
+    config = config_from_preset(preset)
+    assumed: list[str] = []
     fields = classifier_fields(checkpoint.tensors, config)
     if isinstance(config, ViTAEv2Config):
         if window_padding is None:
@@ -202,13 +209,14 @@ def cells_with_positions(checkpoint: Checkpoint, preset: str | None, window_padd
     Raises:
         ValueError: its positions are not those of a square, or windows that move are not padded on both sides.
     """
-    tensors, assumed = checkpoint.tensors, []
+    tensors = checkpoint.tensors
+    assumed: list[str] = []
     preset = preset or preset_of(tensors)
     stride = config_from_preset(preset).total_stride
     side = image_side(tensors, "pos_embed", stride, has_class_entry=False)
     lengths = {match[1]: len(table) for name, table in tensors.items() if (match := ROW_POSITIONS.match(name))}
     windows = {length for length in lengths.values() if length != 2 * side // stride - 1}
-    fields = {
+    fields: dict[str, Any] = {
         "image_size": side,
         "class_token": False,
         "qkv_bias": any(name.endswith("qkv.bias") for name in tensors),
@@ -263,7 +271,7 @@ def has_feature_pyramid(tensors: Iterable[str]) -> bool:
     return any(name.startswith("fpn1.") for name in tensors)
 
 
-def model_class(checkpoint: Checkpoint) -> type:
+def model_class(checkpoint: Checkpoint) -> AutoClass:
     """The Auto class of what a checkpoint holds."""
     if checkpoint.kind.network is autoencoder:
         return AutoModelForPreTraining

@@ -4,6 +4,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
@@ -76,7 +77,7 @@ def find_checkpoint(source: str | Path) -> Path:
     return path
 
 
-def read_tensors(path: str | Path) -> object:
+def read_tensors(path: str | Path) -> Any:
     """What is in a file of `torch.save` or a safetensors file.
 
     Raises:

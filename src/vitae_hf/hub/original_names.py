@@ -5,9 +5,12 @@ import re
 
 import torch
 from transformers import AutoModelForImageClassification, AutoModelForPreTraining
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from ..configuration_vitae import ViTAEFamilyConfig
 
+
+AutoClass = type[_BaseAutoModelClass]
 
 _BOTH = [
     (r"^classifier\.", "head."),
@@ -83,7 +86,7 @@ BLOCKS = [  # after those of "vitae": masked autoencoders, and networks with win
 ]
 
 
-def original_name(name: str, config: ViTAEFamilyConfig, auto_class: type = AutoModelForImageClassification) -> str:
+def original_name(name: str, config: ViTAEFamilyConfig, auto_class: AutoClass = AutoModelForImageClassification) -> str:
     """The authors' name of the tensor that holds our tensor `name` of a network with this configuration.
 
     Args:
@@ -102,7 +105,7 @@ def original_name(name: str, config: ViTAEFamilyConfig, auto_class: type = AutoM
 
 
 def original_layout(
-    config: ViTAEFamilyConfig, auto_class: type = AutoModelForImageClassification
+    config: ViTAEFamilyConfig, auto_class: AutoClass = AutoModelForImageClassification
 ) -> dict[str, dict[str, torch.Size]]:
     """What an original checkpoint of a network holds.
 
@@ -116,7 +119,7 @@ def original_layout(
     with torch.device("meta"):
         model = auto_class.from_config(config)
     prefix = f"{model.base_model_prefix}." if model.base_model is model else ""
-    layout = {}
+    layout: dict[str, dict[str, torch.Size]] = {}
     for name, tensor in model.state_dict().items():
         layout.setdefault(original_name(f"{prefix}{name}", config, auto_class), {})[name] = tensor.shape
     for original, parts in layout.items():

@@ -5,6 +5,7 @@ import json
 import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants
@@ -53,7 +54,7 @@ def code_files(folder: Path) -> list[str]:
 
 
 @torch.no_grad()
-def compute_outputs(source: str | Path, image: str | Path, **options) -> torch.Tensor:
+def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> torch.Tensor:
     """The logits for an image, or the pooled output of a network without a classifier, as users of `source` get them.
 
     Args:
@@ -170,7 +171,8 @@ def upload(
         raise ValueError(f"{repo_id} exists already and is public; nothing was uploaded")
     names = {path.name for path in files}
     stale = [file.rfilename for file in before.siblings or [] if matches(file.rfilename, WEIGHTS)]
-    operations = [CommitOperationDelete(name) for name in stale if "/" not in name and name not in names]
+    operations: list[CommitOperationAdd | CommitOperationDelete] = []
+    operations += [CommitOperationDelete(name) for name in stale if "/" not in name and name not in names]
     operations += [CommitOperationAdd(path.name, path) for path in files]
     commit = api.create_commit(
         repo_id,
@@ -235,7 +237,7 @@ def publish(
     revision: str | None = None,
     dry_run: bool = False,
     token: str | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Check a folder, print what is uploaded, upload it, load it by name and compare.
 
     Args:

@@ -14,7 +14,7 @@ import pickletools
 import stat
 import zipfile
 from collections.abc import Callable
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -71,20 +71,20 @@ class NoTensor(NamedTuple):
 class Ignored:
     """Stands for an object that is not needed, as settings and metrics are; takes any arguments and keeps none."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments: Any):
         pass
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         pass
 
 
-class Container(dict):
+class Container(dict[Any, Any]):
     """Stands for every kind of dictionary, and begins empty."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments: Any):
         super().__init__()
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         pass
 
 
@@ -92,18 +92,21 @@ class Rule:
     """Stands for a function that a pickle calls by name. A pickle cannot change it."""
 
     __slots__ = ("function",)
+    function: Callable[..., Any]
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable[..., Any]):
         self.function = function
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         return self.function(*arguments)
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError("a rule cannot be changed")
 
 
-def strided(values: torch.Tensor, offset: int, size: tuple, stride: tuple, *others) -> torch.Tensor | NoTensor:
+def strided(
+    values: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *others: Any
+) -> torch.Tensor | NoTensor:
     """A tensor of this size and stride on the values of a storage, or why there is none."""
     if values.is_complex():
         return NoTensor("complex")
@@ -157,9 +160,9 @@ class WeightsUnpickler(pickle.Unpickler):
 
     def __init__(self, stream: BinaryIO, storage: Callable[[torch.dtype, str, int], torch.Tensor] | None = None):
         super().__init__(stream, encoding="utf-8")
-        self.storage = storage
+        self.storage: Any = storage
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         full_name = f"{module}.{name}"
         if full_name in GLOBALS:
             return GLOBALS[full_name]
@@ -167,7 +170,7 @@ class WeightsUnpickler(pickle.Unpickler):
             return Ignored
         raise Refused(f"asks to run {printable(full_name)} when it is read; refused, nothing was run")
 
-    def persistent_load(self, identity):
+    def persistent_load(self, identity: Any) -> torch.Tensor:
         kind, dtype, key, _, numel = identity[:5]
         if kind != "storage" or not isinstance(key, str) or not isinstance(numel, int) or numel < 0:
             raise pickle.UnpicklingError("no storage")
@@ -185,6 +188,8 @@ def check_opcodes(stream: BinaryIO) -> None:
             memory: it reserves a place for every number up to the highest that a pickle gives to an object.
     """
     start, classes = stream.tell(), []
+    argument: Any
+    position: Any
     for step, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
         if step == MOST_OPCODES:
             raise Refused(f"has more than {MOST_OPCODES:,} names and settings, which are not read")
@@ -202,7 +207,7 @@ def check_opcodes(stream: BinaryIO) -> None:
     stream.seek(start)
 
 
-def unpickle(stream: BinaryIO, storage: Callable[[torch.dtype, str, int], torch.Tensor] | None = None):
+def unpickle(stream: BinaryIO, storage: Callable[[torch.dtype, str, int], torch.Tensor] | None = None) -> Any:
     check_opcodes(stream)
     return WeightsUnpickler(stream, storage).load()
 
@@ -215,7 +220,8 @@ class Storages:
     """
 
     def __init__(self, most_bytes: int):
-        self.left, self.made = most_bytes, {}
+        self.left: int = most_bytes
+        self.made: dict[str, torch.Tensor] = {}
 
     def __call__(self, dtype: torch.dtype, key: str, numel: int) -> torch.Tensor:
         if key not in self.made:
@@ -233,7 +239,7 @@ class Storages:
     def fill(self, key: str) -> None:
         """Read the values of a key at once, where the format allows that."""
 
-    def read_into(self, key: str, file: BinaryIO) -> None:
+    def read_into(self, key: str, file: Any) -> None:
         raw = self.made[key].numpy()
         if file.readinto(raw) != raw.nbytes:
             raise EOFError
@@ -242,14 +248,15 @@ class Storages:
 class ZipStorages(Storages):
     def __init__(self, archive: zipfile.ZipFile, folder: str, most_bytes: int):
         super().__init__(most_bytes)
-        self.archive, self.folder = archive, folder
+        self.archive = archive
+        self.folder = folder
 
     def fill(self, key: str) -> None:
         with self.archive.open(f"{self.folder}/data/{key}") as member:
             self.read_into(key, member)
 
 
-def read_zip(file: BinaryIO, size: int):
+def read_zip(file: BinaryIO, size: int) -> Any:
     """The content of a file of `torch.save` since torch 1.6: a zip archive without compression."""
     with zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
@@ -268,7 +275,7 @@ def read_zip(file: BinaryIO, size: int):
         return unpickle(io.BytesIO(archive.read(pickled)), ZipStorages(archive, folder, size))
 
 
-def read_legacy(file: BinaryIO, size: int):
+def read_legacy(file: BinaryIO, size: int) -> Any:
     """The content of a file of `torch.save` before torch 1.6: pickles, then the storages one after the other."""
     stream = io.BytesIO(file.read(len(LEGACY_BEGINNING) + MOST_PICKLED))
     if stream.read(len(LEGACY_BEGINNING)) != LEGACY_BEGINNING:
@@ -286,7 +293,7 @@ def read_legacy(file: BinaryIO, size: int):
     return content
 
 
-def read_torch_file(path: str | os.PathLike):
+def read_torch_file(path: str | os.PathLike[str]) -> Any:
     """What `torch.save` wrote: dictionaries, lists, and tensors on the CPU; other objects are left out.
 
     Raises:

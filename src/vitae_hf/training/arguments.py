@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
@@ -45,7 +45,7 @@ class StartArguments(RunArguments):
         default=None, metadata={"help": "Text file with a class on each line, for data that do not name theirs."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.preset is None) == (self.model_name_or_path is None):
             raise ValueError(
                 "give either --preset, to train from scratch, or --model_name_or_path, to begin with a trained model"
@@ -93,9 +93,23 @@ class ViTAETrainingArguments(TrainingArguments):
         ValueError: a value is out of bounds, two arguments exclude each other, or one process sees several GPUs.
     """
 
-    bf16: bool | None = field(default=None, metadata={"help": "bfloat16 autocast; default: on a GPU that has it."})
-    dataloader_pin_memory: bool | None = field(default=None, metadata={"help": "Default: where there is a GPU."})
-    dataloader_persistent_workers: bool | None = field(default=None, metadata={"help": "Default: with workers."})
+    if TYPE_CHECKING:  # after `__post_init__`, the library's and the one below
+        output_dir: str = ""
+        data_seed: int = 0
+        tf32: bool | None = None
+        ddp_find_unused_parameters: bool | None = None
+        accelerator_config: Any = None
+
+    # `None` leaves these three open until `__post_init__`; in the library they are never `None`.
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "bfloat16 autocast; default: on a GPU that has it."}
+    )
+    dataloader_pin_memory: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Default: where there is a GPU."}
+    )
+    dataloader_persistent_workers: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Default: with workers."}
+    )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A loss that is not finite is an error."})
 
     layer_decay: float = field(default=1.0, metadata={"help": "Learning rate of a layer over that of the one above."})
@@ -125,7 +139,7 @@ class ViTAETrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Train with the BatchNorm statistics that the model came with."}
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._follow_machine()
         super().__post_init__()
         if self.n_gpu > 1:
@@ -176,8 +190,8 @@ class ViTAETrainingArguments(TrainingArguments):
 
 
 def parse_arguments(
-    argv: list[str] | None, classes: tuple[type, ...], command: str, description: str, **defaults
-) -> tuple:
+    argv: list[str] | None, classes: tuple[Any, ...], command: str, description: str | None, **defaults: Any
+) -> tuple[Any, ...]:
     """The arguments of a command line as instances of these dataclasses; it overrides the recipe of `--config`.
 
     Args:
@@ -192,8 +206,8 @@ def parse_arguments(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     usage = f"{command} --ARGUMENT VALUE …   (`{command} --help` lists the arguments)"  # a whole one fills the screen
-    texts = {"prog": command, "usage": usage, "description": description, "formatter_class": CommandHelp}
-    parser = HfArgumentParser(classes, allow_abbrev=False, **texts)
+    texts: dict[str, Any] = {"prog": command, "usage": usage, "description": description}
+    parser = HfArgumentParser(classes, allow_abbrev=False, formatter_class=CommandHelp, **texts)
     parser.set_defaults(report_to="tensorboard", logging_steps=50, logging_first_step=True, **defaults)
     parser.add_argument("--config", help="recipe: a name like vitae-t, or a YAML file of these arguments")
     recipe = override_recipe(read_config(argv, parser), argv)
@@ -219,7 +233,7 @@ def refuse_unknown(word: str, parser: HfArgumentParser) -> None:
     raise ValueError(f"there is no argument {word!r}; {hint}")
 
 
-def read_config(argv: list[str], parser: HfArgumentParser) -> dict:
+def read_config(argv: list[str], parser: HfArgumentParser) -> dict[str, Any]:
     """The recipe that `--config` names, or an empty one."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
@@ -227,7 +241,7 @@ def read_config(argv: list[str], parser: HfArgumentParser) -> dict:
     return {} if config is None else read_recipe(find_recipe(config), parser)
 
 
-def override_recipe(recipe: dict, argv: list[str]) -> dict:
+def override_recipe(recipe: dict[str, Any], argv: list[str]) -> dict[str, Any]:
     """The recipe without its rules for values that the command line gives outright.
 
     Raises:
@@ -244,13 +258,14 @@ def override_recipe(recipe: dict, argv: list[str]) -> dict:
 
 def scale_by_batch(run: RunArguments, training: ViTAETrainingArguments) -> None:
     """Set the learning rate and the decay of the average from the `base_` values of a recipe and the global batch."""
-    if getattr(run, "base_learning_rate", None) is not None:
-        training.learning_rate = scaled_learning_rate(run.base_learning_rate, training.global_batch_size)
-    if getattr(run, "base_ema_decay", None):
-        training.ema_decay = scaled_ema_decay(run.base_ema_decay, training.global_batch_size)
+    learning_rate, ema_decay = getattr(run, "base_learning_rate", None), getattr(run, "base_ema_decay", None)
+    if learning_rate is not None:
+        training.learning_rate = scaled_learning_rate(learning_rate, training.global_batch_size)
+    if ema_decay:
+        training.ema_decay = scaled_ema_decay(ema_decay, training.global_batch_size)
 
 
-def read_recipe(path: Path, parser: HfArgumentParser) -> dict:
+def read_recipe(path: Path, parser: HfArgumentParser) -> dict[str, Any]:
     """The arguments in a YAML file, without its section `about`; numbers are text, as on a command line.
 
     Raises:

@@ -2,10 +2,13 @@
 """The exponential moving average of the weights: a model of its own, which is evaluated and saved beside the other."""
 
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_model
 from timm.utils import ModelEmaV3
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .checkpoints import WholeCheckpoints
 
 
 FOLDER = "ema"
@@ -22,8 +25,9 @@ class WeightAverage(TrainerCallback):
         trainer: whose model to average; it says `ema_decay` and `ema_warmup`.
     """
 
-    def __init__(self, trainer: Trainer):
-        self.trainer, self._average = trainer, None
+    def __init__(self, trainer: WholeCheckpoints):
+        self.trainer = trainer
+        self._average: Any = None  # timm's average, once training has begun
 
     @property
     def model(self) -> PreTrainedModel | None:
@@ -35,7 +39,7 @@ class WeightAverage(TrainerCallback):
         Raises:
             FileNotFoundError: the checkpoint holds no average.
         """
-        args = self.trainer.args
+        args: Any = self.trainer.args  # with an `ema_decay`, or there were no average
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         self._average = ModelEmaV3(model, decay=args.ema_decay, use_warmup=args.ema_warmup)
         if checkpoint is not None:
@@ -50,16 +54,16 @@ class WeightAverage(TrainerCallback):
         weights = Path(checkpoint, FOLDER, "model.safetensors")
         if not weights.exists():
             raise FileNotFoundError(f"cannot resume the average of the weights: there is no {weights}")
-        load_model(self.model, weights)
+        load_model(self._average.module, weights)
 
     def save(self, folder: str | Path) -> None:
         """Write the averaged model and its image processor into a folder of their own below this one."""
-        self.model.save_pretrained(Path(folder, FOLDER))
+        self._average.module.save_pretrained(Path(folder, FOLDER))
         if self.trainer.processing_class is not None:
             self.trainer.processing_class.save_pretrained(Path(folder, FOLDER))
 
-    def on_train_begin(self, *args, **kwargs):
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.start(self.trainer.resumed_from)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._average.update(self.trainer.accelerator.unwrap_model(self.trainer.model), step=state.global_step)

@@ -29,12 +29,13 @@ def one_value_norms(model: torch.nn.Module, pixel_values: torch.Tensor) -> list[
     BatchNorms that would not compute statistics in training do not count. The forward pass runs in evaluation mode, so
     that it changes no statistics, and leaves the random state as it was; the model is in training mode afterwards.
     """
-    norms, found = {}, []
+    norms: dict[torch.nn.Module, str] = {}
+    found: list[str] = []
     for name, module in model.train().named_modules():
         if isinstance(module, _BatchNorm) and module.training and not getattr(module, "is_frozen", False):
             norms[module] = name
 
-    def look(module, args):
+    def look(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         if args[0][0, 0].numel() == 1:
             found.append(norms[module])
 

@@ -4,11 +4,20 @@
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import ProgressCallback, TrainerCallback, set_seed
+from transformers import (
+    ProgressCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.utils import logging
 
 
@@ -18,7 +27,11 @@ logger = logging.get_logger(__name__)
 class ImageProgress(ProgressCallback):
     """The library's progress bar in images instead of updates: how many, how many a second, and the time left."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    training_bar: Any
+    current_step: int
+    images_per_step: int
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.current_step = state.global_step
         self.images_per_step = args.global_batch_size
         if state.is_world_process_zero:
@@ -30,7 +43,7 @@ class ImageProgress(ProgressCallback):
                 dynamic_ncols=True,
             )
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.training_bar.update((state.global_step - self.current_step) * self.images_per_step)
             self.current_step = state.global_step
@@ -44,27 +57,30 @@ class Throughput(TrainerCallback):
         seconds (`float`): that were counted.
     """
 
-    def __init__(self):
-        self.images, self.seconds, self._since = 0, 0.0, None
+    def __init__(self) -> None:
+        self.images: int = 0
+        self.seconds: float = 0.0
+        self._since: float | None = None
 
     @property
     def images_per_s(self) -> float | None:
         return self.images / self.seconds if self.seconds else None
 
-    def _pause(self, *args, **kwargs):
+    def _pause(self, *args: Any, **kwargs: Any) -> None:
         if self._since is not None:
             self._since = time.perf_counter()
 
-    on_evaluate = on_save = _pause
+    on_evaluate: Callable[..., None] = _pause
+    on_save: Callable[..., None] = _pause
 
-    def on_step_end(self, args, *others, **kwargs):
+    def on_step_end(self, args: Any, *others: Any, **kwargs: Any) -> None:
         now = time.perf_counter()
         if self._since is not None:
             self.images += args.global_batch_size
             self.seconds += now - self._since
         self._since = now
 
-    def on_train_begin(self, *args, **kwargs):
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self._since = None
 
 
@@ -81,35 +97,37 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self, signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)):
         self.signals = signals
-        self.received = False
-        self._previous = {}
+        self.received: bool = False
+        self._previous: dict[signal.Signals, Any] = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
 
-    def on_train_begin(self, *args, **kwargs):
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
             self._previous = {number: signal.signal(number, self._receive) for number in self.signals}
 
-    def _agree(self, args) -> None:
+    def _agree(self, args: TrainingArguments) -> None:
         """Let every process know whether any of them was told to stop."""
         if args.world_size > 1:
             told = torch.tensor(float(self.received), device=args.device)
             torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
             self.received = bool(told)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._agree(args)
         if self.received:
             logger.warning("told to stop: saving a checkpoint after step %d", state.global_step)
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 
-    def on_epoch_end(self, args, state, control, **kwargs):
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self.received:  # the checkpoint is saved already
             control.should_save = control.should_evaluate = False
 
-    def on_train_end(self, args, *others, **kwargs):
+    def on_train_end(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
         self._agree(args)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
@@ -118,6 +136,8 @@ class StopOnSignal(TrainerCallback):
 class SeedEachProcess(TrainerCallback):
     """Seeds each of several processes differently; a resumed run then restores the random state of each process."""
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if args.world_size > 1:
             set_seed(args.seed + args.process_index)

@@ -9,12 +9,15 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 
 from ..messages import listed
 from ..model_folders import not_finite
+from .arguments import ViTAETrainingArguments
 
 
 def unfinished_mark(checkpoint: Path) -> Path:
@@ -86,20 +89,29 @@ class WholeCheckpoints(Trainer):
         resumed_from (`str`, *optional*): the checkpoint that the run continues.
     """
 
-    resumed_from = None
+    args: ViTAETrainingArguments
+    model: PreTrainedModel
+    resumed_from: str | None = None
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs):
+    @property
+    def averaged_model(self) -> PreTrainedModel | None:
+        """The model with the averaged weights, if the run averages them."""
+        return None
+
+    def train(  # type: ignore[override]  # the library's other arguments are passed on by keyword
+        self, resume_from_checkpoint: str | Path | bool | None = None, **kwargs: Any
+    ) -> TrainOutput:
         """As the library's; [`find_checkpoint`] says what to resume from, and which error it raises."""
         checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
         if self.args.should_save:
             remove_unfinished(self.args.output_dir)
         return super().train(resume_from_checkpoint=checkpoint, **kwargs)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.resumed_from = resume_from_checkpoint
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not _internal_call:
             self.check_finite()
         super().save_model(output_dir, _internal_call)
@@ -120,7 +132,7 @@ class WholeCheckpoints(Trainer):
                 f" {listed(names)}; the last checkpoint is {last_checkpoint(self.args.output_dir)}"
             )
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.check_finite()
         run = Path(self._get_output_dir(trial=trial))
         checkpoint = run / f"checkpoint-{self.state.global_step}"

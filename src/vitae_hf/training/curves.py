@@ -3,11 +3,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 
-def draw_curves(log_history: list[dict], path: Path, accuracies: Sequence[str] = ()) -> None:
+def draw_curves(log_history: list[dict[str, Any]], path: Path, accuracies: Sequence[str] = ()) -> None:
     """Write loss, accuracy and learning rate over epochs as a picture.
 
     Args:

@@ -5,17 +5,19 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..data.samples import PictureDataset, RepeatedAugmentation
+from .arguments import ViTAETrainingArguments
 
 
 class ImageLoaders(Trainer):
@@ -25,6 +27,10 @@ class ImageLoaders(Trainer):
         ValueError: when training begins: `repeated_augmentation` with a stream, images that do not fill a batch under
             `dataloader_drop_last`, or a checkpoint from the middle of an epoch whose rows were shared out differently.
     """
+
+    args: ViTAETrainingArguments
+    train_dataset: Any  # one of this package's data sets, or any other that the library takes
+    resumed_from: str | None  # of `WholeCheckpoints`
 
     @property
     def _deals_rows(self) -> bool:
@@ -44,10 +50,10 @@ class ImageLoaders(Trainer):
         """Images of the training split, in all processes together."""
         return getattr(self.train_dataset, "total", len(self.train_dataset))
 
-    def num_examples(self, dataloader) -> int:
+    def num_examples(self, dataloader: Any) -> int:
         return getattr(dataloader.dataset, "total", None) or super().num_examples(dataloader)
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> DataLoader[Any]:
         if self._deals_rows and self.args.repeated_augmentation > 1:
             raise ValueError("`repeated_augmentation` needs the data in memory: it does not go with streaming")
         batch = self.args.train_batch_size * self.args.world_size
@@ -63,18 +69,18 @@ class ImageLoaders(Trainer):
         getattr(loader, "base_dataloader", loader).generator = torch.Generator()
         return protect_workers(loader)
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         repeats = self.args.repeated_augmentation
         return RepeatedAugmentation(self.train_dataset, repeats) if repeats > 1 else super()._get_train_sampler()
 
-    def _get_streaming_dataloader(self) -> DataLoader:
+    def _get_streaming_dataloader(self) -> DataLoader[Any]:
         loader = DataLoader(
             self.train_dataset,
             self._train_batch_size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
+            pin_memory=bool(self.args.dataloader_pin_memory),
+            persistent_workers=bool(self.args.dataloader_persistent_workers),
             prefetch_factor=self.args.dataloader_prefetch_factor,
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
         )
@@ -99,16 +105,16 @@ class ImageLoaders(Trainer):
             return batch
         return images % batch or batch
 
-    def get_eval_dataloader(self, *args, **kwargs):
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         with self._whole_split():
             return protect_workers(super().get_eval_dataloader(*args, **kwargs))
 
-    def get_test_dataloader(self, *args, **kwargs):
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader[Any]:
         with self._whole_split():
             return protect_workers(super().get_test_dataloader(*args, **kwargs))
 
     @contextmanager
-    def _whole_split(self):
+    def _whole_split(self) -> Iterator[None]:
         """Suspend `dataloader_drop_last`, which is for training: an evaluation must see every image."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
@@ -116,7 +122,7 @@ class ImageLoaders(Trainer):
         finally:
             self.args.dataloader_drop_last = drop_last
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self._deals_rows and self.args.should_save:
             checkpoint = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
@@ -124,8 +130,10 @@ class ImageLoaders(Trainer):
 
     def check_dealing(self) -> None:
         """See that the rows of a stream are shared out as they were in the epoch that the checkpoint interrupted."""
+        if self.resumed_from is None or not self._deals_rows:
+            return
         saved = Path(self.resumed_from) / "dealing.json"
-        if self._deals_rows and saved.exists() and json.loads(saved.read_text()) != self._dealing:
+        if saved.exists() and json.loads(saved.read_text()) != self._dealing:
             raise ValueError(
                 f"{self.resumed_from} is from a stream dealt to {saved.read_text()}; resume it so, not with"
                 f" {json.dumps(self._dealing)}"
@@ -138,18 +146,25 @@ class TellDatasetEpoch(TrainerCallback):
     def __init__(self, trainer: ImageLoaders):
         self.trainer = trainer
 
-    def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        train_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
         if isinstance(self.trainer.train_dataset, PictureDataset):
             accumulated = args.gradient_accumulation_steps
             updates_done = state.global_step % -(-len(train_dataloader) // accumulated)
-            self.trainer.train_dataset.set_epoch(int(state.epoch))
+            self.trainer.train_dataset.set_epoch(int(state.epoch or 0))
             done = 0 if args.ignore_data_skip else updates_done * accumulated
             self.trainer.train_dataset.batches_done = done
             if done:
                 self.trainer.check_dealing()
 
 
-def protect_workers(loader: DataLoader) -> DataLoader:
+def protect_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
     """The loader, with workers that go on after a SIGTERM to all processes of the run."""
     base = getattr(loader, "base_dataloader", loader)
     base.worker_init_fn = partial(outlive_sigterm, trainer=os.getpid(), then=base.worker_init_fn)

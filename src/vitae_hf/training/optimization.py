@@ -4,6 +4,7 @@
 import math
 import re
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,7 +38,7 @@ def layer_names(model: nn.Module) -> list[str]:
 
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Parameters in groups of equal learning rate and weight decay, for any torch optimizer.
 
     Biases, norms, class and mask tokens and position embeddings do not decay. With a layer decay below 1 the head
@@ -61,7 +62,7 @@ def parameter_groups(
     if not 0 < layer_decay <= 1:
         raise ValueError(f"`layer_decay` must be above 0 and at most 1, got {layer_decay}")
     layers = layer_names(model)
-    groups = {}
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -2,17 +2,20 @@
 """Training of masked autoencoders, and pictures of how they reconstruct the patches that were hidden from them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from matplotlib.figure import Figure
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.pictures import as_pictures
 from ..decoder_vitae import patch_statistics, patchify, unpatchify
 from ..modeling_vitae import ViTAEForPreTraining
+from .arguments import ViTAETrainingArguments
 from .trainer import ViTAETrainer
 
 
@@ -22,11 +25,13 @@ class ReconstructionTrainer(ViTAETrainer):
     An evaluation leaves the random state as it was, so that training goes on as if there had been none.
     """
 
-    def __init__(self, model: ViTAEForPreTraining, args, **kwargs):
+    model: ViTAEForPreTraining
+
+    def __init__(self, model: ViTAEForPreTraining, args: ViTAETrainingArguments, **kwargs: Any):
         args.label_names = ["pixel_values"]  # the library computes no loss in an evaluation that has no labels
         super().__init__(model, args, **kwargs)
 
-    def evaluation_loop(self, *args, **kwargs):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed)
@@ -51,7 +56,7 @@ def reconstruct(
         Two tensors like `pixel_values`; the first is NaN where an image is masked.
     """
     patch_size = model.config.total_stride
-    grid_size = tuple(side // patch_size for side in pixel_values.shape[-2:])
+    height, width = (side // patch_size for side in pixel_values.shape[-2:])
     outputs = model(pixel_values, noise=noise)
     patches, predicted = patchify(pixel_values.float(), patch_size), outputs.logits.float()
     if model.config.norm_pix_loss:
@@ -59,7 +64,7 @@ def reconstruct(
         predicted = predicted * std + mean
     is_masked = outputs.mask.bool().unsqueeze(-1)
     blank, pasted = patches.masked_fill(is_masked, float("nan")), torch.where(is_masked, predicted, patches)
-    return tuple(unpatchify(images, patch_size, grid_size) for images in (blank, pasted))
+    return unpatchify(blank, patch_size, (height, width)), unpatchify(pasted, patch_size, (height, width))
 
 
 def draw_reconstructions(columns: dict[str, np.ndarray], path: Path, most_per_line: int = 2) -> None:
@@ -89,7 +94,7 @@ class DrawReconstructions(TrainerCallback):
     """At each evaluation, writes `reconstructions/step-….png` into the output folder, and to TensorBoard if it is on.
 
     Attributes:
-        path (`Path`, *optional*): of the last picture.
+        path (`Path`): of the last picture; not there before the first evaluation.
 
     Args:
         trainer: whose evaluated model to use.
@@ -97,17 +102,26 @@ class DrawReconstructions(TrainerCallback):
         image_mean, image_std: by which they were normalised.
     """
 
-    def __init__(
-        self, trainer: ViTAETrainer, pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]
-    ):
-        self.trainer, self.pixel_values = trainer, pixel_values
-        self.image_mean, self.image_std = image_mean, image_std
-        num_patches = pixel_values[0, 0].numel() // trainer.model.config.total_stride**2
-        self.noise = torch.rand(len(pixel_values), num_patches, generator=torch.Generator().manual_seed(0))
-        self.path = None
+    path: Path
 
-    def on_evaluate(self, args, state, control, **kwargs):
-        model = self.trainer.evaluated_model
+    def __init__(
+        self,
+        trainer: ReconstructionTrainer,
+        pixel_values: torch.Tensor,
+        image_mean: list[float],
+        image_std: list[float],
+    ):
+        self.trainer = trainer
+        self.pixel_values = pixel_values
+        self.image_mean = image_mean
+        self.image_std = image_std
+        num_patches = pixel_values[0, 0].numel() // trainer.model.config.total_stride**2
+        self.noise: torch.Tensor = torch.rand(
+            len(pixel_values), num_patches, generator=torch.Generator().manual_seed(0)
+        )
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        model: Any = self.trainer.evaluated_model
         pixel_values, noise = self.pixel_values.to(args.device), self.noise.to(args.device)
         # All processes compute it, since each may hold a part of the weights; one draws.
         blank, pasted = reconstruct(model.eval(), pixel_values, noise)

@@ -11,11 +11,12 @@ import signal
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from huggingface_hub import HfApi, ModelCard
 from transformers import set_seed
+from transformers.training_args import OptimizerNames
 
 from ..environment import environment
 from ..failures import about
@@ -26,7 +27,10 @@ from .curves import draw_curves
 from .trainer import ViTAETrainer
 
 
-class Task(ABC):
+AnyTrainer = TypeVar("AnyTrainer", bound=ViTAETrainer)
+
+
+class Task(ABC, Generic[AnyTrainer]):
     """What one kind of run does in its own way.
 
     A subclass is a dataclass whose fields are the groups of its arguments, each a dataclass too: `run` is the first,
@@ -40,7 +44,7 @@ class Task(ABC):
     """
 
     command: ClassVar[str]
-    defaults: ClassVar[dict] = {}
+    defaults: ClassVar[dict[str, Any]] = {}
     refused: ClassVar[dict[str, str]] = {"push_to_hub": "--push_to_hub does not work here"}
     accuracies: ClassVar[tuple[str, ...]] = ()
 
@@ -48,13 +52,14 @@ class Task(ABC):
     training: ViTAETrainingArguments
 
     @classmethod
-    def parse(cls, argv: list[str] | None = None) -> "Task":
+    def parse(cls, argv: list[str] | None = None) -> Self:
         """The task with the arguments of a command line, which overrides the recipe of `--config`.
 
         Raises:
             ValueError: an argument is unknown or out of bounds, or does not go with another or with this task.
         """
-        groups = tuple(field.type for field in dataclasses.fields(cls))
+        fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # every subclass is a dataclass
+        groups: tuple[Any, ...] = tuple(field.type for field in fields)
         description = sys.modules[cls.__module__].__doc__
         task = cls(*parse_arguments(argv, groups, cls.command, description, **cls.defaults))
         for name, sentence in cls.refused.items():
@@ -63,26 +68,26 @@ class Task(ABC):
         return task
 
     @abstractmethod
-    def build_trainer(self) -> ViTAETrainer:
+    def build_trainer(self) -> AnyTrainer:
         """The trainer with its model, data and image processor; sets `run.eval_split` where it was left open."""
 
     @abstractmethod
-    def figures(self, trainer: ViTAETrainer, metrics: dict[str, float]) -> dict:
+    def figures(self, trainer: AnyTrainer, metrics: dict[str, float]) -> dict[str, Any]:
         """What the record says of this task, from the metrics of the last evaluation."""
 
     @abstractmethod
-    def settings(self, trainer: ViTAETrainer) -> dict:
+    def settings(self, trainer: AnyTrainer) -> dict[str, Any]:
         """Settings for the card's table, in addition to [`common_settings`] or in their place."""
 
     @abstractmethod
-    def card(self, trainer: ViTAETrainer, record: dict, **values) -> ModelCard:
+    def card(self, trainer: AnyTrainer, record: dict[str, Any], **values: Any) -> ModelCard:
         """The model card, from the record and the values of [`card_values`]."""
 
-    def draw(self, trainer: ViTAETrainer, record: dict) -> list[Path]:
+    def draw(self, trainer: AnyTrainer, record: dict[str, Any]) -> list[Path]:
         """Write files of the task's own into the output folder, and return the pictures that the card shows."""
         return []
 
-    def publish(self, folder: Path) -> dict:
+    def publish(self, folder: Path) -> dict[str, Any]:
         """Upload a folder to `training.hub_model_id` and return what the record says of it.
 
         A task that can be published overrides this, and takes `push_to_hub` out of `refused`.
@@ -90,7 +95,7 @@ class Task(ABC):
         raise NotImplementedError
 
 
-def run_task(task: Task) -> dict:
+def run_task(task: Task[Any]) -> dict[str, Any]:
     """Train, evaluate and save; in the first process also report and publish.
 
     Returns:
@@ -116,12 +121,12 @@ def run_task(task: Task) -> dict:
     if training.should_save:
         write_report(task, trainer, record)
         if is_published:
-            with about(training.hub_model_id):
+            with about(str(training.hub_model_id)):
                 record |= task.publish(Path(record["model"]))
     return record
 
 
-def exit_status(record: dict) -> int:
+def exit_status(record: dict[str, Any]) -> int:
     """The status with which a command ends: 143, as after SIGTERM, if the run was told to stop."""
     return 128 + signal.SIGTERM if "stopped_at_step" in record else 0
 
@@ -150,7 +155,7 @@ def take_over_pushing(training: ViTAETrainingArguments) -> bool:
     return wanted
 
 
-def make_record(task: Task, trainer: ViTAETrainer, metrics: dict[str, float]) -> dict:
+def make_record(task: Task[Any], trainer: ViTAETrainer, metrics: dict[str, float]) -> dict[str, Any]:
     """The figures of a finished run. All processes must call this, since they add up what they skipped."""
     training, speed = task.training, trainer.throughput.images_per_s
     output = Path(training.output_dir)
@@ -168,7 +173,7 @@ def make_record(task: Task, trainer: ViTAETrainer, metrics: dict[str, float]) ->
     return {**record, "seed": training.seed, **environment(training.device.type)}
 
 
-def write_report(task: Task, trainer: ViTAETrainer, record: dict) -> None:
+def write_report(task: Task[Any], trainer: ViTAETrainer, record: dict[str, Any]) -> None:
     """Write curves, pictures and model card beside the model, and copies beside its average, if there is one."""
     output = Path(task.training.output_dir)
     curves = output / "training_curves.png"
@@ -184,7 +189,7 @@ def write_report(task: Task, trainer: ViTAETrainer, record: dict) -> None:
             shutil.copy(picture, copy)
 
 
-def card_values(task: Task, trainer: ViTAETrainer, record: dict) -> dict:
+def card_values(task: Task[Any], trainer: ViTAETrainer, record: dict[str, Any]) -> dict[str, Any]:
     """What the templates of all cards name."""
     return {
         "model_name": Path(task.training.output_dir).name,
@@ -201,14 +206,14 @@ def card_values(task: Task, trainer: ViTAETrainer, record: dict) -> dict:
     }
 
 
-def common_settings(trainer: ViTAETrainer) -> dict:
+def common_settings(trainer: ViTAETrainer) -> dict[str, Any]:
     """The settings that the cards of all tasks list."""
     training, state = trainer.args, trainer.state
     return {
-        "optimizer": training.optim.value,
+        "optimizer": OptimizerNames(training.optim).value,
         "learning rate": f"{training.learning_rate:g}",
         "weight decay": f"{training.weight_decay:g}",
-        "epochs": round(state.epoch, 2),
+        "epochs": round(state.epoch or 0, 2),
         "updates": state.global_step,
         "global batch": training.global_batch_size,
     }

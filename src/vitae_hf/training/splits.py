@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import datasets
 import PIL.Image
@@ -35,7 +36,9 @@ def choose_splits(run: RunArguments, available: Iterable[str], can_hold_out: boo
         run.eval_split = pick_split(available, *([run.eval_split] if run.eval_split else EVALUATION_SPLITS))
 
 
-def load_splits(run: ImageArguments, training: ViTAETrainingArguments, load: Callable) -> datasets.DatasetDict:
+def load_splits(
+    run: ImageArguments, training: ViTAETrainingArguments, load: Callable[..., datasets.DatasetDict]
+) -> datasets.DatasetDict:
     """The splits that the run needs: under `--streaming` without the training images.
 
     Args:
@@ -51,7 +54,7 @@ def load_splits(run: ImageArguments, training: ViTAETrainingArguments, load: Cal
     return splits
 
 
-def find_stream(run: ImageArguments, training: ViTAETrainingArguments, **options) -> Shards | None:
+def find_stream(run: ImageArguments, training: ViTAETrainingArguments, **options: Any) -> Shards | None:
     """Under `--streaming`, the shards of the training images; the first process counts their rows for all.
 
     Args:
@@ -59,7 +62,7 @@ def find_stream(run: ImageArguments, training: ViTAETrainingArguments, **options
     """
     if not run.streaming:
         return None
-    shards = [None]
+    shards: list[Shards | None] = [None]
     if training.process_index == 0:
         shards = [find_shards(run.dataset, run.dataset_name, run.train_split, **options)]
     return broadcast_object_list(shards)[0]
@@ -79,7 +82,7 @@ def training_images(
         transform: upright RGB picture -> tensor.
         num_labels: how many classes a stream may have; none: it has no labels.
     """
-    options = {"on_bad_sample": run.on_bad_sample, "seed": training.seed}
+    options: dict[str, Any] = {"on_bad_sample": run.on_bad_sample, "seed": training.seed}
     if not isinstance(source, Shards):
         return ImageDataset(source, transform, **options)
     return StreamedImageDataset(

@@ -1,10 +1,16 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The library's Trainer with the authors' optimizer settings, device augmentation and an average of the weights."""
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import torch
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, ProgressCallback
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from ..data.augmentation import DeviceAugmentation, DeviceNormalization
 from ..messages import listed
@@ -39,8 +45,16 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
     """
 
     args: ViTAETrainingArguments
+    model: PreTrainedModel
+    optimizer: Any  # none before training begins
+    eval_dataset: Any  # one of this package's data sets
+    processing_class: Any
+    lr_scheduler: Any
+    stop: StopOnSignal
+    throughput: Throughput
+    average: WeightAverage | None
 
-    def __init__(self, *args, augmentation: DeviceAugmentation | DeviceNormalization | None = None, **kwargs):
+    def __init__(self, *args: Any, augmentation: DeviceAugmentation | DeviceNormalization | None = None, **kwargs: Any):
         """
         Args:
             augmentation: of each training batch, on the device; default: none.
@@ -54,7 +68,7 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
                 )
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if self.args.channels_last and not self.is_fsdp_enabled:  # FSDP2 refuses weights in this layout
-            self.model.to(memory_format=torch.channels_last)
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # hidden by a decorator
         self.augmentation = augmentation
         self.stop, self.throughput = StopOnSignal(), Throughput()
         self.average = None if self.args.ema_decay is None else WeightAverage(self)
@@ -63,7 +77,7 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
         for callback in [*own, SeedEachProcess(), self.average]:
             if callback is not None:
                 self.add_callback(callback)
-        self._names = None  # of the samples of the last batch
+        self._names: list[str | int] | None = None  # of the samples of the last batch
         self._is_checked = False
 
     @property
@@ -87,12 +101,12 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
             # Weights stay in float32, and `autocast_smart_context_manager` lowers the precision as under DDP.
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
-    def autocast_smart_context_manager(self, *args, **kwargs):
+    def autocast_smart_context_manager(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]:
         if self.accelerator.is_fsdp2:
             return self.accelerator.autocast()
         return super().autocast_smart_context_manager(*args, **kwargs)
 
-    def create_optimizer(self, model=None):
+    def create_optimizer(self, model: Any = None) -> Optimizer:
         if self.optimizer is None:
             model = self.model if model is None else model
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -102,7 +116,7 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         if self.lr_scheduler is None:
             cosine_share = 1 - self.args.cooldown_epochs / self.args.num_train_epochs
             self.lr_scheduler = cosine_schedule(
@@ -120,17 +134,17 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
         """The full one, at which the head learns."""
         return max(group["lr"] for group in self.optimizer.param_groups)
 
-    def train(self, *args, **kwargs):
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._is_checked = False
         return super().train(*args, **kwargs)
 
-    def _run_epoch(self, *args, **kwargs):
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # a finished run was resumed: the library would train on
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
 
-    def _prepare_inputs(self, inputs: dict) -> dict:
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         if "names" in inputs:
             self._names = inputs["names"]
@@ -139,10 +153,16 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
             inputs = {**inputs, "pixel_values": inputs["pixel_values"].contiguous(memory_format=torch.channels_last)}
         return inputs
 
-    def training_step(self, model, inputs: dict, num_items_in_batch=None):
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
         if self.augmentation is not None:
             inputs = self._prepare_inputs(inputs)
-            pixel_values, labels = self.augmentation(inputs["pixel_values"], inputs.get("labels"))
+            given: Any = inputs.get("labels")  # none for a `DeviceNormalization`
+            pixel_values, labels = self.augmentation(inputs["pixel_values"], given)
             inputs = {**inputs, "pixel_values": pixel_values}
             if labels is not None:
                 inputs["labels"] = labels
@@ -158,7 +178,7 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
             )
         return loss
 
-    def _check_smallest_batch(self, model: torch.nn.Module, inputs: dict) -> None:
+    def _check_smallest_batch(self, model: torch.nn.Module, inputs: dict[str, Any]) -> None:
         """Before the first step, find out whether BatchNorm will get single values, which it cannot normalise.
 
         Raises:
@@ -182,33 +202,34 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
                 " `frozen_batch_norm`"
             )
 
-    def compute_loss(self, model, *args, **kwargs):
+    def compute_loss(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self.args.frozen_batch_norm:
             freeze_statistics(model)
         return super().compute_loss(model, *args, **kwargs)
 
-    def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         trained, self.model = self.model, self.evaluated_model
         try:
             if self.args.world_size > 1:
                 share_statistics(self.model)
-            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            output = super().evaluation_loop(*args, **kwargs)
         finally:
             self.model = trained
-        if self.compute_loss_func is not None and output.label_ids is not None:
+        if self.compute_loss_func is not None and output.label_ids is not None and output.metrics is not None:
             # The library takes a mean of the means of batches, and several processes fill up their last batch with
             # images that then count twice.
             outputs = ImageClassifierOutput(logits=torch.from_numpy(output.predictions))
             loss = self.compute_loss_func(outputs, torch.from_numpy(output.label_ids))
-            output.metrics[f"{metric_key_prefix}_loss"] = loss.item()
+            output.metrics[f"{kwargs.get('metric_key_prefix', 'eval')}_loss"] = loss.item()
         return output
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False):
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
-        if self.averaged_model is not None and self.args.should_save:
+        if self.average is not None and self.average.model is not None and self.args.should_save:
             self.average.save(output_dir or self.args.output_dir)
 
-    def _load_best_model(self):
+    def _load_best_model(self) -> None:
         super()._load_best_model()
-        if self.averaged_model is not None and self.state.best_model_checkpoint is not None:
-            self.average.load(self.state.best_model_checkpoint)
+        best = self.state.best_model_checkpoint
+        if self.average is not None and self.average.model is not None and best is not None:
+            self.average.load(best)

@@ -9,11 +9,12 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from html import escape
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -50,7 +51,7 @@ MAPS = {
     "Picture": "what the network gets, resized and cropped",
 }
 """The kinds of maps that a visitor can choose, and what each one shows."""
-BUTTONS = ["download", "fullscreen"]  # not "share", which would upload the picture
+BUTTONS: list[Any] = ["download", "fullscreen"]  # not "share", which would upload the picture
 TITLE = "What does ViTAE see?"
 WELCOME = "Choose a picture, drop one, or take one of the examples."
 NO_MATRIX = "random features, which never make a matrix of attention; look at the branches here"
@@ -112,7 +113,8 @@ def picture_under_map(image: np.ndarray, values: np.ndarray | None, colours: str
     """
     picture = PIL.Image.fromarray(image)
     scale = max(1, side / min(picture.size))
-    picture = picture.resize(tuple(round(length * scale) for length in picture.size), PIL.Image.Resampling.BICUBIC)
+    size = round(picture.width * scale), round(picture.height * scale)
+    picture = picture.resize(size, PIL.Image.Resampling.BICUBIC)
     if values is None:
         return np.asarray(picture)
     smooth = PIL.Image.fromarray(values.astype(np.float32)).resize(picture.size, PIL.Image.Resampling.BILINEAR)
@@ -195,7 +197,7 @@ TURNS = Turns(MOST_WAITING)
 
 
 def examine(
-    models: Models, file: dict | None, name: str | None, label: str | None = None
+    models: Models, file: dict[str, Any] | None, name: str | None, label: str | None = None
 ) -> tuple[Explanation | None, str]:
     """Explain how a model classifies a picture that a visitor sent.
 
@@ -225,8 +227,8 @@ def examine(
 
 
 def respond(
-    models: Models, file: dict | None, name: str | None, last: Explanation | None, label: str | None = None
-) -> tuple:
+    models: Models, file: dict[str, Any] | None, name: str | None, last: Explanation | None, label: str | None = None
+) -> tuple[Any, ...]:
     """The new contents of the page when a visitor chooses a picture, model or label.
 
     Args:
@@ -264,11 +266,11 @@ class UploadsOnly(gr.Blocks):
         **options: as for `gr.Blocks`.
     """
 
-    def __init__(self, uploads: Path, **options):
+    def __init__(self, uploads: Path, **options: Any):
         super().__init__(**options)
         self.uploads = uploads
 
-    async def preprocess_data(self, block_fn, inputs: list, *args, **options) -> list:
+    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **options: Any) -> list[Any]:
         """Check the values of a request before gradio prepares them for a function. Requests of every route come here.
 
         Raises:
@@ -296,9 +298,20 @@ class Page:
         examples: pictures that visitors can try.
     """
 
+    blocks: UploadsOnly
+    explanation: gr.State
+    name: gr.Dropdown
+    picture: gr.Image
+    notice: gr.HTML
+    label: gr.Label
+    view: gr.Image
+    kind: gr.Radio
+    cell: gr.Slider
+    caption: gr.HTML
+
     def __init__(self, models: Models, uploads: Path, examples: Sequence[Path] = ()):
         self.models = models
-        options = {"title": TITLE, "analytics_enabled": False, "delete_cache": (600, KEPT_SECONDS)}
+        options: dict[str, Any] = {"title": TITLE, "analytics_enabled": False, "delete_cache": (600, KEPT_SECONDS)}
         with UploadsOnly(uploads, **options) as self.blocks:
             gr.Markdown(f"# {TITLE}\nAttention and convolutions side by side, cell by cell.", elem_id="title")
             with gr.Row():
@@ -330,19 +343,19 @@ class Page:
         not preprocessed, since gradio would decode a picture before its size is checked.
         """
 
-        def explain_picture(file, name, last):
+        def explain_picture(file: Any, name: Any, last: Any) -> tuple[Any, ...]:
             return respond(self.models, file, name, last)
 
-        def explain_label(file, name, last, event: gr.SelectData):
+        def explain_label(file: Any, name: Any, last: Any, event: gr.SelectData) -> tuple[Any, ...]:
             return *respond(self.models, file, name, last, event.value), "Grad-CAM"
 
-        explaining = {
+        explaining: dict[str, Any] = {
             "inputs": [self.picture, self.name, self.explanation],
             "preprocess": False,
             "concurrency_limit": 1,
             "concurrency_id": "explaining",
         }
-        showing = {
+        showing: dict[str, Any] = {
             "fn": show,
             "inputs": [self.explanation, self.kind, self.cell],
             "outputs": [self.view, self.caption],
@@ -400,23 +413,25 @@ class StayHere:
             if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
                 raise ValueError(f"expected the name of a host as page.example, without port and path, got {name!r}")
         own = host.strip("[]").lower()
-        self.is_local = own == "localhost" or (address(own) is not None and address(own).is_loopback)
-        self.trusted = {name.lower() for name in trusted_hosts}
-        self.names = {"localhost", "127.0.0.1", "::1", own, *self.trusted}
+        ip = address(own)
+        self.is_local: bool = own == "localhost" or (ip is not None and ip.is_loopback)
+        self.trusted: set[str] = {name.lower() for name in trusted_hosts}
+        self.names: set[str] = {"localhost", "127.0.0.1", "::1", own, *self.trusted}
         if not self.is_local:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
 
     @asynccontextmanager
-    async def surround(self, app):
+    async def surround(self, app: Any) -> AsyncIterator[None]:
         """The lifespan of gradio's app, in which this middleware puts itself around all other middleware.
 
         Middleware that is passed to gradio would come after gradio's own, which already answers other sites.
         """
-        self.app, app.middleware_stack = app.middleware_stack, self
+        self.app: Any = app.middleware_stack
+        app.middleware_stack = self
         yield
 
-    async def __call__(self, scope, receive, send):
-        async def send_with_policy(message):
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["Content-Security-Policy"] = self.POLICY
             await send(message)

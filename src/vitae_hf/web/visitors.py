@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 from huggingface_hub import hf_hub_download, snapshot_download
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils import httpx, validate_repo_id
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration_vitae import ViTAEFamilyConfig
@@ -43,7 +45,7 @@ class Refusal(ValueError):
     """A picture or a model is not accepted. The message is shown to the visitor."""
 
 
-def uploaded_file(file: object, uploads: Path) -> Path:
+def uploaded_file(file: Any, uploads: Path) -> Path:
     """The path of a file that a request names, if the file was uploaded to this page.
 
     Args:
@@ -165,7 +167,7 @@ def download(name: str, token: bool | None) -> Path:
 
 
 @lru_cache(maxsize=3)
-def load_folder(folder: Path, changed: float):
+def load_folder(folder: Path, changed: float) -> tuple[PreTrainedModel, Any]:
     """Load the model and image processor of a folder, from safetensors only and without running code in the folder.
 
     Args:
@@ -177,7 +179,8 @@ def load_folder(folder: Path, changed: float):
     model, processor = load_trained(folder, use_safetensors=True, local_files_only=True, trust_remote_code=False)
     if not isinstance(processor, OUR_PROCESSORS) or not processor.do_resize:
         raise ValueError("its image processor is none of ViTAE's, or does not resize")
-    check_cost(model.config, processor.size.height, processor.size.width)
+    config: Any = model.config
+    check_cost(config, processor.size["height"], processor.size["width"])
     return model, processor
 
 
@@ -199,7 +202,9 @@ class Models:
             problem = problem_of_config(folder) if folder.is_dir() else None
             if problem or not (folder.is_dir() or could_be_hub_name(name)):
                 raise ValueError(f"{name} {problem or 'is neither a folder nor a Hub name (organisation/model)'}")
-        self.named, self.root, self.hub_names = list(named), root, hub_names
+        self.named: list[str] = list(named)
+        self.root = root
+        self.hub_names = hub_names
 
     def folders(self) -> dict[str, Path]:
         """The folders that are offered, by the names that visitors see, the latest training first."""
@@ -217,7 +222,7 @@ class Models:
         """The names of all models that are offered, the default first."""
         return list(dict.fromkeys([*self.named, *self.folders()]))
 
-    def load(self, name: str | None):
+    def load(self, name: str | None) -> tuple[PreTrainedModel, Any]:
         """Load the model of this name, and its image processor.
 
         Raises:
