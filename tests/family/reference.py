@@ -7,7 +7,7 @@ N×N matrix of the random-feature kernel written out, explicit loops, and maps t
 import math
 
 import torch
-from torch.nn.functional import batch_norm, conv2d, gelu, interpolate, layer_norm, linear, silu
+from torch.nn.functional import batch_norm, conv2d, gelu, interpolate, layer_norm, leaky_relu, linear, silu
 
 
 def _convolution(weights, name, x, stride=1, padding=1, dilation=1):
@@ -188,3 +188,119 @@ def _positions(table, height, width):
     return torch.cat(
         [table[:, :1], _tokens(interpolate(grid, (height, width), mode="bicubic", align_corners=False))], 1
     )
+
+
+def relative_scores(weights, prefix, query, height, width, scale):
+    """What the tables of row and column distances add for each pair of tokens: (N, D) -> (N, N)."""
+    tables = []
+    for name, length in (("rel_pos_h", height), ("rel_pos_w", width)):
+        table = weights[f"{prefix}.{name}"]
+        if len(table) != 2 * length - 1:
+            table = interpolate(table.T[None], 2 * length - 1, mode="linear")[0].T
+        tables.append(table)
+    scores = torch.zeros(len(query), len(query), dtype=query.dtype)
+    for q in range(len(query)):
+        for k in range(len(query)):
+            row, column = q // width - k // width, q % width - k % width
+            scores[q, k] = scale * query[q] @ (tables[0][row + height - 1] + tables[1][column + width - 1])
+    return scores
+
+
+def bilinear(feature_map, x, y):
+    """The value of a map (D, H, W) at a point in pixels, between the four pixels around it; zero outside."""
+    value = torch.zeros(len(feature_map), dtype=feature_map.dtype)
+    for row in (math.floor(y), math.floor(y) + 1):
+        for column in (math.floor(x), math.floor(x) + 1):
+            if 0 <= row < feature_map.shape[1] and 0 <= column < feature_map.shape[2]:
+                value = value + (1 - abs(y - row)) * (1 - abs(x - column)) * feature_map[:, row, column]
+    return value
+
+
+def sampled_window(weights, prefix, letter, mean, feature_map, head, centre, size, fits):
+    """The size² values that a head looks up for the window around `centre` (row, column), whose mean is `mean`."""
+
+    def predicted(name):
+        name = f"{prefix}.sampling_{name}{letter}.2"
+        return weights[f"{name}.weight"][:, :, 0, 0] @ mean + weights[f"{name}.bias"]
+
+    half = [(side - 1) / 2 for side in feature_map.shape[1:]]  # of the map, in pixels: 1 in its coordinates
+    offset, scale = (predicted(name)[2 * head : 2 * head + 2] for name in ("offsets", "scales"))
+    angle = predicted("angles")[head]
+    values = []
+    for index in range(size**2):
+        y = (index // size - size // 2) / half[0] * (1 + scale[1])
+        x = (index % size - size // 2) / half[1] * (1 + scale[0])
+        turned = x * torch.cos(angle) - y * torch.sin(angle), x * torch.sin(angle) + y * torch.cos(angle)
+        column = centre[1] + (turned[0] + offset[0] / fits[1]) * half[1]
+        row = centre[0] + (turned[1] + offset[1] / fits[0]) * half[0]
+        values.append(bilinear(feature_map, column.item(), row.item()))
+    return torch.stack(values)
+
+
+def rotated_window_attention(weights, prefix, tokens, height, width, num_heads, size, letters):
+    """Window by window and head by head, for the tokens (N, C) of one image; keys and values by their letters."""
+    rows, columns = (-(-side // size) * size for side in (height, width))
+    top, left = (rows - height) // 2, (columns - width) // 2
+    qkv = linear(tokens, weights[f"{prefix}.qkv.weight"], weights.get(f"{prefix}.qkv.bias"))
+    grids = []
+    for values in (tokens, *qkv.chunk(3, -1)):
+        grid = torch.zeros(values.shape[-1], rows, columns, dtype=tokens.dtype)
+        grid[:, top : top + height, left : left + width] = values.T.reshape(-1, height, width)
+        grids.append(grid)
+    depth, output = tokens.shape[-1] // num_heads, torch.zeros_like(grids[0])
+    fits = max(height // size, 1), max(width // size, 1)
+    distance = torch.tensor(
+        [[[q // size - k // size, q % size - k % size] for k in range(size**2)] for q in range(size**2)]
+    )
+    index = (distance[..., 0] + size - 1) * (2 * size - 1) + distance[..., 1] + size - 1
+    for row in range(0, rows, size):
+        for column in range(0, columns, size):
+            own = slice(row, row + size), slice(column, column + size)
+            mean = leaky_relu(grids[0][:, *own].mean((1, 2)))
+            centre = row + (size - 1) / 2, column + (size - 1) / 2
+            for head in range(num_heads):
+                part = slice(head * depth, (head + 1) * depth)
+                query = grids[1][part, *own].reshape(depth, -1).T
+                key, value = (
+                    sampled_window(weights, prefix, letter, mean, grid[part], head, centre, size, fits)
+                    for letter, grid in zip(letters, grids[2:])
+                )
+                scores = query @ key.T / math.sqrt(depth) + relative_scores(weights, prefix, query, size, size, 1)
+                scores = scores + weights[f"{prefix}.relative_position_bias_table"][index][..., head]
+                output[part, *own] = (torch.softmax(scores, -1) @ value).T.reshape(depth, size, size)
+    output = output[:, top : top + height, left : left + width].flatten(1).T
+    return _linear(weights, f"{prefix}.proj", output)
+
+
+def positioned_attention(weights, prefix, tokens, height, width, num_heads):
+    """Attention over all tokens (N, C) of one image, with scores for their distances."""
+    qkv = linear(tokens, weights[f"{prefix}.qkv.weight"], weights.get(f"{prefix}.qkv.bias"))
+    depth, heads = tokens.shape[-1] // num_heads, []
+    for head in range(num_heads):
+        query, key, value = (part[:, head * depth : (head + 1) * depth] for part in qkv.chunk(3, -1))
+        scale = 1 / math.sqrt(depth)
+        scores = scale * query @ key.T + relative_scores(weights, prefix, query, height, width, scale)
+        heads.append(torch.softmax(scores, -1) @ value)
+    return _linear(weights, f"{prefix}.proj", torch.cat(heads, -1))
+
+
+def logits_rotated(weights, config, pixel_values):
+    """Logits of a plain network with rotated windows, for any valid height and width, in eval mode."""
+    height, width = (side // config.total_stride for side in pixel_values.shape[-2:])
+    tokens = _tokens(_convolution(weights, "patch_embed.proj", pixel_values, config.total_stride, 0))
+    table = torch.nn.functional.pad(weights["pos_embed"], (0, 0, 1, 0))  # `_positions` expects a class token's
+    tokens = tokens + _positions(table, height, width)[:, 1:]
+    letters = ("_k", "_v") if config.window_type == "rotated_apart" else ("", "")
+    for cell in range(config.depths[0]):
+        prefix = f"blocks.{cell}"
+        normalised, heads = _layer_norm(weights, f"{prefix}.norm1", tokens, 1e-6), config.num_attention_heads[0]
+        if cell in config.global_attn_indexes:
+            attend, options = positioned_attention, ()
+        else:
+            attend, options = rotated_window_attention, (config.window_size, letters)
+        attention = [attend(weights, f"{prefix}.attn", image, height, width, heads, *options) for image in normalised]
+        x = tokens.permute(0, 2, 1).reshape(len(tokens), -1, height, width)
+        x = silu(_batch_norm(weights, f"{prefix}.PCM.1", _convolution(weights, f"{prefix}.PCM.0", x)))
+        tokens = tokens + torch.stack(attention) + _tokens(_convolution(weights, f"{prefix}.PCM.3", x))
+        tokens = tokens + _mlp_v2(weights, f"{prefix}.mlp", _layer_norm(weights, f"{prefix}.norm2", tokens, 1e-6))
+    return _linear(weights, "head", _layer_norm(weights, "norm", tokens.mean(1), 1e-6))

@@ -14,7 +14,7 @@ from vitae_hf import ViTAEBackbone, config_from_preset
 def backbone(config):
     """In eval mode, with BatchNorms that have seen data and positions that are not zero."""
     model = AutoBackbone.from_config(config)
-    if config.has_class_token:
+    if config.is_plain:
         nn.init.normal_(model.vitae.embeddings.position_embeddings, std=0.2)
     with torch.no_grad():
         model.train()(images(4))
@@ -75,7 +75,7 @@ def test_any_size_is_filled_up_with_zeros(tiny_config):
     found = model(pixel_values).feature_maps[0]
     filled = model(nn.functional.pad(pixel_values, (0, 3, 0, 14))).feature_maps[0]
     assert torch.equal(found, filled) and found.shape[2:] == (4, 5)
-    if not model.config.has_class_token:  # maps of other strides end with the picture too
+    if not model.config.is_plain:  # maps of other strides end with the picture too
         model.out_features = ["stem", "stage1", "stage2"]
         assert [tuple(found.shape[2:]) for found in model(pixel_values).feature_maps] == [(50, 77), (13, 20), (7, 10)]
 
@@ -94,8 +94,8 @@ def test_backbones_load_from_any_folder_of_the_family_and_back(tiny_config, tmp_
     classifier.save_pretrained(tmp_path / "classifier")
     model = type(backbone(tiny_config())).from_pretrained(tmp_path / "classifier", out_indices=[0, 1])
     expected = classifier.eval().base_model(images(), output_hidden_states=True).hidden_states[1]
-    if model.config.has_class_token:
-        expected = expected[:, 1:].transpose(1, 2)
+    if model.config.is_plain:
+        expected = expected[:, int(model.config.has_class_token) :].transpose(1, 2)
     assert torch.equal(model(images()).feature_maps[1].flatten(2), expected.flatten(2))
     model.save_pretrained(tmp_path / "backbone")
     again = type(model).from_pretrained(tmp_path / "backbone")
@@ -121,7 +121,7 @@ def test_frozen_stages_stay_as_they_are(kind, reload, tmp_path):
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert not any(name.startswith(frozen) for name in trained)
     output = model(images()).feature_maps[0]
-    if trained:  # the class-token variants have but one stage
+    if trained:  # the plain variants have but one stage
         output.square().sum().backward()
         torch.optim.AdamW(trained.values(), lr=0.1).step()
     for name, value in model.state_dict().items():

@@ -23,7 +23,8 @@ from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation
 @contextmanager
 def on_fake_cuda(model: nn.Module) -> Iterator[nn.Module]:
     """In the block there is a CUDA device whose tensors hold nothing, and the model, made of meta tensors, is on it."""
-    with FakeTensorMode(), torch.device("cuda"):
+    # Without cudnn, whose `grid_sample` has no implementation for fake tensors.
+    with FakeTensorMode(), torch.device("cuda"), torch.backends.cudnn.flags(enabled=False):
         for module in model.modules():
             for name, weight in list(module.named_parameters(recurse=False)):
                 setattr(module, name, nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype)))

@@ -128,16 +128,17 @@ def test_missing_pixels_are_named(tiny_config):
 
 def test_positions_are_interpolated_only_when_asked_and_as_vit_does(tiny_config):
     model = classifier(tiny_config()).base_model
-    if not model.config.has_class_token:
+    if not model.config.is_plain:
         model(images(1, 96, 32))  # no positions, nothing to ask for
         return
     with pytest.raises(ValueError, match=r"Input image size \(96\*32\) doesn't match model \(64\*64\)"):
         model(images(1, 96, 32))
     vit = ViTEmbeddings(ViTConfig(hidden_size=32, image_size=64, patch_size=16))
-    vit.position_embeddings.data = model.embeddings.position_embeddings.data
-    expected = vit.interpolate_pos_encoding(torch.zeros(1, 1 + 6 * 2, 32), 96, 32)
+    first = int(model.config.has_class_token)
+    vit.position_embeddings.data[:, 1 - first :] = model.embeddings.position_embeddings.data
+    expected = vit.interpolate_pos_encoding(torch.zeros(1, 1 + 6 * 2, 32), 96, 32)[:, 1 - first :]
     assert torch.allclose(model.embeddings.interpolate_pos_encoding((6, 2)), expected, atol=1e-6)
-    assert model(images(1, 96, 32), interpolate_pos_encoding=True).last_hidden_state.shape == (1, 13, 32)
+    assert model(images(1, 96, 32), interpolate_pos_encoding=True).last_hidden_state.shape == (1, 12 + first, 32)
 
 
 # ------------------------------------------------------------------------- attention, dtypes, compilers, export
@@ -162,8 +163,11 @@ def test_attention_backends_agree_with_eager(implementation):
 @pytest.mark.skipif(is_flash_attn_2_available(), reason="flash attention is installed")
 def test_flash_attention_lacks_nothing_but_its_package(tiny_config):
     """The library refuses it to models that do not support it before it looks for the package."""
-    with pytest.raises(ImportError, match="the package for FlashAttention2 doesn't seem to be installed"):
-        AutoModel.from_config(tiny_config(), attn_implementation="flash_attention_2")
+    config, lacks = tiny_config(), (ImportError, "the package for FlashAttention2 doesn't seem to be installed")
+    if config.adds_to_scores:
+        lacks = ValueError, "does not support Flash Attention 2"
+    with pytest.raises(lacks[0], match=lacks[1]):
+        AutoModel.from_config(config, attn_implementation="flash_attention_2")
 
 
 def random_projections(model: nn.Module) -> list[torch.Tensor]:
@@ -282,7 +286,8 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tiny_config, reentran
     model = AutoModelForImageClassification.from_config(tiny_config(hidden_dropout_prob=0.1, drop_path_rate=0.3))
     expected_gradients, expected_buffers = gradients_and_statistics(model, None)
     gradients, buffers = gradients_and_statistics(model, reentrant)
-    assert all(torch.equal(buffers[name], value) for name, value in expected_buffers.items())
+    # The first pass of reentrant checkpointing records no gradient, for which torch may choose another kernel.
+    assert all(torch.allclose(buffers[name], value, atol=1e-6) for name, value in expected_buffers.items())
     for name, value in expected_gradients.items():
         assert gradients[name] is not None and torch.allclose(gradients[name], value, atol=1e-6), name
 
@@ -642,8 +647,10 @@ def test_dropout_is_where_the_authors_have_it():
 
 def test_another_image_size_becomes_the_models_own(tiny_config, tmp_path):
     model = AutoModelForImageClassification.from_config(tiny_config()).eval()
-    if model.config.has_class_token:
+    if model.config.is_plain:
         torch.nn.init.normal_(model.base_model.embeddings.position_embeddings)
+    for table in (weight for name, weight in model.named_parameters() if "rel_pos" in name):
+        torch.nn.init.normal_(table)
     pixels = images(2, 96, 32)
     with torch.no_grad():
         expected = model(pixels, interpolate_pos_encoding=True).logits
@@ -655,7 +662,8 @@ def test_another_image_size_becomes_the_models_own(tiny_config, tmp_path):
     assert reloaded.config.image_height_width == (96, 32)
     reloaded(pixels).logits.sum().backward()
     assert all(parameter.grad is not None for parameter in reloaded.parameters())
-    assert torch.equal(reloaded(pixels).logits, expected)
+    with torch.no_grad():
+        assert torch.equal(reloaded(pixels).logits, expected)
     with pytest.raises(StrictDataclassError, match="image_size"):
         model.resize_position_embeddings(90)
     assert model.config.image_height_width == (96, 32)

@@ -107,6 +107,7 @@ def assert_equals_reference(config: ViTAEFamilyConfig, height: int, width: int):
     with torch.no_grad():
         logits = model(pixel_values, interpolate_pos_encoding=True).logits
     plain_logits = reference.logits_v2 if config.model_type == "vitaev2" else reference.logits
+    plain_logits = reference.logits_rotated if config.adds_to_scores else plain_logits
     weights = {name: value.double() for name, value in weights.items()}
     expected = plain_logits(weights, config, pixel_values.double())
     assert_close(logits, expected.numpy(), "logits")
