@@ -208,10 +208,7 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
     ]
     _keep_in_fp32_modules_strict = ["random_projection"]
     optional_parts: tuple[str, ...] = ("classifier", "decoder", "feature_pyramid", "layernorm", "pooler")
-    _can_record_outputs = {
-        "hidden_states": [ViTAEStage, ViTAEPlainStage],
-        "attentions": [ViTAEAttention, ViTAERotatedWindowAttention],
-    }
+    _can_record_outputs = {"hidden_states": [ViTAEStage, ViTAEPlainStage], "attentions": ViTAEAttention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
