@@ -1,9 +1,20 @@
-"""The commands and snippets of README.md, CONTRIBUTING.md and docs/ run as tests: `tests/pages.py` says how."""
+"""The commands and snippets of README.md, CONTRIBUTING.md and docs/ run as tests: `tests/pages.py` says how.
 
-import pytest
-from pages import Reader, find_blocks
-from sybil import Sybil
-from sybil.parsers.markdown import SkipParser
+Tests are offline and on the CPU.
+"""
+
+import os
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the cores, and so do those that they start
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import pytest  # noqa: E402
+from pages import Reader, find_blocks  # noqa: E402
+from sybil import Sybil  # noqa: E402
+from sybil.parsers.markdown import SkipParser  # noqa: E402
 
 
 pytest_collect_file = Sybil(

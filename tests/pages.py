@@ -1,8 +1,8 @@
 """How the commands and snippets of the documentation run: page by page, in order, as a reader would run them.
 
-A block of ```bash or ```python runs in a folder that all pages share. Python keeps its names to the end of the page. The
-Hub is the tests' own server. A block of ```text right below shows the end of what is printed, or the sentence that a
-command fails with; "…" in it stands for what may differ. Comments above a block say more of it:
+The blocks of ```bash and ```python of a page run in a folder of its own, and Python keeps its names to the end of the
+page. The Hub is the tests' own server. A block of ```text right below shows the end of what is printed, or the sentence
+that a command fails with; "…" in it stands for what may differ. Comments above a block say more of it:
 
     <!-- skip: next "reason" -->       it does not run
     <!-- quick: --max_steps 2 -->      the default suite adds these words to its `vitae` commands, and compares no numbers
@@ -26,17 +26,24 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest.mock import patch
 
+import torch
+import vitae_cli
+from helpers import ASSETS, DATA, REPOSITORY, original_weights
+from hub_server import HubServer
+from PIL import Image
 from sybil import Document, Example, Region
 
+from vitae_hf import config_from_preset
+from vitae_hf.data.sources import load_labelled_images
 
-REPOSITORY = Path(__file__).parents[1]
+
 FENCE = re.compile(r"^ *```(\S+)?.*\n(?:.*\n)*? *```$", flags=re.MULTILINE)
 BLOCK = re.compile(
-    r"^(?:<!-- quick: (?P<added>.*) -->\n)?```(?P<language>bash|python)\n(?P<code>(?:.*\n)*?)```$"
+    r"^(?:<!-- quick:(?P<added>.*)-->\n)?```(?P<language>bash|python)\n(?P<code>(?:.*\n)*?)```$"
     r"(?:\n\n```text\n(?P<shown>(?:.*\n)*?)```$)?",
     flags=re.MULTILINE,
 )
-FAILURE = re.compile(r"^(vitae \w+: )?(error|\w+Error): ", flags=re.MULTILINE)
+FAILURE = re.compile(r"^(vitae \w+: )?(error|[\w.]+Error): ", flags=re.MULTILINE)
 NAMES: dict[str, dict] = {}  # of each page's Python, in the process that runs it
 
 
@@ -71,10 +78,11 @@ def find_blocks(document: Document) -> Iterator[Region]:
 def run_example(example: Example) -> str | None:
     """Run a block in its turn. Returns what is wrong, if anything is."""
     reader, block = example.namespace["reader"], example.parsed
+    home = reader.home_of(example.path)
     if block.language == "bash":
-        done = reader.run_commands(block.code, block.added)
+        done = reader.run_commands(home, block.code, block.added)
     else:
-        done = reader.submit(run_python, example.path, block.code)
+        done = reader.submit(run_python, home, block.code)
     if done.failed != bool(FAILURE.match(block.shown or "")):
         return f"{block.code}\n{'failed' if done.failed else 'did not fail'}:\n{done.printed[-2000:]}{done.error[-4000:]}"
     output = done.error if done.failed else done.printed
@@ -98,16 +106,12 @@ class Reader:
         self.folder, self.whole = folder, whole
 
     def __enter__(self) -> "Reader":
-        from hub_server import HubServer
-
         self.hub = HubServer(self.folder / "hub").__enter__()
-        self.home = self.folder / "home"
-        self.home.mkdir()
         programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         self.variables = {**self.hub.environment(self.folder / "cache"), "PATH": programs, "MPLBACKEND": "agg"}
-        self.process = ProcessPoolExecutor(1, get_context("spawn"), initializer=os.chdir, initargs=(self.home,))
+        self.process = ProcessPoolExecutor(1, get_context("spawn"))
         with patch.dict(os.environ, self.variables):  # which the Hub's client reads when it is imported
-            self.submit(furnish, self.home)
+            self.submit(furnish, self.folder / "furniture")
         return self
 
     def __exit__(self, *error):
@@ -115,18 +119,27 @@ class Reader:
         self.hub.__exit__(*error)
         shutil.rmtree(self.folder)
 
-    def submit(self, function, *arguments):
+    def home_of(self, page: str) -> Path:
+        """The folder in which a page's commands run, with what all of them take for granted."""
+        home = self.folder / Path(page).stem
+        if not home.exists():
+            home.mkdir()
+            for thing in (self.folder / "furniture").iterdir():
+                (home / thing.name).symlink_to(thing)
+        return home
+
+    def submit(self, function, *arguments) -> Done:
         return self.process.submit(function, *arguments).result()
 
-    def run_commands(self, code: str, added: str | None) -> Done:
+    def run_commands(self, home: Path, code: str, added: str | None) -> Done:
         """Run the lines of a block until one fails."""
         printed = ""
         for line in code.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["vitae"] and not self.whole and not {"|", ">", "&&"} & set(words):
-                done = self.submit(run_vitae, words[1:] + shlex.split(added or ""))
+                done = self.submit(run_vitae, home, words[1:] + shlex.split(added or ""))
             elif words:
-                done = run_in_shell(line, self.home, self.variables)
+                done = run_in_shell(home, line, self.variables)
             else:
                 continue
             printed += done.printed
@@ -135,38 +148,30 @@ class Reader:
         return done._replace(printed=printed)
 
 
-def run_in_shell(line: str, folder: Path, variables: dict[str, str]) -> Done:
-    done = subprocess.run(
-        ["bash", "-c", line], cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=False
-    )
+def furnish(folder: Path) -> None:
+    """Put into a folder what the pages take for granted."""
+    folder.mkdir()
+    for name in ("examples", "scripts", "src", "results"):
+        (folder / name).symlink_to(REPOSITORY / name)
+    Image.open(ASSETS / "chelsea.png").convert("RGB").save(folder / "cat.jpg")
+    shutil.copy(ASSETS / "sneaker.png", folder)
+    torch.save({"state_dict_ema": original_weights(config_from_preset("vitae-t"))}, folder / "ViTAE-T.pth.tar")
+    rows = load_labelled_images(str(DATA), splits=["test"])["test"].select(range(250))
+    for label, name in ((8, "bags"), (9, "boots")):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number, row in enumerate(row for row in rows if row["label"] == label):
+            (folder / "pictures" / name / f"{number:02}.png").write_bytes(row["image"]["bytes"])
+
+
+def run_in_shell(home: Path, line: str, variables: dict[str, str]) -> Done:
+    environment = {**os.environ, **variables}
+    done = subprocess.run(["bash", "-c", line], cwd=home, env=environment, capture_output=True, text=True, check=False)
     return Done(done.returncode != 0, done.stdout, done.stderr)
 
 
-def furnish(home: Path) -> None:
-    """Put into a folder what the pages take for granted."""
-    import torch
-    from helpers import ASSETS, DATA, original_weights
-    from PIL import Image
-
-    from vitae_hf import config_from_preset
-    from vitae_hf.data.sources import load_labelled_images
-
-    for name in ("examples", "scripts", "src", "results"):
-        (home / name).symlink_to(REPOSITORY / name)
-    Image.open(ASSETS / "chelsea.png").convert("RGB").save(home / "cat.jpg")
-    shutil.copy(ASSETS / "sneaker.png", home)
-    torch.save({"state_dict_ema": original_weights(config_from_preset("vitae-t"))}, home / "ViTAE-T.pth.tar")
-    rows = load_labelled_images(str(DATA), splits=["test"])["test"]
-    for label, folder in ((8, "bags"), (9, "boots")):
-        (home / "pictures" / folder).mkdir(parents=True)
-        for number, row in enumerate(row for row in rows.select(range(250)) if row["label"] == label):
-            (home / "pictures" / folder / f"{number:02}.png").write_bytes(row["image"]["bytes"])
-
-
-def run_vitae(words: list[str]) -> Done:
+def run_vitae(home: Path, words: list[str]) -> Done:
     """A command in this process, which has already imported what takes seconds."""
-    import vitae_cli
-
+    os.chdir(home)
     printed, said, status = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(printed), redirect_stderr(said):
         try:
@@ -178,11 +183,12 @@ def run_vitae(words: list[str]) -> Done:
     return Done(bool(status), printed.getvalue(), said.getvalue())
 
 
-def run_python(page: str, code: str) -> Done:
+def run_python(home: Path, code: str) -> Done:
+    os.chdir(home)
     printed, error = io.StringIO(), ""
     with redirect_stdout(printed), redirect_stderr(io.StringIO()):
         try:
-            exec(compile(code, page, "exec"), NAMES.setdefault(page, {"__name__": "__main__"}))  # noqa: S102
+            exec(compile(code, home.name, "exec"), NAMES.setdefault(home.name, {"__name__": "__main__"}))  # noqa: S102
         except Exception:
             error = traceback.format_exc()
     return Done(bool(error), printed.getvalue(), error)
