@@ -20,7 +20,12 @@ myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 suppress_warnings = ["toc.empty_glob"]
 
-autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": True, "ignore-module-all": True}
+autodoc_default_options = {
+    "members": True,
+    "member-order": "bysource",
+    "show-inheritance": True,
+    "ignore-module-all": True,
+}
 autodoc_inherit_docstrings = False  # those of torch and Transformers are theirs
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -47,6 +52,14 @@ html_theme_options = {
 html_copy_source = False
 
 
+OUTSIDE = re.compile(r"(?<!!)(\[[^\[\]]*\]\()\.\./")
+
+
+def link_repository(app, docname: str, source: list[str]) -> None:
+    """Files outside this folder are no pages: links to them lead to the repository."""
+    source[0] = OUTSIDE.sub(rf"\1{SETUP['metadata']['url']}/blob/main/", source[0])
+
+
 NAME_OR_CODE = re.compile(r"\[`(?P<name>[\w.]+)`\]|`(?P<code>[^`]+)`|(?P<bar>\|)")
 
 
@@ -67,4 +80,5 @@ def as_restructured_text(app, what, name, obj, options, lines: list[str]) -> Non
 
 
 def setup(app) -> None:
+    app.connect("source-read", link_repository)
     app.connect("autodoc-process-docstring", as_restructured_text, priority=400)  # before napoleon

@@ -1,7 +1,9 @@
 """What is distributed works outside a checkout: the wheel has what commands need, the sdist what tests need."""
 
+import email
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +52,18 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(dist):
     expected = {name for name in expected if "__pycache__" not in name and ".egg-info" not in name}
     with zipfile.ZipFile(wheel_of(dist)) as wheel:
         assert {name for name in wheel.namelist() if ".dist-info/" not in name} == expected
+
+
+def test_links_of_the_page_on_the_package_index_lead_to_files_of_the_repository(dist):
+    with zipfile.ZipFile(wheel_of(dist)) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(wheel.read(name))
+    links = re.findall(r"(!?)\[[^\[\]]*\]\(([^)]+)\)", metadata.get_payload())
+    assert len(links) > 20 and all(target.startswith("https://") for _, target in links)
+    for mark, target in links:
+        repository, _, path = target.partition("/raw/main/" if mark else "/blob/main/")
+        if "arxiv.org" not in target:
+            assert repository == metadata["Home-page"] and (REPOSITORY / path.partition("#")[0]).is_file(), target
 
 
 @pytest.fixture(scope="module")
