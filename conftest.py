@@ -26,7 +26,9 @@ pytest_collect_file = Sybil(
 
 
 def pytest_addoption(parser):
-    parser.addoption("--whole", action="store_true", help="run the pages' commands in the shell, without shortening them")
+    parser.addoption(
+        "--whole", action="store_true", help="run the pages' commands in the shell, without shortening them"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ page. The Hub is the tests' own server. A block of ```text right below shows the
 that a command fails with; "…" in it stands for what may differ. Comments above a block say more of it:
 
     <!-- skip: next "reason" -->       it does not run
-    <!-- quick: --max_steps 2 -->      the default suite adds these words to its `vitae` commands, and compares no numbers
+    <!-- quick: --max_steps 2 -->      the default suite adds these words to `vitae` commands, and compares no numbers
 
 `pytest --whole docs README.md` runs all commands in the shell, without such words; it takes minutes.
 """
@@ -27,12 +27,12 @@ from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
-import vitae_cli
 from helpers import ASSETS, DATA, REPOSITORY, original_weights
 from hub_server import HubServer
 from PIL import Image
 from sybil import Document, Example, Region
 
+import vitae_cli
 from vitae_hf import config_from_preset
 from vitae_hf.data.sources import load_labelled_images
 
@@ -84,7 +84,8 @@ def run_example(example: Example) -> str | None:
     else:
         done = reader.submit(run_python, home, block.code)
     if done.failed != bool(FAILURE.match(block.shown or "")):
-        return f"{block.code}\n{'failed' if done.failed else 'did not fail'}:\n{done.printed[-2000:]}{done.error[-4000:]}"
+        what = "failed" if done.failed else "did not fail"
+        return f"{block.code}\n{what}:\n{done.printed[-2000:]}{done.error[-4000:]}"
     output = done.error if done.failed else done.printed
     is_quick = block.added is not None and not reader.whole
     if block.shown is not None and not re.search(pattern_of(block.shown, is_quick), output, flags=re.DOTALL):
