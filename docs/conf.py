@@ -43,7 +43,8 @@ nitpick_ignore_regex = [
 
 html_theme = "furo"
 html_title = f"vitae-hf {version}"
-html_static_path = []
+html_static_path = ["_static"]
+html_css_files = ["wrap.css"]
 html_theme_options = {
     "source_repository": SETUP["metadata"]["url"],
     "source_branch": "main",
