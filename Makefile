@@ -28,7 +28,7 @@ test-oldest:  ## the same on the lowest versions that setup.cfg names, the expor
 	$(OLDEST)/bin/python -m pytest tests/deployment/test_exporting.py
 	$(PYTHON) .ci/lowest_versions.py > $(OLDEST)/package.txt
 	$(OLDEST)/bin/python -m pip install --editable . --constraint $(OLDEST)/package.txt
-	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile tests
 
 test-browser: $(VENV)/installed chromium  ## drive the web page in Chromium
 	$(RUN) -m pytest -m browser tests/web/test_browser.py

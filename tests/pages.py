@@ -167,7 +167,8 @@ def furnish(folder: Path) -> None:
 def run_in_shell(home: Path, line: str, variables: dict[str, str]) -> Done:
     environment = {**os.environ, **variables}
     done = subprocess.run(["bash", "-c", line], cwd=home, env=environment, capture_output=True, text=True, check=False)
-    return Done(done.returncode != 0, done.stdout, done.stderr)
+    lines = [said for said in done.stderr.splitlines(keepends=True) if "%|" not in said]  # a progress bar is drawn last
+    return Done(done.returncode != 0, done.stdout, "".join(lines))
 
 
 def run_vitae(home: Path, words: list[str]) -> Done:
