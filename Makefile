@@ -4,8 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo app app-picture test test-oldest test-gpu gpu test-browser chromium test-slow check bench bench-compiled bench-sweep bench-batch bench-dense \
-    train-smoke segmentation-demo data-fashion-mnist
+.PHONY: demo app app-picture test test-oldest test-gpu gpu test-browser chromium test-slow check docs dist bench bench-compiled \
+    bench-sweep bench-batch bench-dense train-smoke segmentation-demo data-fashion-mnist
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed  ## train vitae-nano on real images and use it
@@ -28,7 +28,7 @@ test-oldest:  ## the same on the lowest versions that setup.cfg names, the expor
 	$(OLDEST)/bin/python -m pytest tests/deployment/test_exporting.py
 	$(PYTHON) .ci/lowest_versions.py > $(OLDEST)/package.txt
 	$(OLDEST)/bin/python -m pip install --editable . --constraint $(OLDEST)/package.txt
-	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile tests
 
 # Machines with a GPU come with a torch of their own, which $(PYTHON) has: nothing is installed.
 gpu:  ## all that a GPU must show, under nine minutes
@@ -44,14 +44,24 @@ chromium:  ## Debian's, and its driver, unless they are here
 	command -v chromium && command -v chromedriver || \
 	    { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends chromium chromium-driver; }
 
-test-slow: $(VENV)/installed  ## checks that take minutes
+test-slow: $(VENV)/installed  ## checks that take minutes, and the documentation's commands at full length
 	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest --whole README.md docs
 
 check: $(VENV)/installed  ## style, types, and which room imports which
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(VENV)/bin/lint-imports setup.cfg
+
+docs: $(VENV)/installed  ## the documentation for the browser, build/docs/index.html; fetches nothing, and a warning is an error
+	$(RUN) -m sphinx --nitpicky --fail-on-warning --keep-going docs build/docs
+
+dist: $(VENV)/installed  ## wheel and sdist, checked, and tried in a clean environment of each Python that is here
+	rm -rf dist
+	$(RUN) -m build
+	$(RUN) -m twine check --strict dist/*
+	$(RUN) .ci/try_wheel.py dist/*.whl
 
 BENCH := $(RUN) -m vitae_hf benchmark --threads 2
 bench: $(VENV)/installed  ## speed and memory against ViT-S and Swin-T, about ten minutes
@@ -93,5 +103,5 @@ data-fashion-mnist: $(VENV)/installed  ## all 70,000 images as parquet, from Deb
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'vitae-hf needs Python 3.11 or newer')"
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --editable ".[test]"
+	$(RUN) -m pip install --editable ".[test,docs,dist]"
 	touch $@

@@ -1,17 +1,10 @@
-"""How every test runs: offline, on the CPU, seeded, and leaving the process as it was."""
+"""How every test runs: seeded, and leaving the process as it was. `conftest.py` above keeps it offline, on the CPU."""
 
-import os
 import sys
 
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # `make test-gpu` sets it, for the tests that are marked `gpu`
-if "PYTEST_XDIST_WORKER" in os.environ:  # several test processes share the cores, and so do those that they start
-    os.environ["OMP_NUM_THREADS"] = "1"
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from helpers import CONFIGS  # noqa: E402
+import pytest
+import torch
+from helpers import CONFIGS
 
 
 def pytest_collection_modifyitems(items):

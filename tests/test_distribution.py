@@ -1,7 +1,9 @@
 """What is distributed works outside a checkout: the wheel has what commands need, the sdist what tests need."""
 
+import email
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +58,18 @@ def test_the_wheel_tells_type_checkers_that_it_has_types(dist):
     """PEP 561: without this file they take no annotation of an installed package into account."""
     with zipfile.ZipFile(wheel_of(dist)) as wheel:
         assert "vitae_hf/py.typed" in wheel.namelist()
+
+
+def test_links_of_the_page_on_the_package_index_lead_to_files_of_the_repository(dist):
+    with zipfile.ZipFile(wheel_of(dist)) as wheel:
+        (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(wheel.read(name))
+    links = re.findall(r"(!?)\[[^\[\]]*\]\(([^)]+)\)", metadata.get_payload())
+    assert len(links) > 20 and all(target.startswith("https://") for _, target in links)
+    for mark, target in links:
+        repository, _, path = target.partition("/raw/main/" if mark else "/blob/main/")
+        if "arxiv.org" not in target:
+            assert repository == metadata["Home-page"] and (REPOSITORY / path.partition("#")[0]).is_file(), target
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from configparser import ConfigParser
 from io import BytesIO
 
 import pytest
+import yaml
 from helpers import DATA, REPOSITORY
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -18,6 +19,7 @@ from vitae_hf.commands import evaluate, train, verify
 from vitae_hf.data.sources import load_labelled_images
 from vitae_hf.failures import EXTRAS
 from vitae_hf.files import ASSETS, find_model
+from vitae_hf.hub.variants import VITAE, VITAE_V2
 from vitae_hf.web.visitors import Models
 
 
@@ -96,6 +98,13 @@ def test_training_begins_with_the_model_that_ships_and_says_so(tmp_path):
     train.main([*words.split(), *"--report_to none --save_strategy no --learning_rate 1e-5 --image_size 64".split()])
     card = (tmp_path / "README.md").read_text()
     assert f"fine-tuned from `{NANO}`" in card and (tmp_path / "modeling_vitae.py").is_file()
+
+
+def test_the_citation_names_this_version_and_both_papers():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["version"] == vitae_hf.__version__ and citation["license"] == "Apache-2.0"
+    assert [paper["title"] for paper in citation["references"]] == [VITAE.title, VITAE_V2.title]
+    assert [paper["url"] for paper in citation["references"]] == [VITAE.url, VITAE_V2.url]
 
 
 def test_the_extras_that_a_failure_names_install_what_it_misses():

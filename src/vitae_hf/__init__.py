@@ -28,7 +28,7 @@ from .modeling_vitaev2 import ViTAEv2Backbone, ViTAEv2ForImageClassification, Vi
 from .presets import PRESETS, config_from_preset
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 for config_class, model_class, classifier_class, backbone_class in (
     (ViTAEConfig, ViTAEModel, ViTAEForImageClassification, ViTAEBackbone),

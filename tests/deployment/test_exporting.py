@@ -107,11 +107,6 @@ def test_the_example_needs_no_torch_and_says_what_the_pipeline_says(folders, exp
     assert label == expected["label"] and float(score) == pytest.approx(expected["score"], abs=2e-4)
 
 
-def test_the_readme_shows_the_example():
-    code = (REPOSITORY / "examples" / "run_onnx.py").read_text().split('"""\n\n')[1]
-    assert code in (REPOSITORY / "README.md").read_text()
-
-
 def test_an_int8_program_is_smaller_and_names_the_same_classes(folders, export_onnx):
     export_onnx("windowed")
     source = folders["windowed"]

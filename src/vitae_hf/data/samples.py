@@ -80,6 +80,7 @@ class PictureDataset:
         return int(self._skipped.sum())
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw from now on what a random transform draws in this epoch."""
         self._epoch.fill_(epoch)
 
     def read_picture(self, row: dict[str, Any], name: str) -> PIL.Image.Image | None:
