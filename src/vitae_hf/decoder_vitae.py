@@ -114,7 +114,7 @@ class ViTAEDecoder(nn.Module):
         self.grid_size = tuple(side // self.patch_size for side in config.image_height_width)
         self.embedding = nn.Linear(config.hidden_size, hidden_size)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, hidden_size))
-        positions = sin_cos_positions(self.grid_size, hidden_size).to(torch.get_default_dtype())
+        positions = sin_cos_positions(self.grid_size, hidden_size).to(self.mask_token)  # its device and dtype
         self.register_buffer("position_embeddings", positions)
         self.layers = nn.ModuleList(ViTAEDecoderLayer(config) for _ in range(config.decoder_num_hidden_layers))
         self.layernorm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
