@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import build_fashion_mnist
+import build_pretraining_cost
 import compare_fashion_mnist
 import compare_mae
 import datasets
@@ -363,3 +364,28 @@ def test_exported_programs_are_compared_with_the_model_and_the_labels(fashion, t
     with torch.no_grad():
         logits = models[1](images(2, 224, 224)).logits.numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-4 * expected.std())
+
+
+def test_the_cost_of_pretraining_is_that_of_what_was_measured():
+    """The page of this repository has the table of this repository's figures, or none yet."""
+    assert build_pretraining_cost.main(["--check"])["changed"] is False
+
+
+def test_the_cost_of_pretraining_follows_from_epochs_and_speed(tmp_path):
+    page, measured = tmp_path / "page.md", tmp_path / "gpu.json"
+    page.write_text((REPOSITORY / "docs" / "pretraining-cost.md").read_text())
+    rows = [("vitae-s", "compiled", 2000.0), ("vitae-s", "eager", 900.0), ("vit-s", "eager", 5000.0)]
+    rows = [dict(zip(("network", "mode", "images_per_s"), row)) for row in rows]
+    training = {"rows": [*rows, {"network": "vitae-t", "error": "out of memory"}]}
+    measured.write_text(json.dumps({"parts": {"training": training}, "device": "a GPU", "date": "2026-12-01"}))
+    words = ["--measured", str(measured), "--page", str(page)]
+    with pytest.raises(SystemExit):
+        build_pretraining_cost.main([*words, "--check"])
+    assert build_pretraining_cost.main(words)["measured"] == ["vit-s", "vitae-s"]
+    text = page.read_text()
+    assert "| `vitae-s` | 310 | 397 | 2,000 (compiled) | 55 | 6.9 |" in text  # 310 · 1,281,167 / 2,000 / 3,600 = 55.2
+    assert "| `vitae-t` | 310 | 397 | not measured | not measured | not measured |" in text
+    assert "Speeds: a GPU, 2026-12-01." in text
+    page.write_text("no table here")
+    with pytest.raises(ValueError, match="page.md has no lines .*, between which the table goes"):
+        build_pretraining_cost.main(words)
