@@ -7,11 +7,11 @@
 # The first word names the recipe. What follows goes to vitae train and overrides what stands here. FOLDER has the
 # pictures as train/CLASS/… and val/CLASS/…. The model, its checkpoints and TensorBoard's files go to outputs/RECIPE.
 #
-# Whatever ends the run, start it again by the same line: it goes on from the newest whole checkpoint. SIGTERM to the
-# launcher saves one first; `kill -9` leaves the launcher's processes running, which must end before the next start.
-# Publishing needs `hf auth login`, and is refused before the training if that is missing. On GPUs that have bfloat16,
-# it is on. Without a GPU one process trains; `--use_cpu true --bf16 true` rehearses bfloat16 there.
-# docs/pretraining-cost.md says how long it takes.
+# Whatever ends the run, start it again by the same line: it goes on from the newest whole checkpoint. SIGTERM to torchrun
+# saves one first (accelerate passes the signal on to several processes, but not to one). `kill -9` leaves a launcher's
+# processes running, which must end before the next start. Publishing needs `hf auth login`, and is refused before the
+# training if that is missing. On GPUs that have bfloat16, it is on. Without a GPU one process trains;
+# `--use_cpu true --bf16 true` rehearses bfloat16 there. docs/pretraining-cost.md says how long it takes.
 set -euo pipefail
 
 recipe=${1:-}

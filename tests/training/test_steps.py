@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState, PartialState
 from helpers import class_token_config, images, pyramid_config, windowed_config
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForImageClassification, TrainerCallback, TrainerControl, TrainerState
@@ -154,6 +155,19 @@ def test_processes_ask_each_other_whether_to_stop_and_read_it_an_update_later(ev
 
 def test_what_is_read_back_is_what_was_asked():
     assert Readback(torch.tensor(True)) and Readback(torch.tensor(2.0)) and not Readback(torch.tensor(0.0))
+
+
+def test_reading_back_from_a_gpu_waits_for_the_copy_first(monkeypatch):
+    """On a fake GPU, which has no number to give in the end."""
+    waited = []
+    event = SimpleNamespace(synchronize=lambda: waited.append(True))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(record_event=lambda: event))
+    with FakeTensorMode():
+        answer = Readback(torch.ones((), device="cuda"))
+        assert not waited
+        with pytest.raises(DataDependentOutputException):
+            bool(answer)
+    assert waited
 
 
 @needs_gpu
