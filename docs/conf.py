@@ -38,6 +38,7 @@ LIBRARIES += "|pickle|torch|torchvision|transformers|PreTrainedModel|PreTrainedC
 nitpick_ignore_regex = [
     (r"py:.*", rf"\.?({LIBRARIES})(\..*)?"),
     (r"py:class", r".*\._\w+"),  # private bases
+    (r"py:obj", r".*\.AnyTrainer"),  # a type variable
     (r"py:class", r"(?!vitae_hf).*"),  # words about a type: "a tensor", "defaults to"
 ]
 

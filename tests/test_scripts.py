@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import build_fashion_mnist
+import build_pretraining_cost
 import compare_fashion_mnist
 import compare_mae
 import datasets
@@ -18,7 +19,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from helpers import ASSETS, GOLDEN, images, last_line, original_weights, run, write_malicious
+from helpers import ASSETS, GOLDEN, REPOSITORY, images, last_line, original_weights, run, write_malicious
 from hub_server import HubServer
 from transformers import AutoConfig
 
@@ -326,3 +327,29 @@ def test_exported_programs_are_compared_with_the_model_and_the_labels(fashion, t
     with torch.no_grad():
         logits = models[1](images(2, 224, 224)).logits.numpy()
     np.testing.assert_allclose(logits, expected, atol=1e-4 * expected.std())
+
+
+def test_the_cost_of_pretraining_is_that_of_what_was_measured():
+    """The page of this repository has the table of this repository's figures, or none yet."""
+    assert build_pretraining_cost.main(["--check"])["changed"] is False
+
+
+def test_the_cost_of_pretraining_follows_from_epochs_and_speed(tmp_path):
+    page, measured = tmp_path / "page.md", tmp_path / "gpu.json"
+    page.write_text((REPOSITORY / "docs" / "pretraining-cost.md").read_text())
+    rows = [("vitae-s", True, 2000.0), ("vitae-s", False, 900.0), ("vit-s", False, 5000.0)]
+    rows = [dict(zip(("network", "compiled", "images_per_s"), row)) for row in rows]
+    training = {"rows": [*rows[1:], {"network": "vitae-t", "error": "out of memory"}]}
+    parts = {"training": training, "training_compiled": {"rows": rows[:1]}}
+    measured.write_text(json.dumps({"parts": parts, "device": "a GPU", "date": "2026-12-01"}))
+    words = ["--measured", str(measured), "--page", str(page)]
+    with pytest.raises(SystemExit):
+        build_pretraining_cost.main([*words, "--check"])
+    assert build_pretraining_cost.main(words)["measured"] == ["vit-s", "vitae-s"]
+    text = page.read_text()
+    assert "| `vitae-s` | 310 | 397 | 2,000 (compiled) | 55 | 6.9 |" in text  # 310 · 1,281,167 / 2,000 / 3,600 = 55.2
+    assert "| `vitae-t` | 310 | 397 | not measured | not measured | not measured |" in text
+    assert "Speeds: a GPU, 2026-12-01." in text
+    page.write_text("no table here")
+    with pytest.raises(ValueError, match="page.md has no lines .*, between which the table goes"):
+        build_pretraining_cost.main(words)

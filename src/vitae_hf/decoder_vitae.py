@@ -119,7 +119,7 @@ class ViTAEDecoder(nn.Module):
         self.grid_size: tuple[int, int] = self.grid_of(config.image_height_width)
         self.embedding: nn.Linear = nn.Linear(config.hidden_size, hidden_size)
         self.mask_token: nn.Parameter = nn.Parameter(torch.zeros(1, 1, hidden_size))
-        positions = sin_cos_positions(self.grid_size, hidden_size).to(torch.get_default_dtype())
+        positions = sin_cos_positions(self.grid_size, hidden_size).to(self.mask_token)  # its device and dtype
         self.register_buffer("position_embeddings", positions)
         self.layers: nn.ModuleList = nn.ModuleList(
             ViTAEDecoderLayer(config) for _ in range(config.decoder_num_hidden_layers)

@@ -53,11 +53,9 @@ class SegmentationTrainer(ViTAETrainer):
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The network's own loss, but 0 for a batch whose pixels are all ignored, of which the mean would be NaN."""
-        if not (inputs["labels"] == IGNORED_CLASS).all():
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        return 0 * super().compute_loss(
-            model, {**inputs, "labels": torch.zeros_like(inputs["labels"])}, *args, **kwargs
-        )
+        is_ignored = (inputs["labels"] == IGNORED_CLASS).all()  # stays on the device, which must not be waited for
+        labels = inputs["labels"].masked_fill(is_ignored, 0)
+        return super().compute_loss(model, {**inputs, "labels": labels}, *args, **kwargs) * ~is_ignored
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         self._iou.reset()  # an interrupted evaluation has left its counts

@@ -323,11 +323,11 @@ def _as_image(pixel_values: torch.Tensor, processor: Any) -> np.ndarray:
 def _run(
     model: ViTAEFamilyPreTrainedModel, cells: list[Cell], pixel_values: torch.Tensor
 ) -> tuple[torch.Tensor, _Recorder]:
-    """Classify an image: its logits, and a record of what the cells did."""
+    """Classify an image: its logits, on the CPU, and a record of what the cells did."""
     recorder = _Recorder(cells, model.config.has_class_token)
     try:
         with torch.no_grad(), _eager_attention(cells):
-            logits = _Logits(model)(pixel_values)[0]
+            logits = _Logits(model)(pixel_values)[0].cpu()
     finally:
         recorder.remove()
     if not logits.isfinite().all():

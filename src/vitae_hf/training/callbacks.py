@@ -20,6 +20,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from .readback import Readback
+
 
 logger = logging.get_logger(__name__)
 
@@ -87,9 +89,10 @@ class Throughput(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """On SIGTERM, which schedulers send before they take a machine back, saves a checkpoint after the update and stops.
 
-    If one of several processes gets the signal, all stop after the same update. A checkpoint is saved after a whole
-    update only, so that the run resumes exactly. (The library's `enable_jit_checkpoint` may save between a backward
-    pass and its update.)
+    If one of several processes gets the signal, all stop after the same update, the next one: what they tell each other
+    after an update is read after the next, so that none waits for its GPU. A checkpoint is saved after a whole update
+    only, so that the run resumes exactly. (The library's `enable_jit_checkpoint` may save between a backward pass and
+    its update.)
 
     Attributes:
         received (`bool`): whether the run was told to stop.
@@ -98,24 +101,28 @@ class StopOnSignal(TrainerCallback):
     def __init__(self, signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)):
         self.signals = signals
         self.received: bool = False
+        self._is_told = False  # this process, and the others perhaps not yet
+        self._asked: Readback | bool = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
+        self._is_told = True
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
             self._previous = {number: signal.signal(number, self._receive) for number in self.signals}
 
-    def _agree(self, args: TrainingArguments) -> None:
-        """Let every process know whether any of them was told to stop."""
-        if args.world_size > 1:
-            told = torch.tensor(float(self.received), device=args.device)
-            torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-            self.received = bool(told)
+    def _ask(self, args: TrainingArguments) -> Readback | bool:
+        """Whether any process was told to stop. The answer of several is the same in each, and takes its time."""
+        if args.world_size == 1:
+            return self._is_told
+        told = torch.full((), float(self._is_told), device=args.device)
+        torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+        return Readback(told)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._agree(args)
+        before, self._asked = self._asked, self._ask(args)
+        self.received = bool(self._asked if args.world_size == 1 else before)
         if self.received:
             logger.warning("told to stop: saving a checkpoint after step %d", state.global_step)
             control.should_save = control.should_training_stop = True
@@ -128,7 +135,7 @@ class StopOnSignal(TrainerCallback):
             control.should_save = control.should_evaluate = False
 
     def on_train_end(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
-        self._agree(args)
+        self.received = bool(self._ask(args))
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

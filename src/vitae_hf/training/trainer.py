@@ -21,6 +21,7 @@ from .callbacks import ImageProgress, SeedEachProcess, StopOnSignal, Throughput
 from .checkpoints import WholeCheckpoints, last_checkpoint
 from .loaders import ImageLoaders, TellDatasetEpoch
 from .optimization import cosine_schedule, parameter_groups
+from .readback import Readback
 
 
 class ViTAETrainer(WholeCheckpoints, ImageLoaders):
@@ -78,6 +79,7 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
             if callback is not None:
                 self.add_callback(callback)
         self._names: list[str | int] | None = None  # of the samples of the last batch
+        self._is_finite: Readback | bool = True  # the loss of that batch
         self._is_checked = False
 
     @property
@@ -170,7 +172,7 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
             self._check_smallest_batch(model, inputs)
             self._is_checked = True
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if not torch.isfinite(loss):
+        if not self._is_finite:
             raise FloatingPointError(
                 f"the loss of step {self.state.global_step + 1} is {loss.item()}, at learning rate"
                 f" {self._get_learning_rate():.3g}, for a batch of {self._names}; the last checkpoint is"
@@ -205,7 +207,11 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
     def compute_loss(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         if self.args.frozen_batch_norm:
             freeze_statistics(model)
-        return super().compute_loss(model, *args, **kwargs)
+        result = super().compute_loss(model, *args, **kwargs)
+        if model.training:  # ask before the backward pass is queued; `training_step` reads the answer while that runs
+            loss = result[0] if isinstance(result, tuple) else result
+            self._is_finite = Readback(loss.detach().isfinite())
+        return result
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         trained, self.model = self.model, self.evaluated_model
