@@ -35,7 +35,7 @@ gpu:  ## all that a GPU must show, under nine minutes
 	PYTHONPATH=src $(PYTHON) scripts/measure_gpu.py --output results/gpu
 
 test-gpu:  ## the tests that need a GPU
-	PYTHONPATH=src CUDA_VISIBLE_DEVICES=$(or $(CUDA_VISIBLE_DEVICES),0) $(PYTHON) -m pytest -m gpu tests/family/test_gpu.py tests/training/test_steps.py
+	PYTHONPATH=src CUDA_VISIBLE_DEVICES=$(or $(CUDA_VISIBLE_DEVICES),0) $(PYTHON) -m pytest --confcutdir tests -m gpu tests/family/test_gpu.py tests/training/test_steps.py
 
 test-browser: $(VENV)/installed chromium  ## drive the web page in Chromium
 	$(RUN) -m pytest -m browser tests/web/test_browser.py
