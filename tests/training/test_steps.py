@@ -20,9 +20,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForImageClassification, TrainerCallback, TrainerControl, TrainerState
 
 
-pytest.importorskip(
-    "datasets"
-)  # which a bare machine with a GPU may lack; tests/family/test_gpu.py needs no such thing
+pytest.importorskip("datasets")  # which a bare machine with a GPU may lack
 
 from vitae_hf import ViTAEForPreTraining
 from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation, DeviceNormalization, soft_target_loss
