@@ -181,9 +181,10 @@ def reason_of(error: BaseException) -> str:
 
 
 def shallow_shapes(config: ViTAEFamilyConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of a classifier, by name, of which each stage has one normal cell at most; no memory is allocated for it.
+    """Shapes of a classifier, by name, of which each stage has few normal cells; no memory is allocated for it.
 
-    All normal cells of a stage have the same shapes, so one stands for any number of them.
+    The normal cells of a stage have the same shapes, so one stands for any number of them: the first, or beside cells
+    with windows the second for those that attend to all tokens.
 
     Raises:
         ValueError: it has more stages or convolutions, or a larger dilation or window, than any network of this family.
@@ -191,16 +192,26 @@ def shallow_shapes(config: ViTAEFamilyConfig) -> dict[str, tuple[int, ...]]:
     convolutions = sum(map(len, config.reduction_dilations))
     if config.num_stages > MOST_STAGES or convolutions > MOST_CONVOLUTIONS:
         raise ValueError(f"{config.num_stages} stages and {convolutions} dilations")
-    reaches = [reach for reach in getattr(config, "window_sizes", ()) if reach is not None]
+    windows = config.window_sizes if isinstance(config, ViTAEv2Config) else (config.window_size,)
+    reaches = [reach for reach in windows if reach is not None]
     if (reach := max(sum(config.reduction_dilations, tuple(reaches)), default=1)) > MOST_REACH:
         raise ValueError(f"dilations and windows may be {MOST_REACH} at most, got {reach}")
     shallow = copy.deepcopy(config)
     shallow.depths = tuple(min(depth, 1) for depth in config.depths)
+    if global_cells(config):
+        shallow.depths, shallow.global_attn_indexes = (2,), (1,)
+    if getattr(config, "rescaled_cells", ()):
+        shallow.rescaled_cells = (-1,)
     shallow.frozen_stages = 0
     with torch.device("meta"):
         model = AutoModelForImageClassification.from_config(shallow)
     prefix = f"{model.base_model_prefix}."
     return {name.removeprefix(prefix): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def global_cells(config: ViTAEFamilyConfig) -> set[int]:
+    """The cells that attend to all tokens where others have windows."""
+    return set(getattr(config, "global_attn_indexes", ()))
 
 
 def compare(
@@ -216,14 +227,17 @@ def compare(
     Raises:
         ValueError: a tensor has another shape, or more than half of the network's tensors are missing.
     """
-    expected = sum(config.depths[int(cell[2])] if (cell := CELL.fullmatch(name)) else 1 for name in shapes)
-    found, misfits = 0, []
+    whole = global_cells(config)
+    expected, found, misfits = 0, 0, []
+    for name in shapes:
+        cell = CELL.fullmatch(name)
+        expected += 1 if cell is None else len(whole) if cell[3] == "1" else config.depths[int(cell[2])] - len(whole)
     for name, shape in header.items():
         first = name.removeprefix(f"{config.model_type}.")
         if cell := CELL.fullmatch(first):
             stage, index = int(cell[2]), int(cell[3])
             if stage < len(config.depths) and index < config.depths[stage]:
-                first = f"{cell[1]}0{cell[4]}"
+                first = f"{cell[1]}{int(index in whole)}{cell[4]}"
         if first in shapes:
             found += 1
             if shapes[first] != shape:
