@@ -7,6 +7,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HFValidationError, httpx
 from transformers import (
+    MODEL_FOR_BACKBONE_MAPPING,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
@@ -40,7 +41,7 @@ def load_trained(
         name: as [`find_model`] takes it.
         image_size, crop_pct: of the image processor, see [`load_processor`].
         dtype: of the weights; `"auto"`: as they were saved.
-        headless: take a network without a classifier too, if one was saved.
+        headless: take a network without a classifier too, a base model or a backbone, if one was saved.
         options: for `from_pretrained`.
 
     Returns:
@@ -54,9 +55,8 @@ def load_trained(
     source = find_model(name)
     check_source(source, **options)
     shared = {option: options[option] for option in (*HUB_OPTIONS, "trust_remote_code") if option in options}
-    is_headless = headless and "ForImageClassification" not in saved_architecture(source, **shared)
-    auto_class = AutoModel if is_headless else AutoModelForImageClassification
-    model, loading = auto_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
+    model_class = saved_class(source, **shared) if headless else AutoModelForImageClassification
+    model, loading = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(loading["missing_keys"]):
         if headless:
             raise ValueError(f"the weights of {name} lack {len(missing)} tensors of the network: {listed(missing)}")
@@ -73,6 +73,15 @@ def label_names(config: PreTrainedConfig) -> dict[int, str]:
 def saved_architecture(source: str, **options: Any) -> str:
     """The class whose `save_pretrained` wrote a model, as its configuration says; "" if it does not."""
     return (AutoConfig.from_pretrained(source, **options).architectures or [""])[0]
+
+
+def saved_class(source: str, **options: Any) -> Any:
+    """What loads a classifier, a backbone, or the base model of anything else, as its configuration says."""
+    config = AutoConfig.from_pretrained(source, **options)
+    saved = (config.architectures or [""])[0]
+    if saved.endswith("Backbone"):  # not `AutoBackbone`, which takes a folder for the name of a network of timm
+        return MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    return AutoModelForImageClassification if "ForImageClassification" in saved else AutoModel
 
 
 def check_source(source: str, **options: Any) -> None:

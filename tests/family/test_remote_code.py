@@ -16,6 +16,7 @@ from helpers import (
     original_weights,
     pyramid_config,
     python_path_without,
+    rotated_config,
     windowed_config,
 )
 from packaging import version
@@ -23,6 +24,7 @@ from transformers import AutoModel, AutoModelForImageClassification
 
 import vitae_hf
 from vitae_hf import (
+    ViTAEBackbone,
     ViTAEConfig,
     ViTAEForImageClassification,
     ViTAEForPreTraining,
@@ -42,19 +44,21 @@ SHARED_CODE = {
     "layers_vitae.py",
     "modeling_base_vitae.py",
 }
-CODE_FILES = SHARED_CODE | {"decoder_vitae.py", "embeddings_vitae.py", "modeling_vitae.py"}
+CODE_FILES = SHARED_CODE | {"decoder_vitae.py", "embeddings_vitae.py", "modeling_vitae.py", "rotated_windows_vitae.py"}
 CODE_FILES_V2 = SHARED_CODE | {"configuration_vitaev2.py", "modeling_vitaev2.py"}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Classifiers of every kind, a base model and a masked autoencoder, some of them converted."""
+    """Classifiers of every kind, a base model, a backbone and a masked autoencoder, some of them converted."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("remote") / "folders"
     models = {
         "base": ViTAEModel(pyramid_config()),
         "classifier": ViTAEForImageClassification(pyramid_config()),
         "class_token": ViTAEForImageClassification(class_token_config()),
+        "rotated": ViTAEForImageClassification(rotated_config()),
+        "rotated_backbone": ViTAEBackbone(rotated_config(rescaled_cells=(0, 1, 1, 1))),
         "windowed": ViTAEv2ForImageClassification(windowed_config()),
         "autoencoder": ViTAEForPreTraining(class_token_config(conv_kernel_size=1)),
     }
@@ -98,6 +102,10 @@ def test_folders_load_without_the_package_and_give_the_same_bits(folders, tmp_pa
         for folder in folders.iterdir():
             assert record["processor"][folder.name][0] == processor_class.__name__
             assert torch.equal(record["processor"][folder.name][1], inputs.pixel_values)
+            if folder.name in record["maps"]:
+                maps = ViTAEBackbone.from_pretrained(folder).eval()(**inputs).feature_maps
+                assert all(map(torch.equal, record["maps"][folder.name], maps)) and len(maps) == 4
+                continue
             base = AutoModel.from_pretrained(folder).eval()
             assert torch.equal(record["pooled"][folder.name], base(**inputs).pooler_output)
             if folder.name in record["predicted"]:  # masked autoencoders, the base model of which has 3×3 kernels
@@ -107,7 +115,8 @@ def test_folders_load_without_the_package_and_give_the_same_bits(folders, tmp_pa
             elif folder.name in record["logits"]:
                 model = AutoModelForImageClassification.from_pretrained(folder).eval()
                 assert torch.equal(record["logits"][folder.name], model(**inputs).logits)
-    assert set(record["predicted"]) == {"autoencoder", "converted_autoencoder"} and len(record["logits"]) == 3
+    assert set(record["predicted"]) == {"autoencoder", "converted_autoencoder"} and len(record["logits"]) == 4
+    assert set(record["maps"]) == {"rotated_backbone"}
     assert AutoModel.from_pretrained(folders / "converted_backbone").config.window_padding == "end"
     assert CODE_FILES_V2 | {"config.json", "model.safetensors", "preprocessor_config.json"} == set(record["again"])
     assert torch.equal(record["pooled_again"], record["pooled"]["windowed"])

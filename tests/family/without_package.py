@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForPreTraining,
     pipeline,
 )
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 assert importlib.util.find_spec("vitae_hf") is None
@@ -26,6 +27,7 @@ record = {
     "pooled": {},
     "logits": {},
     "predicted": {},
+    "maps": {},
 }
 for folder in sorted(folders.iterdir()):
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
@@ -34,6 +36,10 @@ for folder in sorted(folders.iterdir()):
     inputs = processor(image, return_tensors="pt")
     record["processor"][folder.name] = (type(processor).__name__, inputs.pixel_values)
     with torch.no_grad():
+        if config.architectures[0].endswith("Backbone"):  # `AutoBackbone` takes a folder for a network of timm
+            backbone_class = get_class_from_dynamic_module(config.auto_map["AutoBackbone"], folder)
+            record["maps"][folder.name] = backbone_class.from_pretrained(folder).eval()(**inputs).feature_maps
+            continue
         base = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
         record["pooled"][folder.name] = base(**inputs).pooler_output
         if config.architectures[0].endswith("ForPreTraining"):

@@ -208,7 +208,7 @@ def verify_folder(folder: str | Path, image: str | Path) -> list[dict[str, Any]]
 
     Returns:
         Of a classifier the five likeliest, as `pipeline` gives them: `{"label": …, "score": …}`. Of a base model the
-        shapes of its outputs, of a masked autoencoder its `loss` on that image.
+        shapes of its outputs, of a backbone those of its maps, of a masked autoencoder its `loss` on that image.
 
     Raises:
         ValueError: an output is not finite, weights are missing, or the image cannot be read.
@@ -217,6 +217,8 @@ def verify_folder(folder: str | Path, image: str | Path) -> list[dict[str, Any]]
         return {"loss": round(reconstruction_loss(folder, image), 4)}
     model, processor = load_trained(folder, dtype="auto", headless=True)
     outputs = model(processor(image, return_tensors="pt").pixel_values)
+    if "feature_maps" in outputs:
+        outputs = dict(zip(model.out_features, outputs.feature_maps))
     if not all(output.isfinite().all() for output in outputs.values()):
         raise ValueError(f"the converted network gives outputs that are not finite for {image}")
     if "logits" not in outputs:

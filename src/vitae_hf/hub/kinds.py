@@ -258,7 +258,7 @@ def padding_of_windows(kind: str, wanted: str | None) -> tuple[str, list[str]]:
 def rescaled_cells(checkpoint: Checkpoint) -> tuple[tuple[int, ...], list[str]]:
     """Which cells the four maps of a backbone are taken after, and why."""
     beside = sorted({group for group in checkpoint.left_aside if re.match(r"decode_head|auxiliary_head", group)})
-    because = f"there is a {beside[0].partition('.')[0]} beside the backbone" if beside else ""
+    because = f"`{beside[0].partition('.')[0]}` is beside the backbone" if beside else ""
     if because or window_type(checkpoint.tensors) != "plain" and not checkpoint.left_aside:
         because = because or "nothing beside the backbone tells what it is for"
         words = "its four maps are those after cells 3, 5, 7 and 11, as for segmentation"

@@ -55,13 +55,13 @@ def code_files(folder: Path) -> list[str]:
 
 @torch.no_grad()
 def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> torch.Tensor:
-    """The logits for an image, or the pooled output of a network without a classifier, as users of `source` get them.
+    """The logits for an image, or what a network without a classifier gives, as users of `source` get them.
 
     Args:
         options: for `from_pretrained`: `revision`, `cache_dir`, `token`.
 
     Returns:
-        `(1, classes)`, or `(1, hidden size)`.
+        `(1, classes)`, `(1, hidden size)`, or the values of all maps of a backbone, one row.
 
     Raises:
         ValueError: the weights lack tensors of the network, or hold values that are not finite.
@@ -70,6 +70,8 @@ def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> to
     if names := not_finite(model):
         raise ValueError(f"not all values of {source} are finite: {listed(names)}")
     outputs = model(processor(image, return_tensors="pt").pixel_values.to(model.dtype))
+    if "feature_maps" in outputs:
+        return torch.cat([feature_map.flatten(1) for feature_map in outputs.feature_maps], dim=1)
     return outputs.logits if "logits" in outputs else outputs.pooler_output
 
 
