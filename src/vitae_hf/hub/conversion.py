@@ -218,7 +218,7 @@ def verify_folder(folder: str | Path, image: str | Path) -> list[dict[str, Any]]
     model, processor = load_trained(folder, dtype="auto", headless=True)
     outputs = model(processor(image, return_tensors="pt").pixel_values)
     if "feature_maps" in outputs:
-        outputs = dict(zip(model.out_features, outputs.feature_maps))
+        outputs = dict(zip(model.config.out_features, outputs.feature_maps))
     if not all(output.isfinite().all() for output in outputs.values()):
         raise ValueError(f"the converted network gives outputs that are not finite for {image}")
     if "logits" not in outputs:
