@@ -5,7 +5,7 @@
     python scripts/build_model_cards.py --check  # writes nothing; status 1 if a card there is another one
 
 The package has the figures, in `hub/variants.py`, `hub/parity_cpu.json` and the recipes, and the text, in
-`hub/templates/variant.md`.
+`hub/templates/`.
 """
 
 import argparse
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.hub.cards import variant_card
-from vitae_hf.hub.variants import VARIANTS
+from vitae_hf.hub.cards import remote_sensing_card, variant_card
+from vitae_hf.hub.variants import REMOTE_SENSING, VARIANTS
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output", type=Path, default=REPOSITORY / "model_cards", help="folder of the cards")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     arguments = parser.parse_args(argv)
-    cards = {arguments.output / f"{preset}.md": str(variant_card(preset)) for preset in VARIANTS}
+    built = {preset: variant_card(preset) for preset in VARIANTS}
+    built |= {name: remote_sensing_card(name) for name in REMOTE_SENSING}
+    cards = {arguments.output / f"{name}.md": str(card) for name, card in built.items()}
     stale = [path for path, card in cards.items() if not path.is_file() or path.read_text() != card]
     if arguments.check and stale:
         parser.exit(1, f"error: not as built: {', '.join(map(str, stale))}; run this without --check\n")

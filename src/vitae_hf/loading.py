@@ -12,6 +12,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForPreTraining,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -41,7 +42,7 @@ def load_trained(
         name: as [`find_model`] takes it.
         image_size, crop_pct: of the image processor, see [`load_processor`].
         dtype: of the weights; `"auto"`: as they were saved.
-        headless: take a network without a classifier too, a base model or a backbone, if one was saved.
+        headless: take a network without a classifier too, if one was saved: a base model, a backbone or an autoencoder.
         options: for `from_pretrained`.
 
     Returns:
@@ -70,18 +71,14 @@ def label_names(config: PreTrainedConfig) -> dict[int, str]:
     return id2label
 
 
-def saved_architecture(source: str, **options: Any) -> str:
-    """The class whose `save_pretrained` wrote a model, as its configuration says; "" if it does not."""
-    return (AutoConfig.from_pretrained(source, **options).architectures or [""])[0]
-
-
 def saved_class(source: str, **options: Any) -> Any:
-    """What loads a classifier, a backbone, or the base model of anything else, as its configuration says."""
+    """What loads a model as it was saved, as its configuration says; of an unknown class, the base model."""
     config = AutoConfig.from_pretrained(source, **options)
     saved = (config.architectures or [""])[0]
     if saved.endswith("Backbone"):  # not `AutoBackbone`, which takes a folder for the name of a network of timm
         return MODEL_FOR_BACKBONE_MAPPING[type(config)]
-    return AutoModelForImageClassification if "ForImageClassification" in saved else AutoModel
+    classes = {"ForImageClassification": AutoModelForImageClassification, "ForPreTraining": AutoModelForPreTraining}
+    return next((auto_class for head, auto_class in classes.items() if head in saved), AutoModel)
 
 
 def check_source(source: str, **options: Any) -> None:

@@ -90,6 +90,7 @@ _VITAE = {
 }
 _VITAEV2: dict[str, dict[str, Any]] = {
     "vitaev2-s": {},
+    "vitaev2-s-rsp": {"window_padding": "end", "num_labels": 51},  # for remote sensing; MillionAID has 51 classes
     "vitaev2-48m": {
         "reduction_channels": (64, 64, 192, 384),
         "hidden_sizes": (96, 192, 384, 768),

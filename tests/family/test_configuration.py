@@ -27,6 +27,7 @@ FIGURES |= {
     "vitaev2-nano": (192_970, 0.011),
     "vitae-nano-mae": (189_898, 0.014),
 }  # ours
+FIGURES |= {"vitae-b-rvsa": (89_724_968, 17.67), "vitaev2-s-rsp": (18_868_851, 5.752)}  # for remote sensing
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -109,7 +110,7 @@ def test_a_wrong_preset_field_or_value_is_a_value_error_that_says_what_to_write(
         ("num_channels", "three", "num_channels"),
         ("conv_kernel_size", 5, "`conv_kernel_size` must be 3 or 1, got 5"),
         ("frozen_stages", 4, "`frozen_stages` must be a number of stages, 0 to 3, got 4"),
-        ("feature_pyramid_channels", 8, "`feature_pyramid_channels` must be left out without a class token"),
+        ("feature_pyramid_channels", 8, "`feature_pyramid_channels` must be left out unless the only stage is"),
     ],
 )
 def test_a_value_that_no_network_can_have_is_named(field, value, message):

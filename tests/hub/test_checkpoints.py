@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+import shutil
 import sys
 import types
 
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import GOLDEN, IMAGE, autoencoder_weights, images, original_weights, rotated_config
+from hub_server import metadata_errors
+from huggingface_hub import ModelCard
 from measure_parity import golden_shapes, golden_state_dict, golden_weights
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
@@ -17,6 +21,7 @@ from vitae_hf import ViTAEBackbone, ViTAEForPreTraining, ViTAEv2Backbone, config
 from vitae_hf.commands import convert
 from vitae_hf.embeddings_vitae import sin_cos_positions
 from vitae_hf.hub.conversion import config_from_original, convert_checkpoint, convert_original_state_dict
+from vitae_hf.hub.publishing import check_folder
 
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -51,6 +56,19 @@ def with_index(tensors: dict, name: str) -> dict:
 
 def listed_shapes(name: str) -> dict[str, torch.Tensor]:
     return {key: torch.zeros(shape) for key, shape in golden_shapes(name).items()}
+
+
+def run_card(folder, monkeypatch) -> ModelCard:
+    """The card of a folder that can be pushed as it is, after its code ran beside the folder and a picture."""
+    monkeypatch.chdir(folder.parent)
+    shutil.copy(IMAGE, "picture.jpg")
+    card = ModelCard.load(folder / "README.md")
+    assert not metadata_errors(str(card))
+    for block in re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL):
+        exec(compile(block, "README.md", "exec"), {})  # noqa: S102
+    files, _ = check_folder(folder, IMAGE)
+    assert folder / "README.md" in files and folder / "model.safetensors" in files
+    return card
 
 
 def save_run(tensors: dict, path, prefix: str = "backbone.", groups=("decode_head", "auxiliary_head")):
@@ -88,7 +106,8 @@ def test_a_backbone_out_of_a_run_computes_what_its_authors_do(
 ):
     save_run(with_index(golden_state_dict(name), name), tmp_path / "run.pth", groups=groups)
     record = convert_checkpoint(tmp_path / "run.pth", tmp_path / "out")
-    assert (record["class"], record["preset"]) == ("ViTAEv2Model", "vitaev2-s")
+    preset = "vitaev2-s-rsp" if window_padding == "end" else "vitaev2-s"
+    assert (record["class"], record["preset"]) == ("ViTAEv2Model", preset)
     assert record["left_aside"] == dict.fromkeys(groups, 2) and never_read.items() <= record["never_read"].items()
     assert len(record["assumed"]) == 1 and window_padding in record["assumed"][0]
     config = AutoConfig.from_pretrained(tmp_path / "out")
@@ -124,7 +143,9 @@ def test_rsp_s_classifier_is_read_without_yacs_and_computes_what_its_authors_do(
     (tmp_path / "labels.json").write_text(json.dumps([f"class {index}" for index in range(51)]))
     record = convert_checkpoint(tmp_path / "rsp.pth", tmp_path / "out", labels=tmp_path / "labels.json")
     assert (record["class"], record["num_labels"]) == ("ViTAEv2ForImageClassification", 51)
-    assert "relative_position_bias_table" in record["never_read"] and not (tmp_path / "out" / "README.md").exists()
+    assert (record["preset"], list(record["never_read"])[0]) == ("vitaev2-s-rsp", "relative_position_bias_table")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.license == "mit" and "| top-1 | 98.97 |" in card.text
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
     golden = np.load(GOLDEN / f"{name}_224_seed0.npz")
     for dtype in (torch.float32, torch.bfloat16):
@@ -303,11 +324,14 @@ def test_a_classifier_with_rotated_windows_computes_what_its_authors_do(tmp_path
             assert_close(found[block], golden, block)
 
 
-def test_a_backbone_with_rotated_windows_computes_what_its_authors_do(tmp_path):
+def test_a_backbone_with_rotated_windows_computes_what_its_authors_do(tmp_path, monkeypatch):
     save_run(golden_state_dict("rvsa-vitae-b_seg"), tmp_path / "run.pth")
     record = convert.main([str(tmp_path / "run.pth"), "--output", str(tmp_path / "out"), "--verify"])
     assert (record["class"], record["never_read"]) == ("ViTAEBackbone", {"norm": 2})
     assert record["verified"] == {f"p{2 + level}": [1, 768, 128 >> level, 128 >> level] for level in range(4)}
+    card = run_card(tmp_path / "out", monkeypatch)
+    assert "Left aside, beside the network: decode_head (2), auxiliary_head (2) tensors." in card.text
+    assert card.data.license == "mit" and "| LoveDA | mean IoU | 52.26 | 52.44 |" in card.text
     model = ViTAEBackbone.from_pretrained(tmp_path / "out").eval()
     golden = np.load(GOLDEN / "rvsa-vitae-b_seg_512_seed0.npz")
     for dtype in (torch.float32, torch.bfloat16):
@@ -357,6 +381,8 @@ def test_what_a_backbone_with_windows_is_for_is_assumed_aloud(tmp_path, capsys, 
     config = AutoConfig.from_pretrained(tmp_path / "out")
     assert {field: getattr(config, field) for field in fields} == fields
     assert config.global_attn_indexes == (2, 5, 8, 11)
+    is_mit = ModelCard.load(tmp_path / "out" / "README.md").data.license == "mit"
+    assert is_mit == name.startswith("rvsa")  # of ViTDet's weights nobody says that they are
 
 
 @pytest.mark.parametrize("change", ["missing", "not expected", "wrong shape"])
@@ -465,7 +491,9 @@ def test_of_several_networks_one_must_be_chosen(tmp_path):
     ],
     ids=["classifier", "backbone", "autoencoder"],
 )
-def test_a_folder_of_each_kind_is_verified(tmp_path, weights, verified):
+def test_a_folder_of_each_kind_is_verified_and_has_a_card_with_which_it_is_pushed(
+    tmp_path, weights, verified, monkeypatch
+):
     torch.save(weights(), tmp_path / "file.pth")
     record = convert.main([str(tmp_path / "file.pth"), "--output", str(tmp_path / "out"), "--verify"])
     assert type(record["verified"]) is verified
@@ -474,6 +502,9 @@ def test_a_folder_of_each_kind_is_verified(tmp_path, weights, verified):
         assert record["verified"] == expected[record["class"]]
     elif record["class"] == "ViTAEForPreTraining":
         assert 0 < record["verified"]["loss"] < 10
+    card = run_card(tmp_path / "out", monkeypatch)
+    assert f"converted from `file.pth` (SHA-256 `{record['sha256']}`)" in card.text
+    assert card.data.license is None and "carry no licence that we know of" in card.text
 
 
 # ---------------------------------------------------------------------------------------------------- refused

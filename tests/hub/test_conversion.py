@@ -196,7 +196,8 @@ def test_a_folder_holds_the_weights_labels_and_image_size(nano_checkpoint, tmp_p
         "width": 64,
     }
     assert not list(tmp_path.glob(".*"))
-    assert not (tmp_path / "out" / "README.md").exists()  # there is nothing that the authors publish about `vitae-nano`
+    card = (tmp_path / "out" / "README.md").read_text()  # there is nothing that the authors publish about `vitae-nano`
+    assert "of the network `vitae-nano`" in card and "The authors print no figure that we know" in card
 
 
 def test_a_used_folder_and_wrong_labels_are_refused_before_anything_is_written(nano_checkpoint, tmp_path):

@@ -5,9 +5,9 @@
     vitae convert work_dirs/upernet/latest.pth --output backbone    # a backbone out of a run of your own
     vitae convert MVRL/rvsa_vitae_b --output autoencoder            # by its name on the Hub
 
-The folder holds configuration, safetensors weights, image processor, model code and checksums; that of a classifier
-class names too, and that of a variant of the authors a model card. Nothing in the checkpoint is executed, and no tensor
-is resized. One that does not fit the network is an error that names it. Heads beside a backbone, and tensors that no
+The folder holds configuration, safetensors weights, image processor, model code, checksums and a model card that says
+what it was made of; that of a classifier class names too. Nothing in the checkpoint is executed, and no tensor is
+resized. One that does not fit the network is an error that names it. Heads beside a backbone, and tensors that no
 network reads, are left aside and counted.
 """
 

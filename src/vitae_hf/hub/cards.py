@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Model cards: of what was trained, of a masked autoencoder, and of the authors' variants."""
+"""Model cards: of what was trained, of a masked autoencoder, of the authors' variants and of what was converted."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..files import RECIPES
 from ..image_processing_vitae import ViTAEImageProcessorPil
+from ..messages import listed
 from ..presets import config_from_preset
-from .variants import IMAGENET_1K, VARIANTS, Accuracy, Variant
+from .variants import IMAGENET_1K, REMOTE_SENSING, VARIANTS, VITAE, VITAE_V2, Accuracy, RemoteSensing, Variant
 
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -130,6 +131,54 @@ def variant_card(preset: str, name: str | None = None, source: dict[str, Any] | 
         measured_on=f"{parity['device']}, torch {parity['torch']}, {parity['date']}",
         measured_presets=list(parity["errors"]),
         **about,
+    )
+
+
+def remote_sensing_card(name: str) -> ModelCard:
+    """The card of weights in `REMOTE_SENSING`, which come without them."""
+    known = REMOTE_SENSING[name]
+    class_name = "ViTAEForPreTraining" if known.num_labels is None else "ViTAEForImageClassification"
+    return _converted_card(f"org/{name}", known.preset, class_name, known, None)
+
+
+def converted_card(name: str, source: dict[str, Any], is_remote_sensing: bool) -> ModelCard:
+    """The card of a converted file that [`variant_card`] is not about, as a backbone or an autoencoder.
+
+    Args:
+        name: under which users load it.
+        source: what `convert_checkpoint` returns.
+        is_remote_sensing: whether it is of a kind that was released for that alone.
+    """
+    is_autoencoder = source["class"].endswith("ForPreTraining")
+    weights = f"{source['preset']}-mae" if is_autoencoder else source["preset"]
+    known = REMOTE_SENSING.get(weights) if is_remote_sensing else None
+    return _converted_card(name, source["preset"], source["class"], known, source)
+
+
+def _converted_card(
+    name: str, preset: str, class_name: str, known: RemoteSensing | None, source: dict[str, Any] | None
+) -> ModelCard:
+    papers = (VITAE, VITAE_V2) if preset.startswith("vitaev2") else (VITAE,)
+    is_classifier = class_name.endswith("ForImageClassification")
+    licence: dict[str, Any] = (
+        {"license": "mit", "license_link": f"https://github.com/{known.repository}"} if known else {}
+    )
+    data = ModelCardData(
+        **licence,
+        library_name="transformers",
+        pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
+        tags=["vitae", "vision", *(f"arxiv:{paper.arxiv}" for paper in (*papers, *([known.paper] if known else [])))],
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATES / "converted.md"),
+        name=name,
+        preset=preset,
+        class_name=class_name,
+        known=known,
+        source=source,
+        papers=papers,
+        in_words=lambda counts: listed(f"{group} ({count})" for group, count in counts.items()),
     )
 
 

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForPreTraining, PreTrainedModel
+from huggingface_hub import ModelCard
+from transformers import PreTrainedModel
 
-from ..configuration_vitae import ViTAEFamilyConfig
+from ..configuration_vitae import ViTAEConfig, ViTAEFamilyConfig
 from ..failures import about, of_a_missing_package
 from ..files import whole_folder
 from ..image_processing_vitae import ViTAEImageProcessorPil
-from ..loading import label_names, load_processor, load_trained, saved_architecture
+from ..loading import label_names, load_trained
 from ..messages import listed, printable
-from .cards import variant_card
+from ..modeling_vitae import ViTAEForPreTraining
+from .cards import converted_card, variant_card
 from .checksums import sha256, write_sums
 from .kinds import Checkpoint, Network, counted, model_class, preset_of, recognise
 from .original_files import find_checkpoint, load_original_checkpoint
@@ -125,7 +127,8 @@ def convert_checkpoint(
 ) -> dict[str, Any]:
     """Write an original checkpoint as a folder for `from_pretrained` and the Hub, whole or not at all.
 
-    A classifier of the authors' variants gets a model card, if every tensor of the file is in it.
+    A classifier of the authors' variants gets their model card, if every tensor of the file is in it; any other folder
+    one that says what it was made of.
 
     Args:
         source: file, or where it is on the Hub, as [`find_checkpoint`] takes it.
@@ -159,8 +162,7 @@ def convert_checkpoint(
     with whole_folder(output) as unfinished:
         model.save_pretrained(unfinished)
         ViTAEImageProcessorPil(size=model.config.image_size).save_pretrained(unfinished)
-        if has_card(record):
-            variant_card(network.preset, output.name, record).save(unfinished / "README.md")
+        card_of(record, output.name, network.config).save(unfinished / "README.md")
         write_sums(unfinished, sorted(unfinished.iterdir()))
         if verify is not None:
             record["verified"] = verify_folder(unfinished, verify)
@@ -196,10 +198,17 @@ def describe(model: PreTrainedModel, checkpoint: Checkpoint, network: Network) -
     }
 
 
-def has_card(record: dict[str, Any]) -> bool:
-    """Whether the card of a variant is true of a folder: it says that the file's tensors are all there."""
+def card_of(record: dict[str, Any], name: str, config: ViTAEFamilyConfig) -> ModelCard:
+    """The card of a folder: its variant's, if that is true of it, since it says that the file's tensors are all there.
+
+    Args:
+        name: of the model.
+    """
     is_whole = not record["left_aside"] and set(record["never_read"]) <= {"relative_position_index"}
-    return record["preset"] in VARIANTS and record["num_labels"] is not None and is_whole
+    if record["preset"] in VARIANTS and record["num_labels"] is not None and is_whole:
+        return variant_card(record["preset"], name, record)
+    is_of_vitdet = isinstance(config, ViTAEConfig) and config.use_rel_pos and config.window_type == "plain"
+    return converted_card(name, record, is_remote_sensing=not is_of_vitdet)
 
 
 @torch.no_grad()
@@ -213,10 +222,11 @@ def verify_folder(folder: str | Path, image: str | Path) -> list[dict[str, Any]]
     Raises:
         ValueError: an output is not finite, weights are missing, or the image cannot be read.
     """
-    if saved_architecture(str(folder)).endswith("ForPreTraining"):
-        return {"loss": round(reconstruction_loss(folder, image), 4)}
     model, processor = load_trained(folder, dtype="auto", headless=True)
-    outputs = model(processor(image, return_tensors="pt").pixel_values)
+    pixel_values = processor(image, return_tensors="pt").pixel_values
+    if isinstance(model, ViTAEForPreTraining):
+        return {"loss": round(reconstruction_loss(model, pixel_values), 4)}
+    outputs = model(pixel_values)
     if "feature_maps" in outputs:
         outputs = dict(zip(model.config.out_features, outputs.feature_maps))
     if not all(output.isfinite().all() for output in outputs.values()):
@@ -230,15 +240,11 @@ def verify_folder(folder: str | Path, image: str | Path) -> list[dict[str, Any]]
     ]
 
 
-def reconstruction_loss(folder: str | Path, image: str | Path) -> float:
+def reconstruction_loss(model: ViTAEForPreTraining, pixel_values: torch.Tensor) -> float:
     """How far a masked autoencoder is from the pixels of an image that it does not see, always the same ones."""
-    model, loading = AutoModelForPreTraining.from_pretrained(folder, dtype="auto", output_loading_info=True)
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(f"the weights of {folder} lack {listed(missing)}")
-    pixel_values = load_processor(str(folder), None, None, model.config)(image, return_tensors="pt").pixel_values
     num_patches = pixel_values[0, 0].numel() // model.config.total_stride**2
     noise = torch.rand((1, num_patches), generator=torch.Generator().manual_seed(0))
-    loss = model.eval()(pixel_values, noise=noise).loss.item()
+    loss = model(pixel_values, noise=noise).loss.item()
     if not loss < float("inf"):
-        raise ValueError(f"the converted masked autoencoder gives a loss of {loss} for {image}")
+        raise ValueError(f"the converted masked autoencoder gives a loss of {loss}")
     return loss

@@ -164,6 +164,10 @@ def window_size_of(name: str, table: torch.Tensor) -> int:
 
 def window_padding_of(checkpoint: Checkpoint) -> tuple[str, str]:
     """Where windows are padded, as far as tensors tell, and a sentence that says what was assumed."""
+    has_tables = any(name.endswith("bias_table") for name in checkpoint.never_read)
+    if has_tables and has_classifier(checkpoint.tensors):
+        because = "windows are padded at the end, as in RSP's backbones, since a classifier with tables that nothing"
+        return "end", f"{because} reads is RSP's; at its 224×224 none are padded; --window_padding both is for others"
     if any(name.startswith("norm0.") for name in checkpoint.never_read):
         because = "windows are padded at the end, since there is a `norm0`, as in the backbones of RSP and SAMRS"
         return "end", f"{because}; if it was trained otherwise, --window_padding both"
@@ -183,6 +187,8 @@ def cells(checkpoint: Checkpoint, preset: str | None, window_padding: str | None
     if isinstance(config, ViTAEv2Config):
         if window_padding is None:
             window_padding, *assumed = window_padding_of(checkpoint)
+        if preset == "vitaev2-s" and window_padding == "end":
+            preset = "vitaev2-s-rsp"
         fields |= {"window_sizes": window_sizes_of(checkpoint, config), "window_padding": window_padding}
     elif window_padding is not None:
         raise ValueError(f"--window_padding is for ViTAEv2, and this is {preset}, which has no windows")

@@ -16,6 +16,7 @@ from ..failures import first_line
 from ..loading import load_trained
 from ..messages import listed, printable
 from ..model_folders import not_finite
+from ..modeling_vitae import ViTAEForPreTraining
 from .checksums import SUMS_NAME, header_problem, sha256, verify_checkpoint, write_sums
 
 
@@ -61,7 +62,7 @@ def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> to
         options: for `from_pretrained`: `revision`, `cache_dir`, `token`.
 
     Returns:
-        `(1, classes)`, `(1, hidden size)`, or the values of all maps of a backbone, one row.
+        `(1, classes)`, `(1, hidden size)`, or, one row, all values of a backbone's maps or of an encoder's tokens.
 
     Raises:
         ValueError: the weights lack tensors of the network, or hold values that are not finite.
@@ -69,7 +70,10 @@ def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> to
     model, processor = load_trained(source, dtype="auto", headless=True, **options)
     if names := not_finite(model):
         raise ValueError(f"not all values of {source} are finite: {listed(names)}")
-    outputs = model(processor(image, return_tensors="pt").pixel_values.to(model.dtype))
+    pixel_values = processor(image, return_tensors="pt").pixel_values.to(model.dtype)
+    if isinstance(model, ViTAEForPreTraining):
+        return model.encode(pixel_values).flatten(1)
+    outputs = model(pixel_values)
     if "feature_maps" in outputs:
         return torch.cat([feature_map.flatten(1) for feature_map in outputs.feature_maps], dim=1)
     return outputs.logits if "logits" in outputs else outputs.pooler_output

@@ -3,7 +3,7 @@
 
 The README's table and the cards of `model_cards/` take their figures from here. No accuracy is measured by us: the
 authors print them in their papers and in the README of github.com/ViTAE-Transformer/ViTAE-Transformer, that of 13M in
-an earlier version of it.
+an earlier version of it; those of remote sensing in the papers and in the READMEs of Remote-Sensing-RVSA and RSP.
 """
 
 from typing import NamedTuple
@@ -130,3 +130,116 @@ VARIANTS: dict[str, Variant] = {
     ),
 }
 """What is known of a network, by the name of its preset. A preset that is not here, such as `vitae-nano`, is ours."""
+
+
+class Score(NamedTuple):
+    """What the authors print of their weights after training for a task on a data set, in percent, by variety."""
+
+    task: str
+    dataset: str
+    metric: str
+    values: tuple[float, ...]
+
+
+class RemoteSensing(NamedTuple):
+    """Weights that the authors trained on pictures from the air, and released under MIT.
+
+    Args:
+        preset: the network's.
+        what: it is, a noun with an article.
+        paper: that prints its scores.
+        repository: of the authors' code, on GitHub.
+        parameters: of the network at 224², and in how many classes it ends there, or None.
+        varieties: heads of the columns of scores.
+        printed: rows of scores.
+        recipes: names in `recipes/`.
+        note: a sentence for the card.
+    """
+
+    preset: str
+    what: str
+    paper: Paper
+    repository: str
+    parameters: int
+    num_labels: int | None
+    varieties: tuple[str, ...]
+    printed: tuple[Score, ...]
+    recipes: tuple[str, ...] = ()
+    note: str = ""
+
+
+RVSA = Paper(
+    "Advancing Plain Vision Transformer Towards Remote Sensing Foundation Model",
+    "2208.03987",
+    """\
+@article{wang2022rvsa,
+  title={Advancing Plain Vision Transformer Towards Remote Sensing Foundation Model},
+  author={Wang, Di and Zhang, Qiming and Xu, Yufei and Zhang, Jing and Du, Bo and Tao, Dacheng and Zhang, Liangpei},
+  journal={arXiv preprint arXiv:2208.03987},
+  year={2022}
+}""",
+)
+RSP = Paper(
+    "An Empirical Study of Remote Sensing Pretraining",
+    "2204.02825",
+    """\
+@article{wang2022rsp,
+  title={An Empirical Study of Remote Sensing Pretraining},
+  author={Wang, Di and Zhang, Jing and Du, Bo and Xia, Gui-Song and Tao, Dacheng},
+  journal={arXiv preprint arXiv:2204.02825},
+  year={2022}
+}""",
+)
+_SCENES = "scene classification"
+_RVSA_SCORES = (
+    Score(_SCENES, "UCM, 5:5", "top-1", (99.56, 99.50)),
+    Score(_SCENES, "AID, 2:8", "top-1", (97.03, 97.01)),
+    Score(_SCENES, "AID, 5:5", "top-1", (98.48, 98.50)),
+    Score(_SCENES, "NWPU, 1:9", "top-1", (93.93, 93.92)),
+    Score(_SCENES, "NWPU, 2:8", "top-1", (95.69, 95.66)),
+    Score("segmentation", "LoveDA", "mean IoU", (52.26, 52.44)),
+    Score("segmentation", "Potsdam", "overall accuracy", (91.22, 91.15)),
+    Score("segmentation", "iSAID", "mean IoU", (63.48, 64.49)),
+    Score("rotated boxes", "DOTA", "mAP", (78.96, 78.99)),
+    Score("rotated boxes", "DOTA, several scales", "mAP", (81.24, 81.18)),
+    Score("rotated boxes", "DIOR-R", "mAP", (70.95, 71.05)),
+)
+REMOTE_SENSING: dict[str, RemoteSensing] = {
+    "vitae-b-rvsa": RemoteSensing(
+        "vitae-b-rvsa",
+        "a ViTAE-B whose attention looks into windows that move, scale and turn (RVSA), fine-tuned",
+        RVSA,
+        "ViTAE-Transformer/Remote-Sensing-RVSA",
+        89_724_968,
+        1000,
+        ("keys and values together", "apart"),
+        _RVSA_SCORES,
+        ("mae-b-millionaid", "vitae-b-rvsa", "upernet-vitae-b-rvsa-loveda", "upernet-vitae-b-rvsa-potsdam"),
+    ),
+    "vitaev2-s-rsp": RemoteSensing(
+        "vitaev2-s-rsp",
+        "a ViTAEv2-S trained to classify MillionAID, windows padded at the end as in its backbones",
+        RSP,
+        "ViTAE-Transformer/RSP",
+        18_868_851,
+        51,
+        ("ViTAEv2-S",),
+        (
+            Score(_SCENES, "MillionAID, 51 classes", "top-1", (98.97,)),
+            Score(_SCENES, "MillionAID, 51 classes", "top-5", (99.88,)),
+        ),
+    ),
+    "vitae-b-mae": RemoteSensing(
+        "vitae-b",
+        "a masked autoencoder of ViTAE-B, trained on MillionAID without labels",
+        RVSA,
+        "ViTAE-Transformer/Remote-Sensing-RVSA",
+        112_221_696,
+        None,
+        ("keys and values together", "apart"),
+        _RVSA_SCORES,
+        ("mae-b-millionaid",),
+        "The scores are of networks with rotated windows (RVSA) that began with its encoder.",
+    ),
+}
+"""What is known of weights for remote sensing, by the name of their card."""
