@@ -9,10 +9,11 @@ import pytest
 import torch
 import yaml
 from dense_networks import SCENES
-from helpers import ASSETS, as_words, drawn, last_line, run
+from helpers import ASSETS, as_words, drawn, last_line, rotated_config, run
 from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, UperNetForSemanticSegmentation, pipeline
 
+from vitae_hf import ViTAEForImageClassification
 from vitae_hf.commands import segment as segment_command
 from vitae_hf.dense.figures import class_colours
 from vitae_hf.dense.model import segment
@@ -92,6 +93,25 @@ def test_the_recipes_are_made_of_arguments_and_say_what_to_expect(path, tmp_path
     values = {name: value for part in vars(parsed).values() for name, value in vars(part).items()}
     different = {name for name, value in recipe.items() if name != "about" and values[name] != value}
     assert different <= {"eval_strategy", "save_strategy", "lr_scheduler_type", "report_to"}  # enumerations, a list
+
+
+@pytest.mark.parametrize("name", ["upernet-vitae-b-rvsa-loveda", "upernet-vitae-b-rvsa-potsdam"])
+def test_a_recipe_with_rotated_windows_runs(few_scenes, tmp_path, name):
+    """Its own steps, of a network with four narrow cells and small crops."""
+    config = rotated_config(depths=(4,), global_attn_indexes=(1, 3))
+    ViTAEForImageClassification(config).save_pretrained(tmp_path / "model")
+    small = {"config": name, "model_name_or_path": tmp_path / "model", "dataset": few_scenes, "max_steps": 2}
+    small |= {"warmup_steps": 1, "eval_steps": 2, "per_device_train_batch_size": 2, "per_device_eval_batch_size": 4}
+    words = options(tmp_path / "out", **small, dataloader_num_workers=0)
+    record = segment_command.main([*words, "--rescaled_cells", "0", "1", "2", "3"])
+    model = UperNetForSemanticSegmentation.from_pretrained(record["model"])
+    assert model.backbone.config.rescaled_cells == (0, 1, 2, 3) and model.backbone.config.drop_path_rate == 0.1
+
+
+def test_cells_for_maps_are_refused_where_there_are_stages(few_scenes, tmp_path):
+    words = options(tmp_path, preset="vitaev2-nano", dataset=few_scenes)
+    with pytest.raises(ValueError, match="rescaled_cells is for the plain variants, such as vitae-b-rvsa"):
+        segment_command.main([*words, "--rescaled_cells", "0", "1", "2", "3"])
 
 
 def test_a_model_to_begin_with_is_asked_for(tmp_path):

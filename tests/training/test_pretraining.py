@@ -12,7 +12,7 @@ from accelerate import init_empty_weights
 from datasets import Dataset, load_dataset
 from helpers import DATA, LINES, as_words, class_token_config, drawn, images, pyramid_config
 from huggingface_hub import ModelCard
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
 
 from vitae_hf import ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, ViTAEModel, config_from_preset
 from vitae_hf.commands import pretrain, train
@@ -448,9 +448,9 @@ def test_arguments_that_make_no_sense_here_are_refused(tmp_path, argument, messa
         Pretraining.parse(["--dataset", "x", "--preset", "vitae-nano-mae", "--output_dir", str(tmp_path), argument])
 
 
-@pytest.mark.parametrize("size", ["b", "l", "h"])
-def test_recipes_are_made_of_arguments_with_the_published_numbers(size, tmp_path):
-    path = RECIPES / f"mae-{size}.yaml"
+@pytest.mark.parametrize("name", ["mae-b", "mae-l", "mae-h", "mae-b-millionaid"])
+def test_recipes_are_made_of_arguments_with_the_published_numbers(name, tmp_path):
+    path = RECIPES / f"{name}.yaml"
     recipe = yaml.safe_load(path.read_text())
     assert {"model", "hardware", "global_batch", "expected", "source"} == set(recipe["about"])
     common = ["--config", str(path), "--dataset", "imagenet", "--output_dir", str(tmp_path), "--report_to", "none"]
@@ -458,7 +458,8 @@ def test_recipes_are_made_of_arguments_with_the_published_numbers(size, tmp_path
     run, training = task.run, task.training
     values = {**vars(run), **vars(training)}
     different = {name for name, value in recipe.items() if name != "about" and values[name] != value}
-    assert different <= {"eval_strategy", "save_strategy"} and run.preset == f"vitae-{size}"
+    assert different <= {"eval_strategy", "save_strategy"} and run.preset == f"vitae-{name[4]}"
+    assert run.norm_pix_loss == (name != "mae-b-millionaid")
     devices = 2048 // training.per_device_train_batch_size
     assert training.learning_rate * devices == pytest.approx(1.5e-4 * 2048 / 256)
     assert training.warmup_steps * training.num_train_epochs == pytest.approx(40)
@@ -469,3 +470,11 @@ def test_recipes_are_made_of_arguments_with_the_published_numbers(size, tmp_path
         8,
         16,
     )
+
+
+def test_the_recipe_for_millionaid_runs(tmp_path):
+    words = ["--config", "mae-b-millionaid", "--preset", "vitae-nano-mae", "--dataset", str(DATA), "--image_size", "64"]
+    words += ["--max_steps", "2", "--per_device_train_batch_size", "8", "--report_to", "none"]
+    words += ["--dataloader_num_workers", "0", "--save_strategy", "no", "--eval_strategy", "no", "--crop_pct", "1"]
+    record = pretrain.main([*words, "--output_dir", str(tmp_path)])
+    assert not AutoConfig.from_pretrained(record["model"]).norm_pix_loss

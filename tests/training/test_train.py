@@ -8,13 +8,24 @@ import sys
 import PIL.Image
 import pytest
 import yaml
-from helpers import DATA, LINES, REPOSITORY, drawn, last_line, options, run
+from helpers import (
+    DATA,
+    LINES,
+    REPOSITORY,
+    class_token_config,
+    drawn,
+    last_line,
+    options,
+    rotated_config,
+    run,
+)
 from huggingface_hub import ModelCard
 
-from vitae_hf import PRESETS, ViTAEForImageClassification, config_from_preset
+from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, ViTAEModel, config_from_preset
 from vitae_hf.commands import train
 from vitae_hf.commands.train import Classification
 from vitae_hf.files import RECIPES
+from vitae_hf.hub.variants import VARIANTS
 
 
 TRAINING = sorted(path for path in RECIPES.glob("*.yaml") if not path.stem.startswith(("mae", "upernet")))
@@ -55,9 +66,25 @@ def test_a_value_on_the_command_line_overrides_the_recipes_rule_for_it(tmp_path)
 
 
 def test_every_published_variant_has_a_recipe():
-    assert {path.stem for path in TRAINING} >= {
-        name for name in PRESETS if "nano" not in name and name != "vitae-13m-paper"
-    }
+    assert {path.stem for path in TRAINING} >= VARIANTS.keys() - {"vitae-13m-paper"} | {"vitae-b-rvsa"}
+
+
+def test_the_recipe_for_scenes_runs_from_a_masked_autoencoder(tmp_path):
+    """Its own steps, of a narrow network that begins as the page on pretraining shows."""
+    encoder = ViTAEModel(class_token_config())
+    weights = encoder.state_dict()
+    weights["embeddings.position_embeddings"] = weights["embeddings.position_embeddings"][:, 1:]
+    model = ViTAEForImageClassification(rotated_config(qkv_bias=False, num_labels=10))
+    missing, unexpected = model.vitae.load_state_dict(weights, strict=False)
+    assert all("relative_position" in name or "_windows." in name for name in missing)
+    assert {name.rpartition(".")[-1] for name in unexpected} == {"bias", "cls_token"}
+    model.save_pretrained(tmp_path / "begin")
+    ViTAEImageProcessor(size=64).save_pretrained(tmp_path / "begin")
+    arguments = options(config="vitae-b-rvsa", model_name_or_path=tmp_path / "begin", dataset=DATA, image_size=64)
+    arguments += options(output_dir=tmp_path / "out", max_steps=2, dataloader_num_workers=0, train_share=0.01)
+    record = train.main([*arguments, "--save_strategy", "no", "--eval_strategy", "no"])
+    trained = ViTAEForImageClassification.from_pretrained(record["model"])
+    assert trained.config.window_type == "rotated_apart" and trained.config.drop_path_rate == 0.1
 
 
 def test_a_wrong_recipe_or_missing_model_is_named(tmp_path):

@@ -53,6 +53,13 @@ class SegmentationArguments(StartArguments):
     frozen_stages: int = field(
         default=0, metadata={"help": "How many stages of the backbone, from the first on, are not trained."}
     )
+    rescaled_cells: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "The four cells of a plain variant, numbered from 0, after which maps are taken, as RVSA has it;"
+            " default: those of the model, or a feature pyramid of the last map."
+        },
+    )
     overlays: int = field(default=8, metadata={"help": "How many pictures to draw with truth and prediction."})
 
     def __post_init__(self) -> None:
@@ -89,6 +96,8 @@ class Segmentation(Task[SegmentationTrainer]):
         changes: dict[str, Any] = {"frozen_stages": run.frozen_stages}
         if run.drop_path_rate is not None:
             changes["drop_path_rate"] = run.drop_path_rate
+        if run.rescaled_cells is not None:
+            changes["rescaled_cells"] = run.rescaled_cells
         if run.preset is not None:
             return new_segmenter(dense_config(config_from_preset(run.preset), **changes), names, run.head_channels)
         name = str(run.model_name_or_path)

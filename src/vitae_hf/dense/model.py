@@ -28,12 +28,20 @@ def dense_config(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
         config: of a network or a backbone, such as `config_from_preset("vitae-b")`.
         changes: fields to set, such as `drop_path_rate=0.2`, `frozen_stages=1`, `feature_pyramid_channels=128` or, for
             fewer maps, `out_features`.
+
+    Raises:
+        ValueError: `rescaled_cells` are given for a network that is not plain.
     """
     fields = config.to_dict()
     for derived in ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "architectures"):
         fields.pop(derived, None)
-    if getattr(config, "is_plain", False):  # with a pyramid, its maps are the default
-        if not config.rescaled_cells and "rescaled_cells" not in changes:
+    is_plain = getattr(config, "is_plain", False)
+    if "rescaled_cells" in changes and not is_plain:
+        raise ValueError("rescaled_cells is for the plain variants, such as vitae-b-rvsa; this network has stages")
+    if is_plain:  # with a pyramid, its maps are the default
+        if "rescaled_cells" in changes:
+            fields["feature_pyramid_channels"] = None
+        elif not config.rescaled_cells:
             fields["feature_pyramid_channels"] = config.feature_pyramid_channels or 256
     else:
         fields["out_features"] = config.stage_names[1:]
