@@ -74,7 +74,7 @@ class Plan:
     """
 
     device: str = "cuda"
-    golden: tuple[str, ...] = ("vitae-t", "vitae-s", "vitae-b", "vitaev2-s")
+    golden: tuple[str, ...] = ("vitae-t", "vitae-s", "vitae-b", "vitae-b-rvsa", "vitaev2-s")
     plain: tuple[str, ...] = ("vitae-t", "vitae-s", "vitaev2-s")
     goals: tuple[str, ...] = ("vitae-s", "vitaev2-s")
     others: tuple[str, ...] = ("vitae-t", "vitae-b", "swin-t", "convnext-t")

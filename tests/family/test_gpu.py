@@ -36,7 +36,7 @@ def without_tf32():
         backend.allow_tf32 = allowed
 
 
-@pytest.mark.parametrize("name", ["vitae-t", "vitae-s", "vitae-b", "vitaev2-s"])
+@pytest.mark.parametrize("name", ["vitae-t", "vitae-s", "vitae-b", "vitae-b-rvsa", "vitaev2-s"])
 def test_logits_are_the_authors(name, without_tf32):
     errors = measure_parity.measure(name, "cuda")
     assert errors["float32"]["max_over_std"] < 2e-5

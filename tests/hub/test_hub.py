@@ -50,6 +50,7 @@ UPLOADED = {
     "modeling_base_vitae.py",
     "modeling_vitae.py",
     "preprocessor_config.json",
+    "rotated_windows_vitae.py",
 }
 
 
