@@ -9,7 +9,15 @@ import zipfile
 
 import pytest
 import torch
-from helpers import ASSETS, class_token_config, original_weights, pyramid_config, rotated_config, save_model, windowed_config
+from helpers import (
+    ASSETS,
+    class_token_config,
+    original_weights,
+    pyramid_config,
+    rotated_config,
+    save_model,
+    windowed_config,
+)
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification
 

@@ -109,7 +109,7 @@ def test_a_wrong_preset_field_or_value_is_a_value_error_that_says_what_to_write(
         ("num_channels", "three", "num_channels"),
         ("conv_kernel_size", 5, "`conv_kernel_size` must be 3 or 1, got 5"),
         ("frozen_stages", 4, "`frozen_stages` must be a number of stages, 0 to 3, got 4"),
-        ("feature_pyramid_channels", 8, "`feature_pyramid_channels` must be left out without a class token"),
+        ("feature_pyramid_channels", 8, "`feature_pyramid_channels` must be left out unless the only stage is"),
     ],
 )
 def test_a_value_that_no_network_can_have_is_named(field, value, message):

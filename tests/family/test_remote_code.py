@@ -42,7 +42,7 @@ SHARED_CODE = {
     "layers_vitae.py",
     "modeling_base_vitae.py",
 }
-CODE_FILES = SHARED_CODE | {"decoder_vitae.py", "embeddings_vitae.py", "modeling_vitae.py"}
+CODE_FILES = SHARED_CODE | {"decoder_vitae.py", "embeddings_vitae.py", "modeling_vitae.py", "rotated_windows_vitae.py"}
 CODE_FILES_V2 = SHARED_CODE | {"configuration_vitaev2.py", "modeling_vitaev2.py"}
 
 
