@@ -20,7 +20,7 @@ SCENES = REPOSITORY / "examples" / "garment_scenes"
 PICTURE = ASSETS / "sneaker.png"
 WRAPPERS = {"evaluate_model": "evaluate", "pretrain_mae": "pretrain", "train_segmentation": "segment"}
 WRAPPERS |= {"push_to_hub": "push", "verify_checkpoint": "verify", "convert_original_checkpoint": "convert"}
-SCRIPTS = sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py"))
+SCRIPTS = sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py") if path.stem != "gpu_parts")
 
 
 def load(name: str):

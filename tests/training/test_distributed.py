@@ -184,7 +184,7 @@ def test_every_class_that_is_sharded_whole_is_in_the_model(tiny_config):
     model = AutoModelForImageClassification.from_config(tiny_config())
     classes = {type(module).__name__ for module in model.modules()}
     prefix = "ViTAEv2" if model.config.model_type == "vitaev2" else "ViTAE"
-    first = "Embeddings" if model.config.has_class_token else "ReductionCell"
+    first = "Embeddings" if model.config.is_plain else "ReductionCell"
     embeddings = type(model.get_input_embeddings()).__name__  # accelerate shards these in any case
     assert {prefix + first, embeddings, f"{prefix}NormalCell"} <= model._no_split_modules <= classes
     names = {name for name, _ in model.base_model.named_modules()}

@@ -26,9 +26,9 @@ def test_weights_decay_and_nothing_else_does(tiny_config):
 
 def test_each_layer_learns_slower_than_the_one_above(tiny_config):
     model = AutoModelForImageClassification.from_config(tiny_config())
-    expected = ["embeddings"] if model.config.has_class_token else []
+    expected = ["embeddings"] if model.config.is_plain else []
     for stage, depth in enumerate(model.config.depths):
-        expected += [] if model.config.has_class_token else [f"stages.{stage}.reduction_cell"]
+        expected += [] if model.config.is_plain else [f"stages.{stage}.reduction_cell"]
         expected += [f"stages.{stage}.normal_cells.{cell}" for cell in range(depth)]
     expected += ["head"]
     assert layer_names(model) == expected

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 _LAYER = re.compile(r"(?:^|\.)(embeddings|stages\.\d+\.(?:reduction_cell|normal_cells\.\d+))\.")
-_UNDECAYED = ("cls_token", "mask_token", "position_embeddings")
+_UNDECAYED = ("cls_token", "mask_token", "position_embeddings", "rel_pos_h", "rel_pos_w", "relative_position_bias")
 REFERENCE_BATCH_SIZE = 512  # images of the updates that recipes state their rates and decays for, as the authors do
 
 
@@ -41,9 +41,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Parameters in groups of equal learning rate and weight decay, for any torch optimizer.
 
-    Biases, norms, class and mask tokens and position embeddings do not decay. With a layer decay below 1 the head
-    learns at the full rate and each layer below it at `layer_decay` times the rate of the one above, which is what
-    fine-tuning after masked-autoencoder pretraining uses. Frozen parameters are left out.
+    Biases, norms, class and mask tokens, and positions, relative ones too, do not decay. With a layer decay below 1
+    the head learns at the full rate and each layer below it at `layer_decay` times the rate of the one above, which is
+    what fine-tuning after masked-autoencoder pretraining uses. Frozen parameters are left out.
 
     Args:
         model: a ViTAE model with or without a head, or one wrapped by PEFT or DDP.
