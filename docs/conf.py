@@ -43,7 +43,7 @@ nitpick_ignore_regex = [
     (r"py:class", r"(?!vitae_hf).*"),  # words about a type: "a tensor", "defaults to"
 ]
 
-copybutton_selector = "div.highlight-bash pre, div.highlight-python pre"  # not what they print
+copybutton_selector = "div.highlight-bash pre, div.highlight-python pre, div.cell_input pre"  # not what they print
 
 html_theme = "furo"
 html_title = f"vitae-hf {version}"
