@@ -15,9 +15,10 @@ author = SETUP["metadata"]["author"]
 copyright = f"2026, {author}"
 version = release = vitae_hf.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+nb_execution_mode = "off"  # the notebook is committed with what it shows; tests/test_notebook.py runs it
 suppress_warnings = ["toc.empty_glob"]
 
 autodoc_default_options = {
@@ -42,7 +43,7 @@ nitpick_ignore_regex = [
     (r"py:class", r"(?!vitae_hf).*"),  # words about a type: "a tensor", "defaults to"
 ]
 
-copybutton_selector = "div.highlight-bash pre, div.highlight-python pre"  # not what they print
+copybutton_selector = "div.highlight-bash pre, div.highlight-python pre, div.cell_input pre"  # not what they print
 
 html_theme = "furo"
 html_title = f"vitae-hf {version}"

@@ -131,7 +131,7 @@ def convert_checkpoint(
     one that says what it was made of.
 
     Args:
-        source: file, or where it is on the Hub, as [`find_checkpoint`] takes it.
+        source: file, or where it is on the Hub, as [`original_files.find_checkpoint`] takes it.
         output: folder to create.
         preset: which network it is; default: recognised from the tensors.
         labels: JSON list of class names; default: ImageNet-1k's for 1,000 classes, else generic ones.
