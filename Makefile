@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo app app-picture test test-oldest test-gpu gpu test-browser chromium test-slow check docs dist bench bench-compiled \
+.PHONY: demo app app-picture test test-oldest test-gpu gpu test-browser chromium test-slow test-pages check docs dist bench bench-compiled \
     bench-sweep bench-batch bench-dense train-smoke segmentation-demo data-fashion-mnist
 .DELETE_ON_ERROR:
 
@@ -44,8 +44,10 @@ chromium:  ## Debian's, and its driver, unless they are here
 	command -v chromium && command -v chromedriver || \
 	    { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends chromium chromium-driver; }
 
-test-slow: $(VENV)/installed  ## checks that take minutes, and the documentation's commands at full length
+test-slow: $(VENV)/installed  ## checks that take minutes
 	$(RUN) -m pytest -m slow
+
+test-pages: $(VENV)/installed  ## the documentation's commands in the shell at full length, about ten minutes
 	$(RUN) -m pytest --whole README.md docs
 
 check: $(VENV)/installed  ## style, types, and which room imports which
