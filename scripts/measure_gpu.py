@@ -27,6 +27,7 @@ import torch
 from gpu_parts import MINIATURE, Plan
 from matplotlib.figure import Figure
 
+from vitae_hf.commands.benchmark import ways_of
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
 
@@ -183,8 +184,7 @@ def median(value):
 
 def how(row: dict) -> str:
     """In words, how a network of a speed measurement runs."""
-    kinds = {"prepared": "prepared", "compiled": "compiled", "checkpointing": "checkpointed"}
-    return ", ".join(word for name, word in kinds.items() if row.get(name)) or "as loaded"
+    return ", ".join(ways_of(row)) or "as loaded"
 
 
 def cell(value) -> str:

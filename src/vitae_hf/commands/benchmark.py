@@ -123,9 +123,14 @@ def write(record: dict[str, Any], output: Path) -> None:
         draw(measured, f"{record['device']}, {record['threads']} thread(s)", output.with_suffix(".png"))
 
 
+def ways_of(result: dict[str, Any]) -> list[str]:
+    """How a network ran, in words; none if it ran as loaded."""
+    ways = {"prepared": "prepared", "compiled": "compiled", "checkpointing": "checkpointed"}
+    return [way for name, way in ways.items() if result.get(name)]
+
+
 def name_of(result: dict[str, Any]) -> str:
-    kinds = {"prepared": "prepared", "compiled": "compiled", "checkpointing": "checkpointed"}
-    return ", ".join([result["network"], *(kind for name, kind in kinds.items() if result[name])])
+    return ", ".join([result["network"], *ways_of(result)])
 
 
 def table(results: list[dict[str, Any]]) -> str:
