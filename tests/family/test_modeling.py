@@ -251,7 +251,7 @@ ONE_WINDOWED_STAGE = {  # tracing the shapes of several takes minutes
     [
         pyramid_config(),
         class_token_config(),
-        windowed_config(**ONE_WINDOWED_STAGE),
+        pytest.param(windowed_config(**ONE_WINDOWED_STAGE), marks=pytest.mark.slow),
         rotated_config(window_size=2),  # such a program takes no grid of a single row or column of windows
         windowed_config(**ONE_WINDOWED_STAGE, window_padding="end"),
     ],
