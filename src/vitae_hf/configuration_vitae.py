@@ -375,7 +375,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
             autoencoder's folder has its weights; beside other weights it is new.
         reshape_hidden_states (`bool`, *optional*, defaults to `True`):
             `False`: return tokens `(B, T, C)` in place of maps, as DPT, Depth Anything, ZoeDepth and VitPose take them.
-            Both sides of images must then be multiples of the patch size.
+            Images are then cut to whole patches, not padded.
         return_class_token (`bool`, *optional*, defaults to `True`):
             Whether these tokens begin with the class token, as the depth estimators need it, or leave it out, as
             VitPose needs it.

@@ -620,7 +620,8 @@ class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
 
     The pyramid variants give maps of strides 4, 8 and 16. The plain variants give one of stride 16, or with
     `cell_stages` one after each cell, and, if the configuration has `feature_pyramid_channels` or `rescaled_cells`,
-    four more (`"p2"` to `"p5"`, strides 4 to 32). With `reshape_hidden_states=False` they give tokens.
+    four more (`"p2"` to `"p5"`, strides 4 to 32). With `reshape_hidden_states=False` they give tokens, and images are
+    cut to whole patches, as in the backbones of DINOv2 and BEiT.
     """
 
     config: ViTAEConfig
@@ -628,7 +629,7 @@ class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
     def __init__(self, config: ViTAEConfig):
         super().__init__(config)
         self.vitae: ViTAEModel = ViTAEModel(config, add_pooling_layer=False)
-        self.size_divisor: int = config.total_stride if config.reshape_hidden_states else 1  # tokens are not padded
+        self.size_divisor: int = config.total_stride
         self.layernorm: nn.LayerNorm | None = None
         if config.apply_layernorm:
             self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
@@ -685,6 +686,9 @@ class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
     def forward(  # type: ignore[override]  # the library passes all but the images by keyword
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BackboneOutput:
+        if not self.config.reshape_hidden_states:  # heads that take tokens count whole patches
+            height, width = (side - side % self.config.patch_size for side in pixel_values.shape[-2:])
+            pixel_values = pixel_values[..., :height, :width]
         return super().forward(pixel_values, **{"interpolate_pos_encoding": True, **kwargs})
 
 
