@@ -214,10 +214,11 @@ class ViTAEFamilyBackbone(BackboneMixin, ViTAEFamilyPreTrainedModel):
 
     def encode(
         self, pixel_values: torch.Tensor, **kwargs: Any
-    ) -> tuple[BaseModelOutputWithPooling, tuple[torch.Tensor, ...]]:
-        """The outputs of the base model for images whose sides fit it, and a map for each of `stage_names`."""
+    ) -> tuple[BaseModelOutputWithPooling, list[torch.Tensor]]:
+        """The outputs of the base model for images whose sides fit it, and the map for each of `out_features`."""
         outputs = self.base_model(pixel_values, **kwargs)
-        return outputs, outputs.hidden_states
+        maps = dict(zip(self.stage_names, outputs.hidden_states))
+        return outputs, [maps[name] for name in self.out_features]
 
     @can_return_tuple
     @filter_output_hidden_states
@@ -236,12 +237,14 @@ class ViTAEFamilyBackbone(BackboneMixin, ViTAEFamilyPreTrainedModel):
         """
         height, width = pixel_values.shape[-2:]
         padded = nn.functional.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
-        outputs, all_maps = self.encode(padded, **kwargs)
-        maps = dict(zip(self.stage_names, all_maps))
-        feature_maps = []
-        for name in self.out_features:  # rows and columns that cover nothing but padding are cut off
-            stride = padded.shape[-1] // maps[name].shape[-1]
-            feature_maps.append(maps[name][..., : (height + stride - 1) // stride, : (width + stride - 1) // stride])
+        outputs, maps = self.encode(padded, **kwargs)
+        feature_maps: list[Any] = []
+        for feature_map in maps:
+            if feature_map.ndim == 4:  # rows and columns that cover nothing but padding are cut off
+                stride = padded.shape[-1] // feature_map.shape[-1]
+                rows, columns = (height + stride - 1) // stride, (width + stride - 1) // stride
+                feature_map = feature_map[..., :rows, :columns]
+            feature_maps.append(feature_map)
         return BackboneOutput(
             feature_maps=tuple(feature_maps),
             hidden_states=outputs.hidden_states,
