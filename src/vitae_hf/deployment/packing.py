@@ -88,7 +88,8 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
     """A convolution and the activation after it, computed in one pass where that is faster.
 
     On processors with AMX, several narrow groups are merged into a wide one, with zeros between them. This multiplies
-    more numbers, but fills whole tiles.
+    more numbers, but fills whole tiles. In bfloat16, where stride and dilation have a common factor, the convolution
+    runs over every so many rows and columns of the map, with a smaller stride and a smaller dilation.
     """
 
     def __init__(self, conv: nn.Conv2d, activation: str):
@@ -100,28 +101,61 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
     @torch.no_grad()
     def pack(self, size: torch.Size) -> None:
         """Pack the weights for maps of this size. Packed for another size they can take four times as long."""
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        has_tiles = capabilities.get("amx_bf16", False)
+        has_tiles = self.weight.dtype == torch.bfloat16 and has_amx()
         narrowest = min(self.in_channels, self.out_channels) // self.groups
-        fitting = AMX_TILE // narrowest if has_tiles and self.weight.dtype == torch.bfloat16 else 1
-        merged = math.gcd(self.groups, max(1, fitting))
+        merged = math.gcd(self.groups, max(1, AMX_TILE // narrowest if has_tiles else 1))
         blocks = self.weight.unflatten(0, (-1, merged, self.out_channels // self.groups)).movedim(1, -1)
         weight = torch.diag_embed(blocks, dim1=1, dim2=3).flatten(0, 2).flatten(1, 2)  # zeros between merged groups
-        self.geometry: tuple[Any, ...] = self.padding, self.stride, self.dilation, self.groups // merged
+        self.step: int = common_step(self) if has_tiles else 1
+        stride, dilation = ([side // self.step for side in sides] for sides in (self.stride, self.dilation))
+        padding = [-(-int(pad) // self.step) for pad in self.padding]
+        self.geometry: tuple[Any, ...] = padding, stride, dilation, self.groups // merged
         is_one_pass_faster = self.groups == 1 or merged > 1
         self.fused: str = self.activation if is_one_pass_faster else "none"
-        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, size)
+        shape = (
+            *size[:2],
+            *(len(range(self.first_of(pad), side, self.step)) for pad, side in zip(self.padding, size[2:])),
+        )
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, shape)
         self.packed_for: torch.Size = size[2:]
+
+    def first_of(self, pad: int) -> int:
+        """The first row, or column, that the convolution reads if it starts with `pad` rows of zeros."""
+        return -int(pad) % self.step
+
+    def output_side(self, side: int, axis: int) -> int:
+        """Rows, or columns, of the output for those of the map."""
+        reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
+        return (side + 2 * int(self.padding[axis]) - reach - 1) // self.stride[axis] + 1
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         if not self.is_packable(feature_map):
             return ACTIVATIONS[self.activation](super().forward(feature_map))
         if self.packed is None or self.packed_for != feature_map.shape[2:]:
             self.pack(feature_map.shape)
+        height, width = (self.output_side(side, axis) for axis, side in enumerate(feature_map.shape[2:]))
+        if self.step > 1:
+            rows, columns = (slice(self.first_of(pad), None, self.step) for pad in self.padding)
+            feature_map = feature_map[..., rows, columns]
         output = torch.ops.mkldnn._convolution_pointwise.default(
             feature_map, self.packed, self.bias, *self.geometry, self.fused, [], "none"
         )
-        return output if self.fused == self.activation else ACTIVATIONS[self.activation](output)
+        output = output if self.fused == self.activation else ACTIVATIONS[self.activation](output)
+        return output[..., :height, :width]  # padded by whole steps, the map may give a row or a column too many
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies whole tiles of bfloat16."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities.get("amx_bf16", False)
+
+
+def common_step(conv: nn.Conv2d) -> int:
+    """The most by which stride and dilation can be divided: a convolution reads no rows and columns between such steps.
+
+    Dilated convolutions of bfloat16 take several times as long on tiles as others with as many products.
+    """
+    return math.gcd(*conv.stride, *conv.dilation)
 
 
 def pack(module: nn.Module, name: str, activation: str = "none") -> None:
