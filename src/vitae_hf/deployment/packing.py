@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..layers_vitae import ViTAEConvLayer, ViTAEFamilyCell, ViTAEMLP, ViTAEPyramidReduction, is_untouched
+from ..training.merging import merged_weight
 from .folding import FoldedBatchNorm, is_plain
 
 
@@ -104,8 +105,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         has_tiles = self.weight.dtype == torch.bfloat16 and has_amx()
         narrowest = min(self.in_channels, self.out_channels) // self.groups
         merged = math.gcd(self.groups, max(1, AMX_TILE // narrowest if has_tiles else 1))
-        blocks = self.weight.unflatten(0, (-1, merged, self.out_channels // self.groups)).movedim(1, -1)
-        weight = torch.diag_embed(blocks, dim1=1, dim2=3).flatten(0, 2).flatten(1, 2)  # zeros between merged groups
+        weight = merged_weight(self.weight, self.groups, merged)
         self.step: int = common_step(self) if has_tiles else 1
         stride, dilation = ([side // self.step for side in sides] for sides in (self.stride, self.dilation))
         padding = [-(-int(pad) // self.step) for pad in self.padding]
