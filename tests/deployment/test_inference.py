@@ -143,7 +143,7 @@ def test_a_convolution_over_every_so_many_rows_computes_the_same(size, kernel_si
     feature_map = torch.randn(2, 4, *size).bfloat16().contiguous(memory_format=torch.channels_last)
     expected = nn.functional.gelu(conv(feature_map).float())
     torch.testing.assert_close(packed(feature_map).float(), expected, rtol=0.02, atol=0.02)
-    assert packed.packed is not None and packed.step == math.gcd(stride, dilation)
+    assert packed.packed is not None and packed.read[-1].step == math.gcd(stride, dilation)
 
 
 def test_compiled_it_computes_the_same():

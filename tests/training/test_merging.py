@@ -69,7 +69,6 @@ def train(config, folder, **arguments) -> dict[str, torch.Tensor]:
         "use_cpu": True,
         "save_strategy": "no",
         "remove_unused_columns": False,
-        "output_dir": folder,
     }
     trainer = ViTAETrainer(model, ViTAETrainingArguments(folder, **shared, **arguments), train_dataset=data)
     trainer.train()

@@ -106,56 +106,41 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         narrowest = min(self.in_channels, self.out_channels) // self.groups
         merged = math.gcd(self.groups, max(1, AMX_TILE // narrowest if has_tiles else 1))
         weight = merged_weight(self.weight, self.groups, merged)
-        self.step: int = common_step(self) if has_tiles else 1
-        stride, dilation = ([side // self.step for side in sides] for sides in (self.stride, self.dilation))
-        padding = [-(-int(pad) // self.step) for pad in self.padding]
-        self.geometry: tuple[Any, ...] = padding, stride, dilation, self.groups // merged
+        step = math.gcd(*self.stride, *self.dilation) if has_tiles else 1
+        pads = [int(pad) for pad in self.padding]
+        reaches = [gap * (side - 1) for gap, side in zip(self.dilation, self.kernel_size)]
+        sides = [side + 2 * pad - reach - 1 for side, pad, reach in zip(size[2:], pads, reaches)]
+        self.read: tuple[Any, ...] = (..., *(slice(-pad % step, None, step) for pad in pads))  # of the map
+        # Padded by whole steps, the map may give a row or a column too many.
+        self.written: tuple[Any, ...] = (..., *(slice(side // stride + 1) for side, stride in zip(sides, self.stride)))
+        self.geometry: tuple[Any, ...] = (
+            [-(-pad // step) for pad in pads],
+            [stride // step for stride in self.stride],
+            [gap // step for gap in self.dilation],
+            self.groups // merged,
+        )
         is_one_pass_faster = self.groups == 1 or merged > 1
         self.fused: str = self.activation if is_one_pass_faster else "none"
-        shape = (
-            *size[:2],
-            *(len(range(self.first_of(pad), side, self.step)) for pad, side in zip(self.padding, size[2:])),
-        )
-        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, shape)
+        read = torch.empty(size, device="meta")[self.read].shape
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, read)
         self.packed_for: torch.Size = size[2:]
-
-    def first_of(self, pad: int) -> int:
-        """The first row, or column, that the convolution reads if it starts with `pad` rows of zeros."""
-        return -int(pad) % self.step
-
-    def output_side(self, side: int, axis: int) -> int:
-        """Rows, or columns, of the output for those of the map."""
-        reach = self.dilation[axis] * (self.kernel_size[axis] - 1)
-        return (side + 2 * int(self.padding[axis]) - reach - 1) // self.stride[axis] + 1
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         if not self.is_packable(feature_map):
             return ACTIVATIONS[self.activation](super().forward(feature_map))
         if self.packed is None or self.packed_for != feature_map.shape[2:]:
             self.pack(feature_map.shape)
-        height, width = (self.output_side(side, axis) for axis, side in enumerate(feature_map.shape[2:]))
-        if self.step > 1:
-            rows, columns = (slice(self.first_of(pad), None, self.step) for pad in self.padding)
-            feature_map = feature_map[..., rows, columns]
         output = torch.ops.mkldnn._convolution_pointwise.default(
-            feature_map, self.packed, self.bias, *self.geometry, self.fused, [], "none"
+            feature_map[self.read], self.packed, self.bias, *self.geometry, self.fused, [], "none"
         )
         output = output if self.fused == self.activation else ACTIVATIONS[self.activation](output)
-        return output[..., :height, :width]  # padded by whole steps, the map may give a row or a column too many
+        return output[self.written]
 
 
 def has_amx() -> bool:
     """Whether the processor multiplies whole tiles of bfloat16."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return capabilities.get("amx_bf16", False)
-
-
-def common_step(conv: nn.Conv2d) -> int:
-    """The most by which stride and dilation can be divided: a convolution reads no rows and columns between such steps.
-
-    Dilated convolutions of bfloat16 take several times as long on tiles as others with as many products.
-    """
-    return math.gcd(*conv.stride, *conv.dilation)
 
 
 def pack(module: nn.Module, name: str, activation: str = "none") -> None:

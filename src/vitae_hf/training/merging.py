@@ -59,8 +59,10 @@ class MergedConv2d(nn.Conv2d):
 
     def convolve(self, feature_map: torch.Tensor, merged: int) -> torch.Tensor:
         weight = self.weight if merged == 1 else merged_weight(self.weight, self.groups, merged)
-        geometry: Any = self.stride, self.padding, self.dilation
-        return nn.functional.conv2d(feature_map, weight, self.bias, *geometry, self.groups // merged)
+        padding: Any = self.padding  # to torch it may also be a word
+        return nn.functional.conv2d(
+            feature_map, weight, self.bias, self.stride, padding, self.dilation, self.groups // merged
+        )
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         if not torch.compiler.is_compiling():
@@ -69,11 +71,11 @@ class MergedConv2d(nn.Conv2d):
 
     def fastest_for(self, feature_map: torch.Tensor) -> int:
         device = feature_map.device
-        precision = (
-            torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else feature_map.dtype
-        )
-        key = (device, precision, feature_map.shape, feature_map.stride(), self.weight.shape)
-        key = (*key, self.stride, self.dilation, self.groups, torch.is_grad_enabled() and self.weight.requires_grad)
+        is_autocast = torch.is_autocast_enabled(device.type)
+        precision = torch.get_autocast_dtype(device.type) if is_autocast else feature_map.dtype
+        is_trained = torch.is_grad_enabled() and self.weight.requires_grad
+        geometry = (self.weight.shape, self.stride, self.padding, self.dilation, self.groups)
+        key = (device, precision, is_trained, feature_map.shape, feature_map.stride(), geometry)
         if key not in fastest:
             seconds = {merged: self.seconds(feature_map, merged) for merged in self.choices}
             fastest[key] = min(seconds, key=lambda merged: seconds[merged])
