@@ -96,11 +96,9 @@ def nearest(folder: str | Path, queries: np.ndarray, top_k: int) -> list[list[Ne
             )
         scores = _normalised(block.embeddings) @ queries.T  # (N, Q)
         for index, own in enumerate(scores.T):
-            rows = np.sort(np.argpartition(-own, top_k - 1)[:top_k]) if top_k < len(own) else range(len(own))
-            found = [
-                Neighbour(block.paths[row].as_py(), block.labels[row].as_py(), float(own[row]))
-                for row in map(int, rows)
-            ]
+            rows = np.argsort(-own, kind="stable")[:top_k]
+            named = zip(block.paths.take(rows).to_pylist(), block.labels.take(rows).to_pylist(), own[rows].tolist())
+            found = [Neighbour(*values) for values in named]
             best[index] = sorted(best[index] + found, key=lambda neighbour: -neighbour.score)[:top_k]
     return best
 
