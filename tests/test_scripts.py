@@ -15,6 +15,7 @@ import datasets
 import measure_export
 import measure_loading
 import measure_step
+import measure_windows
 import numpy as np
 import PIL.Image
 import pytest
@@ -283,6 +284,23 @@ def test_a_step_of_training_is_compared_with_the_plain_networks(tmp_path, monkey
     monkeypatch.setattr(measure_step.reference, "logits", lambda *inputs: 1.01 * plain_logits(*inputs))
     with pytest.raises(RuntimeError, match="the two networks differ in their losses"):
         measure_step.main(words.split())
+
+
+def test_the_time_of_windows_is_told_by_its_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure_windows, "interleave", briefly)
+    tiny = {"hidden_sizes": (32,), "reduction_channels": (32,), "depths": (3,), "num_attention_heads": (2,)}
+    tiny |= {"conv_groups": (8,), "global_attn_indexes": (2,)}
+    networks = {name: {**tiny, **fields} for name, fields in measure_windows.NETWORKS.items()}
+    monkeypatch.setattr(measure_windows, "NETWORKS", networks)
+    words = f"--sizes 64 --dtypes float32 --rounds 1 --output {tmp_path / 'found.json'}"
+    record = measure_windows.main(words.split())
+    assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(record))
+    ((_, found),) = record["networks"].items()
+    parts = {name: set(figures["shares"]) for name, figures in found.items()}
+    assert parts["rotated"] == parts["rotated apart"] == set(measure_windows.PARTS)
+    assert parts["plain"] - parts["plain, blind"] == {"relative positions"}
+    assert parts["rotated"] - parts["plain"] == {"where a window looks", "sampling keys and values"}
+    assert all(sum(figures["shares"].values()) == pytest.approx(1) for figures in found.values())
 
 
 def biased(model: torch.nn.Module) -> torch.nn.Module:
