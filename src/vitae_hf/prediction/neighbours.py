@@ -52,7 +52,7 @@ def load_recorded(record: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     options = {"revision": record["revision"]} if record.get("revision") else {}
     with about(f"{name}, which made the embeddings"):
         model, processor = load_trained(name, *size, headless=True, **options)
-    now = {"weights": fingerprint(model), **{key: getattr(processor, key, None) for key in ("image_mean", "image_std")}}
+    now = {"weights": fingerprint(model), **{key: list(getattr(processor, key)) for key in ("image_mean", "image_std")}}
     if changed := [key for key, value in now.items() if key in record and record[key] != value]:
         raise ValueError(f"{name} is another model now than that of the embeddings: {' and '.join(changed)} differ")
     return prepare_for_inference(model, getattr(torch, record.get("dtype", "float32"))), processor
