@@ -1,6 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The pictures of a folder whose embeddings point in the direction of a given one's, and a sheet that shows them."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from textwrap import fill
@@ -52,7 +53,8 @@ def load_recorded(record: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     options = {"revision": record["revision"]} if record.get("revision") else {}
     with about(f"{name}, which made the embeddings"):
         model, processor = load_trained(name, *size, headless=True, **options)
-    now = {"weights": fingerprint(model), **{key: list(getattr(processor, key)) for key in ("image_mean", "image_std")}}
+    now = {"weights": fingerprint(model), **{key: getattr(processor, key) for key in ("image_mean", "image_std")}}
+    now = json.loads(json.dumps(now))  # in which tuples are lists
     if changed := [key for key, value in now.items() if key in record and record[key] != value]:
         raise ValueError(f"{name} is another model now than that of the embeddings: {' and '.join(changed)} differ")
     return prepare_for_inference(model, getattr(torch, record.get("dtype", "float32"))), processor
