@@ -39,6 +39,7 @@ def write_parts(folder: Path, rows: int, width: int) -> None:
         columns = {
             "path": [f"{number % 1000:03}/{number:08}.jpg" for number in numbers],
             "label": [f"class {number % 1000}" for number in numbers],
+            "error": pa.nulls(len(numbers), pa.string()),
             "embedding": pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width),
         }
         parquet.write_table(pa.table(columns), folder / f"part-{part:05}.parquet", use_dictionary=["label"])

@@ -45,21 +45,24 @@ def write_rows(
     dtype: str = "float16",
     labels: list[str] | None = None,
 ) -> Path:
-    """Parts with these embeddings. A row that has only NaN has an error in the place of an embedding."""
+    """Parts with these embeddings. A row that has only NaN has an error in the place of an embedding.
+
+    Lists have a fixed size unless there are such rows: pyarrow before 26 cannot read fixed sizes then.
+    """
     folder.mkdir(exist_ok=True)
     bad = np.isnan(embeddings).all(1)
-    flat = pa.array(np.where(bad[:, None], 0, embeddings).astype(dtype).reshape(-1))
-    width = embeddings.shape[1]
+    lists = [None if is_bad else row for is_bad, row in zip(bad, embeddings.astype(dtype))]
+    number = pa.from_numpy_dtype(dtype)
     columns = {
         "path": pa.array(paths),
         "label": pa.array(labels or [None] * len(paths), pa.string()),
         "error": pa.array(["cannot read it" if is_bad else None for is_bad in bad], pa.string()),
-        "embedding": pa.FixedSizeListArray.from_arrays(flat, width, mask=pa.array(bad)),
+        "embedding": pa.array(lists, pa.list_(number) if bad.any() else pa.list_(number, embeddings.shape[1])),
     }
     table = pa.table(columns)
     if format == "csv":
-        lists = [None if row is None else json.dumps(row) for row in table["embedding"].to_pylist()]
-        table = table.set_column(3, "embedding", pa.array(lists, pa.string()))
+        texts = [None if row is None else json.dumps(row) for row in table["embedding"].to_pylist()]
+        table = table.set_column(3, "embedding", pa.array(texts, pa.string()))
     for part, start in enumerate(range(0, len(paths), rows_per_part)):
         write = {"csv": csv.write_csv, "parquet": parquet.write_table}[format]
         write(table[start : start + rows_per_part], folder / f"part-{part:05}.{format}")

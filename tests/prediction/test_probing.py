@@ -92,6 +92,14 @@ def test_parts_in_csv_hold_what_parts_in_parquet_hold(tmp_path, dtype):
         assert found == [path for i, path in enumerate(paths) if i not in (3, 40)]
 
 
+def test_a_row_with_an_error_is_left_out_whatever_stands_for_its_embedding(tmp_path):
+    write_rows(tmp_path, ["a.png", "b.png"], np.zeros((2, 4)))
+    table = parquet.read_table(tmp_path / "part-00000.parquet")
+    parquet.write_table(table.set_column(2, "error", pa.array(["damaged", None])), tmp_path / "part-00000.parquet")
+    (block,) = read_blocks(tmp_path)
+    assert block.paths.to_pylist() == ["b.png"] and block.left_out == 1
+
+
 def test_labels_are_read_from_both_kinds_of_file(tmp_path):
     (tmp_path / "labels.csv").write_text(
         '\ufeffnote,path,label\nx,"a, 1.png",01\n,b.png,\n,c.png,2\n', encoding="utf-8"
@@ -165,6 +173,15 @@ def test_a_folder_without_good_embeddings_is_one_sentence(tmp_path, capsys):
     assert "has no part-*.parquet or part-*.csv" in sentence(capsys, *words)
     (rows / "predict.json").write_text("{")
     assert "predict.json is damaged" in sentence(capsys, *words)
+
+
+def test_embeddings_that_differ_in_length_are_one_sentence(tmp_path, capsys):
+    write_clusters(tmp_path)
+    lists = pa.array([[1.0, 2, 3], [1, 2, 3, 4, 5]], pa.list_(pa.float32()))
+    none = pa.array([None, None], pa.string())
+    table = pa.table({"path": ["a/0.png", "b/1.png"], "label": none, "error": none, "embedding": lists})
+    parquet.write_table(table, tmp_path / "part-00000.parquet")
+    assert "part-00000.parquet: it has embeddings of 3, 5 numbers" in sentence(capsys, tmp_path, "--labels", "folders")
 
 
 def test_parts_of_two_models_are_one_sentence(tmp_path, capsys):

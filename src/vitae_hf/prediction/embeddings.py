@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import csv, parquet
+from pyarrow import compute, csv, parquet
 
 from ..failures import about
+from ..messages import listed
 
 
 BLOCK = 16_384
@@ -72,7 +73,7 @@ def read_blocks(folder: str | Path) -> Iterator[Block]:
 
 
 def _read_part(part: Path) -> Iterator[pa.RecordBatch]:
-    columns = ["path", "label", "embedding"]
+    columns = ["path", "label", "error", "embedding"]
     if part.suffix == ".parquet":
         with parquet.ParquetFile(part, memory_map=True) as file:
             _check_columns(columns, file.schema_arrow.names)
@@ -93,14 +94,15 @@ def _check_columns(wanted: list[str], found: list[str]) -> None:
 
 
 def _as_block(batch: pa.RecordBatch) -> Block:
-    has_embedding = batch["embedding"].is_valid()
-    kept = batch.filter(has_embedding)
-    if pa.types.is_string(kept["embedding"].type):
-        embeddings = np.array([json.loads(text) for text in kept["embedding"].to_pylist()], np.float32)
-    else:
-        flat = kept["embedding"].flatten().to_numpy(zero_copy_only=False)
-        embeddings = flat.astype(np.float32).reshape(len(kept), -1)
-    return Block(kept["path"], kept["label"], embeddings, len(batch) - len(kept))
+    kept = batch.filter(compute.and_(batch["embedding"].is_valid(), batch["error"].is_null()))
+    column = kept["embedding"]
+    if pa.types.is_string(column.type):
+        column = pa.array([json.loads(text) for text in column.to_pylist()], pa.list_(pa.float32()))
+    if len(lengths := compute.list_value_length(column).unique()) > 1:
+        raise ValueError(f"it has embeddings of {listed(sorted(lengths.to_pylist()))} numbers")
+    embeddings = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+    width = lengths[0].as_py() if len(lengths) else 0
+    return Block(kept["path"], kept["label"], embeddings.reshape(len(kept), width), len(batch) - len(kept))
 
 
 def _check(embeddings: np.ndarray, width: int) -> None:
