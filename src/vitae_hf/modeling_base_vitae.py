@@ -61,7 +61,7 @@ class ViTAEFamilyClassifierOutput(ImageClassifierOutput):
     """What a classifier returns: the library's `ImageClassifierOutput`, and the features that the scores come from.
 
     As a tuple (`return_dict=False`, an index or a slice) it is the library's, without the features, so that
-    `loss, logits = outputs[:2]` and a tuple of one or two go on meaning what they did.
+    `loss, logits = model(..., return_dict=False)` works as with other classifiers.
 
     Attributes:
         pooler_output (`torch.Tensor` of shape `(B, hidden_size)`):

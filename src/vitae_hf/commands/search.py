@@ -59,8 +59,7 @@ def read_pictures(names: list[str]) -> dict[str, PIL.Image.Image]:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = parse(argv)
     record = read_record(arguments.folder)
-    model, processor = load_recorded(record)
-    model.to(arguments.device)
+    model, processor = load_recorded(record, arguments.device)
     pictures = read_pictures(arguments.pictures)
     found: list[list[Neighbour]] = []
     seconds = 0.0

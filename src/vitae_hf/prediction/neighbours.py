@@ -39,8 +39,8 @@ class Neighbour(NamedTuple):
     score: float
 
 
-def load_recorded(record: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
-    """The model and the image processor that `predict.json` names, as they were used.
+def load_recorded(record: dict[str, Any], device: str = "cpu") -> tuple[PreTrainedModel, Any]:
+    """The model, on a device, and the image processor that `predict.json` names, as they were used.
 
     Raises:
         OSError: they cannot be had.
@@ -57,6 +57,7 @@ def load_recorded(record: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     now = json.loads(json.dumps(now))  # in which tuples are lists
     if changed := [key for key, value in now.items() if key in record and record[key] != value]:
         raise ValueError(f"{name} is another model now than that of the embeddings: {' and '.join(changed)} differ")
+    model.to(device)  # type: ignore[arg-type]  # hidden by the library's decorator
     return prepare_for_inference(model, getattr(torch, record.get("dtype", "float32"))), processor
 
 
