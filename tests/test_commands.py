@@ -239,7 +239,7 @@ def vitae(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_vitae_lists_its_commands_without_torch_and_names_the_nearest_of_a_wrong_one():
-    assert all(f"  {name} " in vitae().stdout for name in COMMANDS) and len(COMMANDS) == 11
+    assert all(f"  {name} " in vitae().stdout for name in COMMANDS) and len(COMMANDS) == 13
     assert vitae("--version").stdout.strip() == vitae_hf.__version__
     wrong = vitae("trian")
     assert wrong.returncode == 2 and wrong.stderr == "error: there is no command 'trian'; did you mean 'train'?\n"
@@ -255,11 +255,12 @@ def test_help_shows_what_a_command_is_for_with_its_lines_as_they_are(capsys, com
     assert module.__doc__ in capsys.readouterr().out
 
 
-def test_a_missing_extra_is_one_sentence_with_what_mends_it(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['datasets'] = None\n")
-    done = run("evaluate", "--help", PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+@pytest.mark.parametrize(("command", "package"), [("evaluate", "datasets"), ("probe", "sklearn")])
+def test_a_missing_extra_is_one_sentence_with_what_mends_it(tmp_path, command, package):
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
+    done = run(command, "--help", PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    expected = 'error: `vitae evaluate` needs datasets, which is not installed: pip install "vitae-hf[train]"'
+    expected = f'error: `vitae {command}` needs {package}, which is not installed: pip install "vitae-hf[train]"'
     assert done.stderr.splitlines()[-1] == expected
 
 

@@ -13,6 +13,7 @@ import compare_fashion_mnist
 import compare_mae
 import datasets
 import measure_export
+import measure_features
 import measure_loading
 import measure_step
 import measure_windows
@@ -267,6 +268,13 @@ def test_the_speed_of_loading_counts_the_batches_after_the_first(fashion, tmp_pa
     words = f"--workers {workers} --image_size 32 --batch_size 8 --seconds 5 --output {tmp_path / 'found.json'}"
     record = measure_loading.main(["--dataset", str(fashion[0]), *words.split()])
     assert record["images_per_s_by_workers"] == {workers: round(4 * 8 / 6, 1)}
+    assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(record))
+
+
+def test_a_search_and_a_probe_of_random_features_are_timed(tmp_path):
+    words = f"--rows 3000 --probe_rows 200 --width 16 --pictures 1 2 --output {tmp_path / 'found.json'}"
+    record = measure_features.main(words.split())
+    assert set(record["search"]["seconds"]) == {1, 2} and 10 < record["probe"]["top1_percent"] < 100
     assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(record))
 
 
