@@ -12,7 +12,7 @@ from itertools import groupby, islice
 from ..data.shards import count_rows
 from .listing import Listing, Shard, image_column, rows_of_parquet, rows_of_tar, why_unreadable
 from .parts import Parts
-from .reading import Item, slices
+from .reading import Item
 
 
 def part_name(unit: int, number: int = 0) -> str:
@@ -42,15 +42,27 @@ class Dealing:
         self.done = 0
 
     def __iter__(self) -> Iterator[tuple[str, Iterator[Item]]]:
-        units = 0
-        for is_shard, entries in groupby(self.listing, key=lambda entry: isinstance(entry, Shard)):
-            for unit, found in enumerate(entries if is_shard else slices(entries, self.parts.rows), units):
-                if isinstance(found, list):
-                    yield from self.of_pictures(unit, found)
-                else:
-                    yield from self.of_tar(unit, found) if found.is_tar else self.of_parquet(unit, found)
-                units = unit + 1
-        self.see_none_beyond(part_name(units))
+        unit = -1
+        for unit, found in enumerate(self.units()):
+            if isinstance(found, list):
+                yield from self.of_pictures(unit, found)
+            else:
+                yield from self.of_tar(unit, found) if found.is_tar else self.of_parquet(unit, found)
+        self.see_none_beyond(part_name(unit + 1))
+
+    def units(self) -> Iterator[Shard | list[Item]]:
+        """Each shard, and the pictures between two shards in lists of a part's size."""
+        items: list[Item] = []
+        for entry in self.listing:
+            if isinstance(entry, Item):
+                items.append(entry)
+            if items and (isinstance(entry, Shard) or len(items) == self.parts.rows):
+                yield items
+                items = []
+            if isinstance(entry, Shard):
+                yield entry
+        if items:
+            yield items
 
     def see_none_beyond(self, name: str) -> None:
         beyond = [path.stem for path in self.parts.folder.glob("part-*") if path.stem >= name]

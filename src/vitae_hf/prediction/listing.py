@@ -90,9 +90,8 @@ class Listing:
             name: put before the names in the folder.
         """
         if not path.is_dir():
-            yield (
-                Item(str(path), str(path)) if kind_of(path) not in (".parquet", ".tar") else Shard(str(path), str(path))
-            )
+            kind = Shard if kind_of(path) in (".parquet", ".tar") else Item
+            yield kind(str(path), str(path))
             return
         apart = None if self.apart is None else self.apart.absolute()
         for file, problem in files_below(path):

@@ -24,7 +24,7 @@ PART_ROWS = 2048
 """Pictures in a part: few enough that a part fits into memory and is lost in seconds on a GPU, and so many that files
 are neither small nor too many."""
 SETTINGS = "predict.json"
-NOT_COMPARED = ("version", "batch_size")
+WAY_OUT = "choose another folder, or begin anew by --overwrite"
 
 
 class Parts:
@@ -53,9 +53,7 @@ class Parts:
         columns |= {"score": pyarrow.float32(), "labels": pyarrow.list_(pyarrow.string())}
         columns |= {"scores": pyarrow.list_(pyarrow.float32()), "error": pyarrow.string()}
         if width is not None:
-            columns["embedding"] = pyarrow.list_(
-                {"float16": pyarrow.float16(), "float32": pyarrow.float32()}[dtype], width
-            )
+            columns["embedding"] = pyarrow.list_(pyarrow.from_numpy_dtype(dtype), width)
         self.schema = pyarrow.schema(list(columns.items()))
 
     def begin(self, settings: dict[str, Any], overwrite: bool = False) -> None:
@@ -84,16 +82,17 @@ class Parts:
             self.write_whole(SETTINGS, json.dumps(settings, indent=1).encode() + b"\n")
 
     def compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        is_same_model = before.get("weights") == now.get("weights")
+        ignored = ("version", "model", "revision", "weights") if is_same_model else ("version", "weights")
         changed = [
-            f"{name} was {printable(before.get(name))} and is {printable(now[name])}"
-            for name in now
-            if name not in NOT_COMPARED and before.get(name) != now[name]
+            f"{name} was {printable(before.get(name))} and is {printable(value)}"
+            for name, value in now.items()
+            if name not in ignored and before.get(name) != value
         ]
+        if not is_same_model and before.get("model") == now.get("model"):
+            changed.append("the weights of the model have changed")
         if changed:
-            raise ValueError(
-                f"{self.folder} is of another run: {'; '.join(changed)}; choose another folder, or begin anew by"
-                " --overwrite"
-            )
+            raise ValueError(f"{self.folder} is of another run: {'; '.join(changed)}; {WAY_OUT}")
 
     def path(self, name: str) -> Path:
         return self.folder / f"{name}.{self.format}"
@@ -126,9 +125,7 @@ class Parts:
         return found is not None
 
     def has_changed(self, name: str, what: str) -> str:
-        return (
-            f"the source has changed: {self.path(name)} has {what}; choose another folder, or begin anew by --overwrite"
-        )
+        return f"the source has changed: {self.path(name)} has {what}; {WAY_OUT}"
 
     def write(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Write a part, whole or not at all."""
@@ -153,10 +150,8 @@ class Parts:
         writer = csv.DictWriter(text, self.schema.names, lineterminator="\n")
         writer.writeheader()
         for row in rows:
-            row = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
-            writer.writerow(
-                {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
-            )
+            plain = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in row.items()}
+            writer.writerow({name: json.dumps(v) if isinstance(v, list) else v for name, v in plain.items()})
         return text.getvalue().encode()
 
     def write_whole(self, name: str, content: bytes) -> None:

@@ -64,10 +64,10 @@ def predict(
             classifier always give it, by default in float32.
 
     Yields:
-        `path` (where the picture has none, `picture 0` and so on), `label`, `score`, `labels`, `scores` (the best first;
-        all four are `None` without a classifier), `error` (`None`, or why there is nothing else) and, when asked for,
-        `embedding` `(C,)`. Scores are probabilities: of one label or, if the model's `problem_type` is multi-label, of
-        each by itself.
+        `path` (where the picture has none, `picture 0` and so on), `label`, `score`, `labels`, `scores` (the best
+        first; all four are `None` without a classifier), `error` (`None`, or why there is nothing else) and, when asked
+        for, `embedding` `(C,)`. Scores are probabilities: of one label or, if the model's `problem_type` is
+        multi-label, of each by itself.
 
     Raises:
         ValueError: `embeddings` is neither of the two, `top_k` is below 1, or the processor does not resize.
@@ -159,10 +159,8 @@ class Predictor:
         processor = self.processor
         factor = processor.rescale_factor if processor.do_rescale else 1.0
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
-        mean, std = (
-            torch.as_tensor(values, device=pixel_values.device).view(-1, 1, 1) / factor for values in (mean, std)
-        )
-        return (pixel_values.float() - mean) / std
+        mean, std = (torch.as_tensor(values, device=pixel_values.device) / factor for values in (mean, std))
+        return (pixel_values.float() - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Logits, if there is a classifier, and features: what a classifier reads or would read."""
@@ -181,7 +179,7 @@ class Predictor:
         """The rows of a batch. Scores or features that are not finite are an error of the picture's row."""
         columns = [output.cpu().numpy() for output in outputs]
         embeddings = columns.pop() if self.embeddings and columns else None
-        scores, numbers = columns or (None, None)
+        scores, numbers = columns or (None, np.empty(0))
         rows = []
         for index, (name, error) in enumerate(zip(batch.names, batch.errors)):
             row: dict[str, Any] = dict.fromkeys(("path", "label", "score", "labels", "scores", "error"))
