@@ -49,7 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--embeddings", choices=["float16", "float32"], help="add what the classifier reads")
     parser.add_argument("--image_size", type=int, nargs="+", help="side, or height and width, in pixels")
     parser.add_argument("--crop_pct", type=float, help="share of the resized side that the centre crop keeps")
-    parser.add_argument("--batch_size", type=int, default=64, help="default: 64")
+    parser.add_argument("--batch_size", type=int, help="default: 32 on a CPU, 128 on a GPU")
     parser.add_argument("--num_workers", type=int, help="processes that read pictures; default: by the cores")
     parser.add_argument(
         "--dtype",
@@ -65,7 +65,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if arguments.image_size and len(arguments.image_size) > 2:
         parser.error("--image_size takes a side, or height and width")
     for name in ("top_k", "batch_size", "rows_per_part"):
-        if getattr(arguments, name) < 1:
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     if arguments.num_workers is not None and arguments.num_workers < 0:
         parser.error(f"--num_workers must be at least 0, got {arguments.num_workers}")
@@ -134,7 +134,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     listing = Listing(arguments.sources, arguments.output)
     run = Run(predictor, Dealing(listing, parts, arguments.rank, arguments.world_size), parts)
     workers = usable_cores() if arguments.num_workers is None else arguments.num_workers
-    figures = run(arguments.batch_size, workers, arguments.draft)
+    is_cpu = model.device.type == "cpu"
+    batch_size = arguments.batch_size or (32 if is_cpu else 128)
+    figures = run(batch_size, workers, usable_cores() if is_cpu else 2, arguments.draft)
     if listing.num_left_out:
         logger.warning("left out %d files that are no pictures: %s", listing.num_left_out, listed(listing.left_out))
     if run.errors == run.pictures > 0 and arguments.world_size == 1:
@@ -144,6 +146,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "output": str(arguments.output),
         **figures,
         "dtype": arguments.dtype,
-        "batch_size": arguments.batch_size,
+        "batch_size": batch_size,
         **environment(arguments.device),
     }

@@ -18,6 +18,7 @@ import pyarrow.parquet
 
 from ..failures import about
 from ..messages import printable
+from ..model_folders import read_json
 
 
 PART_ROWS = 2048
@@ -74,12 +75,13 @@ class Parts:
                 part.unlink()
             path.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(settings, indent=1)
         if path.exists():
-            self.compare(json.loads(path.read_text()), settings)
+            self.compare(read_json(path), json.loads(content))
         elif found := [other.name for other in self.folder.glob("part-*")]:
             raise ValueError(f"{self.folder} holds {found[0]} and no {SETTINGS}: choose another folder")
         else:
-            self.write_whole(SETTINGS, json.dumps(settings, indent=1).encode() + b"\n")
+            self.write_whole(SETTINGS, content.encode() + b"\n")
 
     def compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         is_same_model = before.get("weights") == now.get("weights")

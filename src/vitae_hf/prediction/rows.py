@@ -3,8 +3,12 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +28,8 @@ class Seconds:
     Attributes:
         waiting: for pictures, of the process that runs the model.
         reading, decoding: of all workers together.
-        model: with what makes rows of its outputs.
-        writing: of the rows.
+        model: of all threads that run it together.
+        writing: as long as the next part waited for it.
     """
 
     waiting: float = 0.0
@@ -36,7 +40,9 @@ class Seconds:
 
 
 def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use, if those that torchrun started beside it on this machine use as many."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def predict(
@@ -104,6 +110,7 @@ class Predictor:
             raise ValueError(f"`top_k` must be at least 1, got {self.top_k}")
         if self.model.training:
             self.model.eval()
+        self.is_warm = False  # layers pack their weights in the first batch, which must be alone then
         self.labels = list(label_names(self.model.config).values()) if self.has_classifier else []
         if not self.has_classifier:
             self.embeddings = self.embeddings or "float32"
@@ -117,42 +124,62 @@ class Predictor:
         """Numbers in an embedding, if rows have one."""
         return self.model.config.hidden_size if self.embeddings else None
 
-    def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, list[dict[str, Any]]]]:
-        """Each batch with its rows. The next batch is on its way through the model while rows are made of one."""
-        under_way: tuple[Batch, tuple[torch.Tensor, ...]] | None = None
+    def run(self, batches: Iterator[Batch], runners: int = 0) -> Iterator[tuple[Batch, list[dict[str, Any]]]]:
+        """Each batch with its rows, in order.
+
+        Args:
+            batches: to be taken as they are needed.
+            runners: how many batches go through the model at a time, each in a thread of its own, which on a CPU is
+                then all that computes it; 0: one, in this thread.
+        """
+        is_cpu = self.model.device.type == "cpu"
+        one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)} if is_cpu else {}
+        with ThreadPoolExecutor(runners, **one_thread) if runners else nullcontext() as pool:
+            under_way: deque[tuple[Batch, Callable[[], list[np.ndarray]]]] = deque()
+            for batch in self.arriving(batches):
+                if pool is None:
+                    under_way.append((batch, partial(self.compute, batch.pixel_values)))
+                else:
+                    under_way.append((batch, pool.submit(self.compute, batch.pixel_values).result))
+                if not self.is_warm or len(under_way) > runners:
+                    yield self.finish(*under_way.popleft())
+            while under_way:
+                yield self.finish(*under_way.popleft())
+
+    def arriving(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
-            arrived = time.perf_counter()
-            self.seconds.waiting += arrived - started
-            computed = None if batch is None else (batch, self.compute(batch.pixel_values))
-            finished = None if under_way is None else (under_way[0], self.rows_of(*under_way))
-            self.seconds.model += time.perf_counter() - arrived
-            if batch is not None:
-                self.seconds.reading += batch.reading_s
-                self.seconds.decoding += batch.decoding_s
-            if finished is not None:
-                yield finished
+            self.seconds.waiting += time.perf_counter() - started
             if batch is None:
                 return
-            under_way = computed
+            self.seconds.reading += batch.reading_s
+            self.seconds.decoding += batch.decoding_s
+            yield batch
+
+    def finish(self, batch: Batch, result: Callable[[], list[np.ndarray]]) -> tuple[Batch, list[dict[str, Any]]]:
+        outputs = result()
+        self.is_warm |= bool(outputs)
+        return batch, self.rows_of(batch, outputs)
 
     @torch.inference_mode()
-    def compute(self, pixel_values: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+    def compute(self, pixel_values: torch.Tensor | None) -> list[np.ndarray]:
         """Scores `(B, top_k)`, numbers of labels `(B, top_k)` and features `(B, C)`, as far as they are wanted."""
         if pixel_values is None:
-            return ()
+            return []
+        started = time.perf_counter()
         pixel_values = self.normalise(pixel_values.to(self.model.device, non_blocking=True)).to(self.model.dtype)
         logits, features = self.forward(pixel_values)
-        outputs: tuple[torch.Tensor, ...] = ()
+        outputs: list[torch.Tensor] = []
         if logits is not None:
             is_multi_label = self.model.config.problem_type == "multi_label_classification" or logits.shape[1] == 1
-            logits = logits.float()
-            scores = logits.sigmoid() if is_multi_label else logits.softmax(1)
-            outputs += tuple(scores.topk(min(self.top_k, scores.shape[1])))
+            scores = logits.float().sigmoid() if is_multi_label else logits.float().softmax(1)
+            outputs += scores.topk(min(self.top_k, scores.shape[1]))
         if self.embeddings:
-            outputs += (features.to(getattr(torch, self.embeddings)),)
-        return outputs
+            outputs.append(features.to(getattr(torch, self.embeddings)))
+        found = [output.cpu().numpy() for output in outputs]
+        self.seconds.model += time.perf_counter() - started
+        return found
 
     def normalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the processor would have done: rescaled and normalised, in float32."""
@@ -175,9 +202,9 @@ class Predictor:
             features = grid_tokens(outputs.last_hidden_state, has_class_token).mean(1)
         return (model.classifier(features) if self.has_classifier else None), features
 
-    def rows_of(self, batch: Batch, outputs: tuple[torch.Tensor, ...]) -> list[dict[str, Any]]:
+    def rows_of(self, batch: Batch, outputs: list[np.ndarray]) -> list[dict[str, Any]]:
         """The rows of a batch. Scores or features that are not finite are an error of the picture's row."""
-        columns = [output.cpu().numpy() for output in outputs]
+        columns = list(outputs)
         embeddings = columns.pop() if self.embeddings and columns else None
         scores, numbers = columns or (None, np.empty(0))
         rows = []

@@ -36,8 +36,13 @@ class Run:
         self.pictures = self.errors = self.num_parts = 0
         self.first_error: str | None = None
 
-    def __call__(self, batch_size: int, num_workers: int, draft: bool = False) -> dict[str, Any]:
+    def __call__(self, batch_size: int, num_workers: int, runners: int = 1, draft: bool = False) -> dict[str, Any]:
         """Make them all; parts are written while the next ones are computed.
+
+        Args:
+            batch_size, num_workers: see [`predict`].
+            runners: see [`Predictor.run`].
+            draft: see [`PictureReader`].
 
         Returns:
             Figures of the run, for a JSON record.
@@ -50,7 +55,7 @@ class Run:
         progress = tqdm(desc="prediction", unit=" pictures", disable=self.dealing.rank != 0)
         with progress, ThreadPoolExecutor(1) as writer:
             count_ahead(self.dealing, progress)
-            for batch, found in self.predictor.run(batches):
+            for batch, found in self.predictor.run(batches, runners):
                 rows += found
                 self.count(found, progress)
                 if batch.is_last:
@@ -58,7 +63,7 @@ class Run:
                     writing, rows = writer.submit(self.parts.write, batch.part, rows), []
                     self.num_parts += 1
             self.wait_for(writing)
-        return self.figures(time.perf_counter() - started, num_workers)
+        return self.figures(time.perf_counter() - started, num_workers, runners)
 
     def count(self, rows: list[dict[str, Any]], progress: tqdm) -> None:
         errors = [row["error"] for row in rows if row["error"] is not None]
@@ -76,10 +81,11 @@ class Run:
             writing.result()
         self.predictor.seconds.writing += time.perf_counter() - started
 
-    def figures(self, seconds: float, num_workers: int) -> dict[str, Any]:
+    def figures(self, seconds: float, num_workers: int, runners: int) -> dict[str, Any]:
         where = self.predictor.seconds
         of_workers = "reading" if where.reading > where.decoding else "decoding"
-        shares = {of_workers: where.waiting, "model": where.model, "writing": where.writing}
+        busy = (where.reading + where.decoding) / max(1, num_workers)
+        busy_by = {of_workers: busy, "model": where.model / max(1, runners), "writing": where.writing}
         return {
             "pictures": self.pictures,
             "errors": self.errors,
@@ -88,8 +94,9 @@ class Run:
             "parts": self.num_parts,
             "images_per_s": round(self.pictures / seconds, 1),
             "seconds": {name: round(value, 2) for name, value in {"total": seconds, **asdict(where)}.items()},
-            "limit": max(shares, key=lambda name: shares[name]),
+            "limit": max(busy_by, key=lambda name: busy_by[name]),
             "num_workers": num_workers,
+            "runners": runners,
         }
 
 
