@@ -21,6 +21,10 @@ from ..modeling_vitae import ViTAEForPreTraining
 from .reading import Batch, as_item, chunks, read
 
 
+Outputs = tuple[list[np.ndarray], float]
+"""Scores `(B, top_k)`, numbers of labels `(B, top_k)` and features `(B, C)`, as far as they are wanted; and seconds."""
+
+
 @dataclass
 class Seconds:
     """Where the time of a run went.
@@ -132,10 +136,9 @@ class Predictor:
             runners: how many batches go through the model at a time, each in a thread of its own, which on a CPU is
                 then all that computes it; 0: one, in this thread.
         """
-        is_cpu = self.model.device.type == "cpu"
-        one_thread = {"initializer": torch.set_num_threads, "initargs": (1,)} if is_cpu else {}
-        with ThreadPoolExecutor(runners, **one_thread) if runners else nullcontext() as pool:
-            under_way: deque[tuple[Batch, Callable[[], list[np.ndarray]]]] = deque()
+        alone = partial(torch.set_num_threads, 1) if self.model.device.type == "cpu" else None
+        with ThreadPoolExecutor(runners, initializer=alone) if runners else nullcontext() as pool:
+            under_way: deque[tuple[Batch, Callable[[], Outputs]]] = deque()
             for batch in self.arriving(batches):
                 if pool is None:
                     under_way.append((batch, partial(self.compute, batch.pixel_values)))
@@ -157,16 +160,17 @@ class Predictor:
             self.seconds.decoding += batch.decoding_s
             yield batch
 
-    def finish(self, batch: Batch, result: Callable[[], list[np.ndarray]]) -> tuple[Batch, list[dict[str, Any]]]:
-        outputs = result()
+    def finish(self, batch: Batch, result: Callable[[], Outputs]) -> tuple[Batch, list[dict[str, Any]]]:
+        outputs, seconds = result()
+        self.seconds.model += seconds
         self.is_warm |= bool(outputs)
         return batch, self.rows_of(batch, outputs)
 
     @torch.inference_mode()
-    def compute(self, pixel_values: torch.Tensor | None) -> list[np.ndarray]:
-        """Scores `(B, top_k)`, numbers of labels `(B, top_k)` and features `(B, C)`, as far as they are wanted."""
+    def compute(self, pixel_values: torch.Tensor | None) -> Outputs:
+        """What the model makes of pixels, as far as it is wanted, and the seconds that it takes."""
         if pixel_values is None:
-            return []
+            return [], 0.0
         started = time.perf_counter()
         pixel_values = self.normalise(pixel_values.to(self.model.device, non_blocking=True)).to(self.model.dtype)
         logits, features = self.forward(pixel_values)
@@ -178,8 +182,7 @@ class Predictor:
         if self.embeddings:
             outputs.append(features.to(getattr(torch, self.embeddings)))
         found = [output.cpu().numpy() for output in outputs]
-        self.seconds.model += time.perf_counter() - started
-        return found
+        return found, time.perf_counter() - started
 
     def normalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the processor would have done: rescaled and normalised, in float32."""

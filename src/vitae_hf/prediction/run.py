@@ -94,7 +94,7 @@ class Run:
             "parts": self.num_parts,
             "images_per_s": round(self.pictures / seconds, 1),
             "seconds": {name: round(value, 2) for name, value in {"total": seconds, **asdict(where)}.items()},
-            "limit": max(busy_by, key=lambda name: busy_by[name]),
+            "limit": max(busy_by, key=lambda name: busy_by[name]) if self.pictures else None,
             "num_workers": num_workers,
             "runners": runners,
         }
