@@ -51,6 +51,8 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
     """Base class of the configurations. [`ViTAEConfig`] and [`ViTAEv2Config`] describe the fields."""
 
     attribute_map: ClassVar[dict[str, str]] = {"num_hidden_layers": "num_stages"}
+    # Trainer hands everything else that a model returns to `compute_metrics`, and would keep the features of a split.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["pooler_output"]
     per_stage_fields: ClassVar[tuple[str, ...]] = (
         "strides",
         "reduction_kernel_sizes",

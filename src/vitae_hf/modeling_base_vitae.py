@@ -7,13 +7,14 @@ The shape key is in `layers_vitae.py`.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import PreTrainedModel, load_state_dict
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -53,6 +54,25 @@ def own_class(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.__class__ = current_class
+
+
+@dataclass
+class ViTAEFamilyClassifierOutput(ImageClassifierOutput):
+    """What a classifier returns: the library's `ImageClassifierOutput`, and the features that the scores come from.
+
+    As a tuple (`return_dict=False`, an index or a slice) it is the library's, without the features, so that
+    `loss, logits = outputs[:2]` and a tuple of one or two go on meaning what they did.
+
+    Attributes:
+        pooler_output (`torch.Tensor` of shape `(B, hidden_size)`):
+            What the linear classifier reads, as it reads it: no dropout and no other layer lies between the two. It is
+            the `pooler_output` of the headless model.
+    """
+
+    pooler_output: torch.Tensor | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value for name, value in self.items() if name != "pooler_output")
 
 
 class ViTAEFamilyPreTrainedModel(PreTrainedModel):
