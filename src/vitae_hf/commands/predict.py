@@ -11,7 +11,6 @@ same command goes on after whatever has stopped it. Under torchrun, processes sh
 """
 
 import argparse
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from .. import __version__
 from ..deployment.inference import prepare_for_inference
 from ..environment import environment
 from ..failures import about, device
-from ..loading import load_trained
+from ..loading import fingerprint, load_trained
 from ..messages import listed
 from ..prediction.dealing import Dealing
 from ..prediction.listing import Listing
@@ -87,15 +86,6 @@ def default_dtype(device: str) -> str:
     return "bfloat16" if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else "float32"
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """SHA-256 of all weights with their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def settings_of(arguments: argparse.Namespace, model: PreTrainedModel, predictor: Predictor) -> dict[str, Any]:
     """What decides about the rows; a run only goes on with one of the same settings."""
     processor = predictor.processor
@@ -121,6 +111,8 @@ def settings_of(arguments: argparse.Namespace, model: PreTrainedModel, predictor
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = parse(argv)
     arguments.dtype = arguments.dtype or default_dtype(arguments.device)
+    listing = Listing(arguments.sources, arguments.output)
+    listing.check()
     options = {"revision": arguments.revision} if arguments.revision else {}
     with about(arguments.model):
         size = arguments.image_size, arguments.crop_pct
@@ -131,7 +123,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parts.begin(settings_of(arguments, model, predictor), arguments.overwrite)
     model.to(arguments.device)
     prepare_for_inference(model, getattr(torch, arguments.dtype))
-    listing = Listing(arguments.sources, arguments.output)
     run = Run(predictor, Dealing(listing, parts, arguments.rank, arguments.world_size), parts)
     workers = usable_cores() if arguments.num_workers is None else arguments.num_workers
     is_cpu = model.device.type == "cpu"

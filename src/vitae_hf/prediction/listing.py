@@ -19,7 +19,7 @@ from ..data.folders import files_below, kind_of
 from ..data.shards import count_rows, open_file, read_parquet, tar_samples
 from ..data.sources import find_data_files
 from ..failures import first_line
-from ..messages import listed, printable
+from ..messages import listed
 from .reading import PASSING, Item
 
 
@@ -54,7 +54,7 @@ class Listing:
         left_out: the names of the first of them.
 
     Raises:
-        ValueError: while iterating: a source is none of these, or holds nothing.
+        ValueError: while iterating: a source is none of these.
     """
 
     def __init__(self, sources: list[str], apart: Path | None = None):
@@ -66,11 +66,17 @@ class Listing:
     def __iter__(self) -> Iterator[Item | Shard]:
         self.num_left_out, self.left_out = 0, []
         for source in self.sources:
-            found = self.of_source(source)
-            first = next(found, None)
-            if first is None:
+            yield from self.of_source(source)
+
+    def check(self) -> None:
+        """See that there is something in every source.
+
+        Raises:
+            ValueError: a source is none, or holds nothing.
+        """
+        for source in self.sources:
+            if next(self.of_source(source), None) is None:
                 raise ValueError(f"{source} holds no pictures and no parquet or tar files")
-            yield from chain([first], found)
 
     def of_source(self, source: str) -> Iterator[Item | Shard]:
         if os.path.lexists(source):
@@ -91,13 +97,13 @@ class Listing:
         """
         if not path.is_dir():
             kind = Shard if kind_of(path) in (".parquet", ".tar") else Item
-            yield kind(str(path), str(path))
+            yield kind(as_text(str(path)), str(path))
             return
         apart = None if self.apart is None else self.apart.absolute()
         for file, problem in files_below(path):
             if apart is not None and apart in file.absolute().parents:
                 continue
-            found = printable(os.path.join(name, file.relative_to(path)), 4096)
+            found = as_text(os.path.join(name, file.relative_to(path)))
             if problem is not None:
                 why = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
                 yield Item(found, None, f"cannot read {found}: {why}")
@@ -114,6 +120,11 @@ class Listing:
         else:
             self.num_left_out += 1
             self.left_out += [name] if len(self.left_out) < MOST_LEFT_OUT else []
+
+
+def as_text(path: str) -> str:
+    """A path as a column of text can have it: bytes that are not UTF-8 become escapes."""
+    return path.encode(errors="backslashreplace").decode()
 
 
 def image_column(file: str) -> str:
@@ -157,6 +168,8 @@ def rows_of_tar(shard: Shard, start: int) -> Iterator[Item]:
     try:
         for number, members in enumerate(tar_samples(shard.file)):
             yield Item("") if number < start else sample_of_tar(shard, members)
+        if is_cut(shard.file):
+            raise ValueError("the file is cut, and rows after this one are lost")
     except Exception as error:  # tarfile raises errors of many kinds
         yield Item(shard.name, None, why_unreadable(shard, error))
 
@@ -168,6 +181,13 @@ def sample_of_tar(shard: Shard, members: Iterator[tuple[Any, Any]]) -> Item:
             name, content = match.string, file.read()
         name = name or match[1]
     return Item(f"{shard.name}/{name}", content)
+
+
+def is_cut(file: str) -> bool:
+    """Whether a tar ends within a block of 512 bytes, which tarfile takes for its end if it is the block of a name."""
+    with open_file(file) as opened:
+        is_plain = opened.read(262)[257:] == b"ustar"  # and not compressed
+        return is_plain and opened.seek(0, os.SEEK_END) % 512 > 0
 
 
 def why_unreadable(shard: Shard, error: Exception) -> str:

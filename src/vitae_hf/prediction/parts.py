@@ -76,10 +76,11 @@ class Parts:
             path.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps(settings, indent=1)
-        if path.exists():
+        part = next(self.folder.glob("part-*"), None)
+        if part is not None and not path.exists():
+            raise ValueError(f"{self.folder} holds {part.name} and no {SETTINGS}: choose another folder")
+        if part is not None:
             self.compare(read_json(path), json.loads(content))
-        elif found := [other.name for other in self.folder.glob("part-*")]:
-            raise ValueError(f"{self.folder} holds {found[0]} and no {SETTINGS}: choose another folder")
         else:
             self.write_whole(SETTINGS, content.encode() + b"\n")
 

@@ -198,12 +198,14 @@ class Predictor:
         any_size = {"interpolate_pos_encoding": True} if getattr(model.config, "is_plain", False) else {}
         if isinstance(model, ViTAEForPreTraining):  # the mean of all patches, none of which is masked
             return None, model.encode(pixel_values, **any_size)[:, 1:].mean(1)
+        if self.has_classifier:
+            outputs = model(pixel_values, **any_size)
+            return outputs.logits, outputs.pooler_output
         outputs = model.base_model(pixel_values, **any_size)
-        features = outputs.pooler_output
-        if features is None:  # a backbone has no pooling layer
-            has_class_token = getattr(model.config, "has_class_token", False)
-            features = grid_tokens(outputs.last_hidden_state, has_class_token).mean(1)
-        return (model.classifier(features) if self.has_classifier else None), features
+        if outputs.pooler_output is not None:
+            return None, outputs.pooler_output
+        has_class_token = getattr(model.config, "has_class_token", False)  # a backbone, which has no pooling layer
+        return None, grid_tokens(outputs.last_hidden_state, has_class_token).mean(1)
 
     def rows_of(self, batch: Batch, outputs: list[np.ndarray]) -> list[dict[str, Any]]:
         """The rows of a batch. Scores or features that are not finite are an error of the picture's row."""
