@@ -74,7 +74,17 @@ def write_features(root: Path, count: int = 200) -> Path:
     """`root/pictures` and `root/features` with their embeddings by the small model that the package carries."""
     paths = write_pictures(root / "pictures", count)
     write_rows(root / "features", paths, embeddings_of(root / "pictures", paths))
-    model, _ = load_trained(MODEL)
-    sources, weights = [str(root / "pictures")], fingerprint(model)
-    write_record(root / "features", model=MODEL, weights=weights, image_size=[64, 64], dtype="float32", sources=sources)
+    model, processor = load_trained(MODEL)
+    write_record(
+        root / "features",
+        model=MODEL,
+        revision=None,
+        weights=fingerprint(model),
+        image_size=[64, 64],
+        crop_pct=1.0,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        dtype="float32",
+        sources=[str(root / "pictures")],
+    )
     return root / "features"

@@ -40,9 +40,8 @@ def test_neighbours_are_those_of_one_product_over_all(tmp_path):
     lengths = np.linalg.norm(embeddings[kept], axis=1, keepdims=True).clip(1e-9)
     scores = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ (embeddings[kept] / lengths).T
     for found, own in zip(nearest(folder, queries, 12), scores):
-        assert [neighbour.path for neighbour in found] == [
-            f"{kept[i]}.png" for i in np.argsort(-own.round(5), kind="stable")[:12]
-        ]
+        order = np.argsort(-own.round(5), kind="stable")[:12]
+        assert [neighbour.path for neighbour in found] == [f"{row}.png" for row in kept[order]]
         assert np.allclose([neighbour.score for neighbour in found], np.sort(own)[::-1][:12], atol=1e-5)
     assert len(nearest(folder, queries, 500)[0]) == 90
 

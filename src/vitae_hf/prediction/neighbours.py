@@ -1,6 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The pictures of a folder whose embeddings point in the direction of a given one's, and a sheet that shows them."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from textwrap import fill
@@ -52,7 +53,8 @@ def load_recorded(record: dict[str, Any]) -> tuple[PreTrainedModel, Any]:
     options = {"revision": record["revision"]} if record.get("revision") else {}
     with about(f"{name}, which made the embeddings"):
         model, processor = load_trained(name, *size, headless=True, **options)
-    now = {"weights": fingerprint(model), **{key: getattr(processor, key, None) for key in ("image_mean", "image_std")}}
+    now = {"weights": fingerprint(model), **{key: getattr(processor, key) for key in ("image_mean", "image_std")}}
+    now = json.loads(json.dumps(now))  # in which tuples are lists
     if changed := [key for key, value in now.items() if key in record and record[key] != value]:
         raise ValueError(f"{name} is another model now than that of the embeddings: {' and '.join(changed)} differ")
     return prepare_for_inference(model, getattr(torch, record.get("dtype", "float32"))), processor
@@ -96,11 +98,9 @@ def nearest(folder: str | Path, queries: np.ndarray, top_k: int) -> list[list[Ne
             )
         scores = _normalised(block.embeddings) @ queries.T  # (N, Q)
         for index, own in enumerate(scores.T):
-            rows = np.sort(np.argpartition(-own, top_k - 1)[:top_k]) if top_k < len(own) else range(len(own))
-            found = [
-                Neighbour(block.paths[row].as_py(), block.labels[row].as_py(), float(own[row]))
-                for row in map(int, rows)
-            ]
+            rows = np.argsort(-own, kind="stable")[:top_k]
+            named = zip(block.paths.take(rows).to_pylist(), block.labels.take(rows).to_pylist(), own[rows].tolist())
+            found = [Neighbour(*values) for values in named]
             best[index] = sorted(best[index] + found, key=lambda neighbour: -neighbour.score)[:top_k]
     return best
 
