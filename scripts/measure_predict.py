@@ -157,6 +157,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def measure_draft(folder: Path, size: int, count: int) -> dict[str, Any]:
     """By how many of 256 levels pixels differ: between decoding at a lower scale and in full, beside torchvision and
     Pillow; and the milliseconds that a picture takes with and without."""
+    torch.set_num_threads(1)  # as workers have
     contents = [path.read_bytes() for path in sorted(folder.iterdir())[:count]]
     processor = ViTAEImageProcessor(size=size)
     readers = {"draft": PictureReader(processor, True), "full": PictureReader(processor)}

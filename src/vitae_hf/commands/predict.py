@@ -75,7 +75,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def default_device() -> str:
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    """A GPU for each process of a machine, if it has any."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
 def default_dtype(device: str) -> str:
