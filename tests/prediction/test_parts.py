@@ -240,6 +240,16 @@ def test_pictures_that_changed_are_refused(tmp_path, capsys, change):
     assert "the source has changed: " in said and expected in said
 
 
+def test_what_killed_runs_left_unfinished_is_deleted_once_nobody_can_be_writing_it(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    for name, age in (("old", 4000), ("new", 10)):
+        path = tmp_path / "out" / f".part-000000-0000.parquet.{name}.unfinished"
+        path.touch()
+        os.utime(path, (time.time() - age,) * 2)
+    run_predict(source / "00", output=tmp_path / "out")
+    assert [path.suffixes[1] for path in (tmp_path / "out").glob(".*")] == [".new"]
+
+
 def test_a_mistyped_source_leaves_nothing_behind_that_would_be_in_the_way(source, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     said = sentence(capsys, tmp_path / "empty", output=tmp_path / "out")

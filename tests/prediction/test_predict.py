@@ -238,12 +238,13 @@ def test_links_in_circles_unreadable_folders_and_names_that_are_no_text_are_rows
     assert errors["locked"] == "cannot read locked: Permission denied"
 
 
-def test_a_failing_storage_ends_the_run_and_spoils_no_rows(pictures, tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(errno.ESTALE, "Stale file handle"), ConnectionResetError("reset")])
+def test_a_failing_storage_ends_the_run_and_spoils_no_rows(pictures, tmp_path, monkeypatch, error):
     read = reading.contents
 
     def fail(item):
         if item.name == "04/028.png":
-            raise ValueError("cannot read") from OSError(errno.ESTALE, "Stale file handle")
+            raise ValueError("cannot read") from error
         return read(item)
 
     monkeypatch.setattr(reading, "contents", fail)
@@ -253,6 +254,18 @@ def test_a_failing_storage_ends_the_run_and_spoils_no_rows(pictures, tmp_path, m
     monkeypatch.undo()
     run_predict(pictures, output=tmp_path / "out")
     assert [row["error"] for row in rows_of(tmp_path / "out")] == [None] * 30
+
+
+def test_a_failing_storage_is_no_fault_of_a_shard(tmp_path, monkeypatch):
+    write_tar(tmp_path / "x.tar", range(3))
+
+    def fail(path):
+        raise ConnectionResetError("reset")
+
+    monkeypatch.setattr(listing, "tar_samples", fail)
+    with pytest.raises(ConnectionResetError):
+        run_predict(tmp_path / "x.tar", output=tmp_path / "out")
+    assert not rows_of(tmp_path / "out")
 
 
 # ----------------------------------------------------------------------------------------------- where it is from

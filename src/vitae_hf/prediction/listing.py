@@ -1,7 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """What SOURCEs hold, one picture or shard after the other, in an order that is always the same.
 
-Nothing is collected: of a tree of folders, the names in one folder and in those above it are in memory at a time.
+Of a tree of folders, the names in one folder and in those above it are in memory at a time; of a pattern, all that it
+finds.
 """
 
 import os
@@ -20,7 +21,7 @@ from ..data.shards import count_rows, open_file, read_parquet, tar_samples
 from ..data.sources import find_data_files
 from ..failures import first_line
 from ..messages import listed
-from .reading import PASSING, Item
+from .reading import Item, is_passing
 
 
 MOST_LEFT_OUT = 10  # names that are kept, to show which files are no pictures
@@ -99,11 +100,12 @@ class Listing:
             kind = Shard if kind_of(path) in (".parquet", ".tar") else Item
             yield kind(as_text(str(path)), str(path))
             return
-        apart = None if self.apart is None else self.apart.absolute()
+        root, apart = os.path.realpath(path), "" if self.apart is None else os.path.realpath(self.apart)
         for file, problem in files_below(path):
-            if apart is not None and apart in file.absolute().parents:
+            below = str(file.relative_to(path))
+            if apart and f"{root}{os.sep}{below}".startswith(f"{apart}{os.sep}"):
                 continue
-            found = as_text(os.path.join(name, file.relative_to(path)))
+            found = as_text(os.path.join(name, below))
             if problem is not None:
                 why = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
                 yield Item(found, None, f"cannot read {found}: {why}")
@@ -194,9 +196,9 @@ def why_unreadable(shard: Shard, error: Exception) -> str:
     """What the row of a damaged shard says.
 
     Raises:
-        OSError: the storage failed, which may be over when the command runs again.
+        Exception: the error itself, if it is not the shard's fault ([`is_passing`]).
     """
-    if isinstance(error, OSError) and error.errno in PASSING:
+    if is_passing(error):
         raise error
     return f"cannot read {shard.name}: {first_line(error)}"
 

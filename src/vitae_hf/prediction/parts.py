@@ -9,6 +9,9 @@ import csv
 import io
 import json
 import os
+import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,8 @@ PART_ROWS = 2048
 """Pictures in a part: few enough that a part fits into memory and is lost in seconds on a GPU, and so many that files
 are neither small nor too many."""
 SETTINGS = "predict.json"
+UNFINISHED = ".unfinished"
+LONGEST_WRITING = 3600  # seconds
 WAY_OUT = "choose another folder, or begin anew by --overwrite"
 
 
@@ -75,14 +80,22 @@ class Parts:
                 part.unlink()
             path.unlink()
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.remove_unfinished()
         content = json.dumps(settings, indent=1)
-        part = next(self.folder.glob("part-*"), None)
-        if part is not None and not path.exists():
-            raise ValueError(f"{self.folder} holds {part.name} and no {SETTINGS}: choose another folder")
-        if part is not None:
+        first = next(self.folder.glob("part-*"), None)
+        if first is not None and not path.exists():
+            raise ValueError(f"{self.folder} holds {first.name} and no {SETTINGS}: choose another folder")
+        if first is not None:
             self.compare(read_json(path), json.loads(content))
         else:
             self.write_whole(SETTINGS, content.encode() + b"\n")
+
+    def remove_unfinished(self) -> None:
+        """Delete what processes have left that were killed as they wrote; other processes may be writing right now."""
+        for path in self.folder.glob(f".*{UNFINISHED}"):
+            with suppress(FileNotFoundError):  # another process was faster
+                if time.time() - path.stat().st_mtime > LONGEST_WRITING:
+                    path.unlink()
 
     def compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         is_same_model = before.get("weights") == now.get("weights")
@@ -106,7 +119,8 @@ class Parts:
         if not path.exists():
             return None
         if self.format == "parquet":
-            return pyarrow.parquet.read_table(path, columns=["path"], schema=self.schema)["path"].to_pylist()
+            with about(str(path)):
+                return pyarrow.parquet.read_table(path, columns=["path"], schema=self.schema)["path"].to_pylist()
         with open(path, newline="", encoding="utf-8") as file:
             return [row["path"] for row in csv.DictReader(file)]
 
@@ -158,7 +172,8 @@ class Parts:
         return text.getvalue().encode()
 
     def write_whole(self, name: str, content: bytes) -> None:
-        unfinished = self.folder / f".{name}.unfinished"
+        # No other process has this name, even if somebody has started the same command twice.
+        unfinished = self.folder / f".{name}.{uuid.uuid4().hex}{UNFINISHED}"
         with about(str(self.folder / name)):
             try:
                 with open(unfinished, "wb") as file:

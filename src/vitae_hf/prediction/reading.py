@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import PIL.Image
 import torch
+from huggingface_hub.utils import httpx
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.pictures import decode_image
@@ -19,8 +20,8 @@ from ..failures import causes, first_line
 from ..image_processing_vitae import ViTAEImageProcessor, channel_count, to_rgb, to_tensor
 
 
-# Errors of the machine or its storage. They are not the picture's fault, and may be over when the command runs again.
-PASSING = {errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+PASSING = {errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+PASSING |= {errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN}
 Anything = TypeVar("Anything")
 
 
@@ -105,7 +106,7 @@ class PictureReader(Dataset[Batch]):
                     read = time.perf_counter()
                     image = self.pixels_of(content, item.name)
             except Exception as failure:
-                if any(getattr(cause, "errno", None) in PASSING for cause in causes(failure)):
+                if is_passing(failure):
                     raise
                 error = first_line(failure)
             pixels.append(image)
@@ -130,6 +131,13 @@ class PictureReader(Dataset[Batch]):
                 pixels, processor.size, processor.resample, processor.crop_pct
             ).contiguous()
         return processor(picture, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0]
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether it is an error of the machine, its storage or the network, and not the picture's fault: it may be over
+    when the command runs again."""
+    kinds = (ConnectionError, TimeoutError, httpx.HTTPError)
+    return any(isinstance(cause, kinds) or getattr(cause, "errno", None) in PASSING for cause in causes(error))
 
 
 def contents(item: Item) -> Any:

@@ -4,6 +4,7 @@
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -105,8 +106,9 @@ def count_ahead(dealing: Dealing, progress: tqdm) -> None:
     listing = dealing.listing
 
     def count() -> None:
-        total = num_pictures(Listing(listing.sources, listing.apart))
-        progress.total = None if total is None else -(-total // dealing.world_size)
+        with suppress(Exception):  # which the run itself will meet
+            total = num_pictures(Listing(listing.sources, listing.apart))
+            progress.total = None if total is None else -(-total // dealing.world_size)
 
     if not progress.disable:
         threading.Thread(target=count, daemon=True).start()
