@@ -23,6 +23,7 @@ COMMANDS = {
     "pretrain": Command("pretrain a masked autoencoder on pictures without labels", "train"),
     "segment": Command("train UperNet to say what each pixel of a picture is", "train"),
     "evaluate": Command("measure a classifier on labelled pictures, overall and by class", "train"),
+    "predict": Command("write labels and features of any number of pictures", "train"),
     "probe": Command("measure how well features tell classes apart, by simple classifiers", "train"),
     "search": Command("find the pictures of a folder that are most like given ones", "train"),
     "explain": Command("draw what a classifier saw in a picture, cell by cell", "explain"),

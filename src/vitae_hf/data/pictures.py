@@ -67,11 +67,13 @@ def decode_image(image: dict[str, Any] | None, name: str, convert: Callable[[PIL
         ValueError: it is missing or damaged; the message has the file, or the name of the row.
     """
     image, where = image or {}, origin(image, name)
+    source = BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
     try:
-        with PIL.Image.open(BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
+        with PIL.Image.open(source) as picture:
             return convert(picture)
     except Exception as error:  # Pillow's readers raise errors of every kind
-        raise ValueError(f"cannot read {where}: {error}") from error
+        said = str(error).replace(repr(source), repr(where))  # Pillow shows bytes by their address
+        raise ValueError(f"cannot read {where}: {said}") from error
 
 
 def as_pictures(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> np.ndarray:
