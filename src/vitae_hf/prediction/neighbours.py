@@ -19,6 +19,7 @@ from ..failures import about
 from ..image_processing_vitae import read_image, to_rgb
 from ..loading import fingerprint, load_trained
 from .embeddings import read_blocks
+from .rows import predict
 
 
 MOST_LINES = 20  # queries in a sheet
@@ -61,19 +62,16 @@ def load_recorded(record: dict[str, Any], device: str = "cpu") -> tuple[PreTrain
     return prepare_for_inference(model, getattr(torch, record.get("dtype", "float32"))), processor
 
 
-@torch.no_grad()
 def embed(model: PreTrainedModel, processor: Any, picture: PIL.Image.Image) -> np.ndarray:
-    """The embedding `(C,)` of a picture, in float32.
+    """The embedding `(C,)` of a picture, as [`predict`] makes it, in float32.
 
     Raises:
         ValueError: the model gives none.
     """
-    any_size = {"interpolate_pos_encoding": True} if getattr(model.config, "is_plain", False) else {}
-    pixel_values = processor(picture, return_tensors="pt").pixel_values.to(model.device, model.dtype)
-    features = model(pixel_values, **any_size).get("pooler_output")
-    if features is None:
-        raise ValueError(f"a {type(model).__name__} gives no features of a picture")
-    return features[0].float().cpu().numpy()
+    (row,) = predict(model, processor, [picture], embeddings="float32")
+    if row["error"] is not None:
+        raise ValueError(row["error"])
+    return row["embedding"]
 
 
 def nearest(folder: str | Path, queries: np.ndarray, top_k: int) -> list[list[Neighbour]]:
