@@ -121,8 +121,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         size = arguments.image_size, arguments.crop_pct
         model, processor = load_trained(arguments.model, *size, headless=True, **options)
     predictor = Predictor(model, processor, arguments.top_k, arguments.embeddings)
-    dtype = predictor.embeddings or "float32"
-    parts = Parts(arguments.output, arguments.format, arguments.rows_per_part, predictor.width, dtype)
+    parts = Parts(arguments.output, arguments.format, arguments.rows_per_part, predictor.embeddings)
     parts.begin(settings_of(arguments, model, predictor), arguments.overwrite)
     model.to(arguments.device)
     prepare_for_inference(model, getattr(torch, arguments.dtype))

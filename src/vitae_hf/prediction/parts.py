@@ -40,8 +40,7 @@ class Parts:
         folder: to write in.
         format: `"parquet"` or `"csv"`.
         rows: pictures in a part.
-        width: numbers in an embedding; `None`: rows have none.
-        dtype: of the embeddings.
+        embeddings: their dtype; `None`: rows have none.
     """
 
     def __init__(
@@ -49,8 +48,7 @@ class Parts:
         folder: Path,
         format: str = "parquet",
         rows: int = PART_ROWS,
-        width: int | None = None,
-        dtype: str = "float32",
+        embeddings: str | None = None,
     ):
         self.folder = folder
         self.format = format
@@ -58,8 +56,9 @@ class Parts:
         columns = {name: pyarrow.string() for name in ("path", "label")}
         columns |= {"score": pyarrow.float32(), "labels": pyarrow.list_(pyarrow.string())}
         columns |= {"scores": pyarrow.list_(pyarrow.float32()), "error": pyarrow.string()}
-        if width is not None:
-            columns["embedding"] = pyarrow.list_(pyarrow.from_numpy_dtype(dtype), width)
+        if embeddings is not None:
+            # Not of a fixed size: pyarrow below 26 cannot read such a list where one is missing.
+            columns["embedding"] = pyarrow.list_(pyarrow.from_numpy_dtype(embeddings))
         self.schema = pyarrow.schema(list(columns.items()))
 
     def begin(self, settings: dict[str, Any], overwrite: bool = False) -> None:
@@ -188,11 +187,9 @@ class Parts:
 
 def as_embeddings(rows: list[dict[str, Any]], kind: Any) -> Any:
     """A column of embeddings, some of which may be missing."""
-    missing = np.array([row["embedding"] is None for row in rows], dtype=bool)
-    dtype = kind.value_type.to_pandas_dtype()
-    values = np.zeros((len(rows), kind.list_size), dtype=dtype)
-    for index in np.flatnonzero(~missing):
-        values[index] = rows[index]["embedding"]
-    return pyarrow.FixedSizeListArray.from_arrays(
-        pyarrow.array(values.reshape(-1), kind.value_type), type=kind, mask=pyarrow.array(missing)
-    )
+    found = [row["embedding"] for row in rows]
+    known = [embedding for embedding in found if embedding is not None]
+    values = np.concatenate(known) if known else np.zeros(0, kind.value_type.to_pandas_dtype())
+    starts = np.cumsum([0, *(0 if embedding is None else len(embedding) for embedding in found)], dtype=np.int32)
+    missing = pyarrow.array([*(embedding is None for embedding in found)])
+    return pyarrow.ListArray.from_arrays(starts, pyarrow.array(values, kind.value_type), type=kind, mask=missing)

@@ -123,11 +123,6 @@ class Predictor:
     def has_classifier(self) -> bool:
         return hasattr(self.model, "classifier") and bool(self.model.config.num_labels)
 
-    @property
-    def width(self) -> int | None:
-        """Numbers in an embedding, if rows have one."""
-        return self.model.config.hidden_size if self.embeddings else None
-
     def run(self, batches: Iterator[Batch], runners: int = 0) -> Iterator[tuple[Batch, list[dict[str, Any]]]]:
         """Each batch with its rows, in order.
 
