@@ -20,6 +20,7 @@ from transformers import AutoModelForImageClassification
 from vitae_hf import ViTAEImageProcessor
 from vitae_hf.failures import run_command
 from vitae_hf.files import find_model
+from vitae_hf.prediction import listing
 from vitae_hf.prediction.listing import Listing
 
 
@@ -109,13 +110,33 @@ def test_whatever_parts_are_missing_are_made_again_and_no_others(source, undistu
     )  # a tar is read on from its first gap
 
 
+def test_a_tar_whose_last_part_is_there_is_not_read_again(tmp_path, monkeypatch):
+    tar = write_tar(tmp_path / "x.tar", range(25))
+    run_predict(tar, output=tmp_path / "out")
+    monkeypatch.setattr(listing, "tar_samples", None)
+    record = run_predict(tar, output=tmp_path / "out")
+    assert (record["pictures"], record["done_before"]) == (0, 25)
+
+
+@pytest.mark.parametrize("samples", [19, 20])
+def test_a_damaged_tar_says_so_once_wherever_its_last_part_ends(tmp_path, samples):
+    """With 19 samples the row that says it is the last of a full part."""
+    tar = write_tar(tmp_path / "x.tar", range(40))
+    tar.write_bytes(tar.read_bytes()[: samples * 2560 + 100])  # a sample has five blocks of 512 bytes
+    for _ in range(2):
+        run_predict(tar, output=tmp_path / "out")
+    errors = [row["path"] for row in rows_of(tmp_path / "out") if row["error"]]
+    assert len(rows_of(tmp_path / "out")) == samples + 1 and errors == [str(tar)]
+
+
 def test_processes_share_the_parts_and_make_what_one_makes(source, undisturbed, tmp_path, monkeypatch):
     output, pictures = tmp_path / "out", []
     monkeypatch.setenv("WORLD_SIZE", "3")
-    for rank in (2, 0):
+    for rank in (1, 0):
         monkeypatch.setenv("RANK", str(rank))
         pictures.append(run_predict(source, output=output, embeddings="float32")["pictures"])
     assert min(pictures) > 20 and len(rows_of(output)) == sum(pictures) < 115
+    assert not list(output.glob("part-000005-*"))  # the first tar is the third process's
     monkeypatch.setenv("WORLD_SIZE", "1")  # other processes than before go on
     monkeypatch.setenv("RANK", "0")
     run_predict(source, output=output, embeddings="float32")
@@ -163,6 +184,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_whole_parts(source, undisturbed,
 
     def fill_up(descriptor):
         synced.append(descriptor)
+        assert len(parts_of(tmp_path / "out")) == max(0, len(synced) - 2)  # this part is not there before it is whole
         if len(synced) > 4:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)

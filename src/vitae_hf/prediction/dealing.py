@@ -7,7 +7,7 @@ its last.
 """
 
 from collections.abc import Iterator
-from itertools import groupby, islice
+from itertools import groupby
 
 from ..data.shards import count_rows
 from .listing import Listing, Shard, image_column, rows_of_parquet, rows_of_tar, why_unreadable
@@ -106,6 +106,6 @@ class Dealing:
                 return
             made += 1
         start = made * self.parts.rows
-        rows = enumerate(islice(rows_of_tar(shard, start), start, None), start)
+        rows = enumerate(rows_of_tar(shard, start), start)
         for number, group in groupby(rows, key=lambda row: row[0] // self.parts.rows):
             yield part_name(unit, number), (item for _, item in group)

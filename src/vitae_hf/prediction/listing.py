@@ -165,15 +165,20 @@ def rows_of_parquet(shard: Shard, start: int, stop: int) -> Iterator[Item]:
 
 
 def rows_of_tar(shard: Shard, start: int) -> Iterator[Item]:
-    """All samples; of each from `start` on its first member that is called as a picture is. If the tar is damaged, the
+    """The samples from `start` on, of each the first member that is called as a picture is. If the tar is damaged, the
     last row says so."""
+    number = 0
     try:
-        for number, members in enumerate(tar_samples(shard.file)):
-            yield Item("") if number < start else sample_of_tar(shard, members)
+        for members in tar_samples(shard.file):
+            if number >= start:
+                yield sample_of_tar(shard, members)
+            number += 1
         if is_cut(shard.file):
             raise ValueError("the file is cut, and rows after this one are lost")
     except Exception as error:  # tarfile raises errors of many kinds
-        yield Item(shard.name, None, why_unreadable(shard, error))
+        why = why_unreadable(shard, error)
+        if number != start - 1:  # else the row before `start` is this one
+            yield Item(shard.name, None, why)
 
 
 def sample_of_tar(shard: Shard, members: Iterator[tuple[Any, Any]]) -> Item:
