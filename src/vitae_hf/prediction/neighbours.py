@@ -63,7 +63,7 @@ def load_recorded(record: dict[str, Any], device: str = "cpu") -> tuple[PreTrain
 
 
 def embed(model: PreTrainedModel, processor: Any, picture: PIL.Image.Image) -> np.ndarray:
-    """The embedding `(C,)` of a picture, as [`predict`] makes it, in float32.
+    """The embedding `(C,)` of a picture, as `predict` makes it, in float32.
 
     Raises:
         ValueError: the model gives none.
