@@ -106,7 +106,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         narrowest = min(self.in_channels, self.out_channels) // self.groups
         merged = math.gcd(self.groups, max(1, AMX_TILE // narrowest if has_tiles else 1))
         weight = merged_weight(self.weight, self.groups, merged)
-        step = math.gcd(*self.stride, *self.dilation) if has_tiles else 1
+        step = self.step = math.gcd(*self.stride, *self.dilation) if has_tiles else 1
         pads = [int(pad) for pad in self.padding]
         reaches = [gap * (side - 1) for gap, side in zip(self.dilation, self.kernel_size)]
         sides = [side + 2 * pad - reach - 1 for side, pad, reach in zip(size[2:], pads, reaches)]
@@ -130,11 +130,13 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
             return ACTIVATIONS[self.activation](super().forward(feature_map))
         if self.packed is None or self.packed_for != feature_map.shape[2:]:
             self.pack(feature_map.shape)
+        if self.step > 1:
+            feature_map = feature_map[self.read]
         output = torch.ops.mkldnn._convolution_pointwise.default(
-            feature_map[self.read], self.packed, self.bias, *self.geometry, self.fused, [], "none"
+            feature_map, self.packed, self.bias, *self.geometry, self.fused, [], "none"
         )
         output = output if self.fused == self.activation else ACTIVATIONS[self.activation](output)
-        return output[self.written]
+        return output if self.step == 1 else output[self.written]
 
 
 def has_amx() -> bool:
