@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..deployment.inference import prepare_for_inference
-from ..environment import environment
+from ..environment import environment, has_bfloat16
 from ..failures import about, device
 from ..loading import fingerprint, load_trained
 from ..messages import listed
@@ -83,10 +83,7 @@ def default_device() -> str:
 
 def default_dtype(device: str) -> str:
     """bfloat16 where the device multiplies in it, else float32."""
-    if torch.device(device).type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else "float32"
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def settings_of(arguments: argparse.Namespace, model: PreTrainedModel, predictor: Predictor) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from ..environment import cpu_capabilities
 from ..layers_vitae import ViTAEConvLayer, ViTAEFamilyCell, ViTAEMLP, ViTAEPyramidReduction, is_untouched
 from ..training.merging import merged_weight
 from .folding import FoldedBatchNorm, is_plain
@@ -141,8 +142,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
 
 def has_amx() -> bool:
     """Whether the processor multiplies whole tiles of bfloat16."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return capabilities.get("amx_bf16", False)
+    return cpu_capabilities().get("amx_bf16", False)
 
 
 def pack(module: nn.Module, name: str, activation: str = "none") -> None:
