@@ -374,6 +374,8 @@ class ViTAEModel(ViTAEPreTrainedModel):
 class ViTAEForImageClassification(ViTAEFamilyForImageClassification, ViTAEPreTrainedModel):
     """ViTAE with a linear classifier on the pooled tokens."""
 
+    config: ViTAEConfig
+
     def __init__(self, config: ViTAEConfig):
         super().__init__(config)
         self.num_labels: int | None = config.num_labels

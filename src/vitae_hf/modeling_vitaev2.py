@@ -155,6 +155,8 @@ class ViTAEv2Model(ViTAEv2PreTrainedModel):
 class ViTAEv2ForImageClassification(ViTAEFamilyForImageClassification, ViTAEv2PreTrainedModel):
     """ViTAEv2 with a linear classifier on the mean of its tokens."""
 
+    config: ViTAEv2Config
+
     def __init__(self, config: ViTAEv2Config):
         super().__init__(config)
         self.num_labels: int | None = config.num_labels
