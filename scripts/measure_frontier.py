@@ -6,7 +6,8 @@
 Every network runs in torch, ONNX Runtime and OpenVINO, one image and several at a time, in float32 and, but for ONNX
 Runtime, in bfloat16. All take turns in one run on the same threads; the time is the median over the rounds. Networks of
 this package are prepared in torch and exported by `vitae export`'s functions; the others are what transformers and timm
-give, with channels last in torch. All have random weights: time does not depend on them.
+give, with channels last in torch, and what the library's or torch's exporter writes. All have random weights, on which
+time does not depend.
 """
 
 import argparse
@@ -25,7 +26,8 @@ import onnxruntime
 import openvino
 import torch
 from matplotlib.figure import Figure
-from torch import nn
+from transformers import PreTrainedModel
+from transformers.exporters.auto import AutoExportConfig, AutoHfExporter
 
 from vitae_hf import PRESETS, prepare_for_inference
 from vitae_hf.deployment.benchmarking import build_network, count_work, error_in_a_line, interleave
@@ -72,27 +74,21 @@ def accuracies() -> dict[str, tuple[float, str]]:
     return ours | {other.network: (other.top1, other.source) for other in OTHERS}
 
 
-class Logits(nn.Module):
-    """A network of others that returns a tensor, as exporters take it."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        outputs = self.network(pixel_values)
-        return outputs if isinstance(outputs, torch.Tensor) else outputs.logits
-
-
 def write_onnx(network: str, path: Path) -> Path:
+    """A program for any number of images: ours by `vitae export`'s function, others by the library's or torch's."""
     model = build_network(network, SIZE).eval()
+    batch = {0: torch.export.Dim.DYNAMIC}
     if network in PRESETS:
-        onnx_ir.save(export_model(model, "onnx").program, path)
+        program = export_model(model, "onnx").program
+    elif isinstance(model, PreTrainedModel):
+        settings = {"export_format": "onnx", "dynamic_shapes": {"pixel_values": batch}}
+        config = AutoExportConfig.from_dict(settings)
+        inputs = {"pixel_values": torch.zeros(2, 3, *SIZE)}
+        program = AutoHfExporter.from_config(config).export(model, inputs, config).program
+    else:
+        torch.onnx.export(model, (torch.zeros(2, 3, *SIZE),), path, dynamo=True, dynamic_shapes=(batch,), verbose=False)
         return path
-    batch = {"pixel_values": {0: torch.export.Dim.DYNAMIC}}
-    torch.onnx.export(
-        Logits(model), (torch.zeros(2, 3, *SIZE),), path, dynamo=True, dynamic_shapes=batch, verbose=False
-    )
+    onnx_ir.save(program, path)
     return path
 
 

@@ -17,6 +17,7 @@ import measure_features
 import measure_loading
 import measure_predict
 import measure_step
+import measure_startup
 import measure_windows
 import numpy as np
 import PIL.Image
@@ -394,3 +395,11 @@ def test_the_cost_of_pretraining_follows_from_epochs_and_speed(tmp_path):
     page.write_text("no table here")
     with pytest.raises(ValueError, match="page.md has no lines .*, between which the table goes"):
         build_pretraining_cost.main(words)
+
+
+@pytest.mark.slow
+def test_the_time_to_the_first_image_is_measured_in_its_parts(tmp_path):
+    words = f"--networks vitae-nano --rounds 1 --threads 1 --output {tmp_path}/startup.json"
+    seconds = measure_startup.main(words.split())["seconds"]["vitae-nano"]
+    assert list(seconds)[-3:] == ["prepare", "first image", "later image, ms"] and min(seconds.values()) > 0
+    assert seconds["import transformers"] > seconds["import vitae_hf"]

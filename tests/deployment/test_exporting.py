@@ -19,11 +19,13 @@ from vitae_hf.commands import export
 from vitae_hf.deployment import exporting
 from vitae_hf.deployment.exporting import export_folder, forward_inputs, load_exported, read_batch
 from vitae_hf.failures import run_command
+from vitae_hf.layers_vitae import ViTAEConvLayer
 
 
 pytest.importorskip("transformers.exporters.runners", reason="exporting takes transformers 5.23")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
+onnx_ir = pytest.importorskip("onnx_ir")
 PICTURES = [str(ASSETS / name) for name in ("chelsea.png", "sneaker.png")]
 
 
@@ -87,6 +89,15 @@ def test_other_formats_compute_the_same_when_loaded_again(folders, kind, format)
     if format == "torch":
         with pytest.raises(AssertionError, match="Guard failed"):
             program(pixel_values=torch.zeros(1, 3, 64, 65))
+
+
+def test_narrow_groups_are_merged_for_runtimes_that_are_faster_so(folders, export_onnx):
+    layers = [layer for layer in model_of(folders["class_token"]).modules() if isinstance(layer, ViTAEConvLayer)]
+    assert {layer.conv.groups for layer in layers} == {8}
+    export_onnx("class_token")
+    program = onnx_ir.load(folders["class_token"] / "onnx" / "model.onnx")
+    nodes = [node for node in program.graph if node.op_type == "Conv" and node.attributes["group"].value > 1]
+    assert {(node.attributes["group"].value, node.inputs[1].shape[1]) for node in nodes} == {(2, 16), (2, 64)}
 
 
 WITHOUT_TORCH = """

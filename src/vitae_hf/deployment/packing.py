@@ -10,7 +10,7 @@ from torch import nn
 
 from ..environment import cpu_capabilities
 from ..layers_vitae import ViTAEConvLayer, ViTAEFamilyCell, ViTAEMLP, ViTAEPyramidReduction, is_untouched
-from ..training.merging import merged_weight
+from ..training.merging import groups_of_width, merged_weight
 from .folding import FoldedBatchNorm, is_plain
 
 
@@ -104,8 +104,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
     def pack(self, size: torch.Size) -> None:
         """Pack the weights for maps of this size. Packed for another size they can take four times as long."""
         has_tiles = self.weight.dtype == torch.bfloat16 and has_amx()
-        narrowest = min(self.in_channels, self.out_channels) // self.groups
-        merged = math.gcd(self.groups, max(1, AMX_TILE // narrowest if has_tiles else 1))
+        merged = groups_of_width(self, AMX_TILE) if has_tiles else 1
         weight = merged_weight(self.weight, self.groups, merged)
         step = self.step = math.gcd(*self.stride, *self.dilation) if has_tiles else 1
         pads = [int(pad) for pad in self.padding]

@@ -37,6 +37,12 @@ def merged_weight(weight: torch.Tensor, groups: int, merged: int) -> torch.Tenso
     return torch.diag_embed(blocks, dim1=1, dim2=3).flatten(0, 2).flatten(1, 2)
 
 
+def groups_of_width(conv: nn.Conv2d, width: int) -> int:
+    """How many groups of a convolution to merge, so that their narrower side has this many channels, or nearly."""
+    narrowest = min(conv.in_channels, conv.out_channels) // conv.groups
+    return math.gcd(conv.groups, max(1, width // narrowest))
+
+
 class MergedConv2d(nn.Conv2d):
     """A grouped convolution that is timed for each shape of maps, and then merges as many groups as is fastest.
 
