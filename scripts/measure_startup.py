@@ -4,8 +4,8 @@
     python scripts/measure_startup.py --output results/startup_cpu.json
 
 Each network is loaded from a folder in a fresh process, several times in turn, and sees one image at a time in float32.
-Every model of the library imports torch and transformers first, `swin-t` too. Values are medians in seconds, the time of
-a later image in milliseconds.
+Every model of the library imports torch and transformers first, `swin-t` too. Values are medians in seconds; a later
+image is in milliseconds.
 """
 
 import argparse

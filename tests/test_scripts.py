@@ -16,8 +16,8 @@ import measure_export
 import measure_features
 import measure_loading
 import measure_predict
-import measure_step
 import measure_startup
+import measure_step
 import measure_windows
 import numpy as np
 import PIL.Image
