@@ -12,10 +12,10 @@ import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
-from ..data.pictures import decode_image
-from ..data.samples import PictureDataset, seeded
-from ..data.sources import load_any, read_class_names
-from ..image_processing_vitae import to_rgb
+from ...data.pictures import decode_image
+from ...data.samples import PictureDataset, seeded
+from ...data.sources import load_any, read_class_names
+from ...image_processing_vitae import to_rgb
 
 
 IGNORED_CLASS = 255
