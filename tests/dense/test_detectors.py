@@ -9,7 +9,7 @@ from torchvision.ops import box_iou
 from transformers import AutoBackbone, RTDetrConfig, RTDetrForObjectDetection, SegformerImageProcessor
 
 from vitae_hf import config_from_preset
-from vitae_hf.dense.segmentation.model import dense_config
+from vitae_hf.dense.backbone import dense_config
 
 
 def detector(backbone_config) -> RTDetrForObjectDetection:
