@@ -136,8 +136,8 @@ class ObjectTransform:
         }
         if objects.masks is not None:
             sample["masks"] = tv_tensors.Mask(torch.from_numpy(objects.pixels(height, width)))
-        pixel_values, labels = split_sample(self.finish(keep_visible(self.steps(sample))))
-        return pixel_values, labels
+        labels = self.finish(keep_visible(self.steps(sample)))
+        return labels.pop("pixel_values"), labels
 
 
 class RandomlyApplied(v2.Transform):
@@ -168,17 +168,10 @@ def keep_visible(sample: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def split_sample(sample: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The pixels, and the rest, which are the labels."""
-    return sample["pixel_values"], {key: value for key, value in sample.items() if key != "pixel_values"}
-
-
-def _prepare(
-    processor: Any, picture: PIL.Image.Image, objects: Objects
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    return processor(picture, return_tensors="pt").pixel_values[0], {}
-
-
 def evaluation_transform(processor: Any) -> partial[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """The transform of an evaluation: the picture as the image processor prepares it. Objects stay where they are."""
+    """The transform of an evaluation: the picture as the image processor prepares it, and the `size` that it had."""
     return partial(_prepare, processor)
+
+
+def _prepare(processor: Any, picture: PIL.Image.Image, _: Objects) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    return processor(picture, return_tensors="pt").pixel_values[0], {"size": torch.tensor(picture.size[::-1])}
