@@ -156,7 +156,7 @@ def keep_visible(sample: dict[str, Any]) -> dict[str, Any]:
     boxes = v2.functional.clamp_bounding_boxes(sample["boxes"])
     kept = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
     if "masks" in sample:
-        kept &= sample["masks"].flatten(1).any(1)
+        kept &= sample["masks"].flatten(1).any(1).bool()
     parts = {**sample, "boxes": boxes}
     return {
         key: value
