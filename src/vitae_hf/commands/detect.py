@@ -64,8 +64,9 @@ class DetectionArguments(StartArguments):
     num_queries: int | None = field(
         default=None, metadata={"help": "Objects that a new DETR can find at most; default: 300, mask2former 100."}
     )
-    frozen_stages: int = field(
-        default=0, metadata={"help": "How many stages of the backbone, from the first on, are not trained."}
+    frozen_stages: int | None = field(
+        default=None,
+        metadata={"help": "How many stages of the backbone, the first ones, stay as they are; default: none."},
     )
     lr_steps: list[float] | None = field(
         default=None,
@@ -111,9 +112,8 @@ class Detection(Task[DetectionTrainer]):
         """A detector with a new backbone, or with a trained one."""
         run = self.run
         head = HeadSize(run.head_channels, run.decoder_layers, run.num_queries)
-        changes: dict[str, Any] = {"frozen_stages": run.frozen_stages}
-        if run.drop_path_rate is not None:
-            changes["drop_path_rate"] = run.drop_path_rate
+        given = {"frozen_stages": run.frozen_stages, "drop_path_rate": run.drop_path_rate}
+        changes = {name: value for name, value in given.items() if value is not None}
         if run.preset is not None:
             backbone = detector_backbone(config_from_preset(run.preset), run.detector, **changes)
             return new_detector(run.detector, backbone, names, head)
@@ -179,7 +179,7 @@ class Detection(Task[DetectionTrainer]):
             "average of the weights": training.ema_decay or "none",
             "augmentation": ", ".join(f"{name} {value}" for name, value in vars(self.augmentation).items()),
             "drop path": getattr(trainer.model.config.backbone_config, "drop_path_rate", "none"),
-            "frozen stages": run.frozen_stages,
+            "frozen stages": run.frozen_stages or 0,
         }
 
     def card(self, trainer: DetectionTrainer, record: dict[str, Any], **values: Any) -> ModelCard:
