@@ -157,5 +157,5 @@ class MeanAveragePrecision(evaluate.Metric):
 
 
 def percent(value: float) -> float | None:
-    """A share in percent; `None` for -1, which COCO has where there is nothing to measure."""
-    return None if value < 0 else float(100 * value)
+    """A share in percent, without the tiny part that COCO's guard against 0/0 takes off; `None` for -1, its unknown."""
+    return None if value < 0 else round(float(100 * value), 8)

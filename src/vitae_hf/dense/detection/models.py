@@ -52,7 +52,7 @@ class HeadSize(NamedTuple):
 
 
 def rt_detr_config(channels: list[int], head: HeadSize) -> dict[str, Any]:
-    width = head.channels
+    width, queries = head.channels, head.queries or 300
     return {
         "encoder_in_channels": channels,
         "freeze_backbone_batch_norms": False,  # `frozen_batch_norm` of the training freezes those of any network
@@ -64,7 +64,8 @@ def rt_detr_config(channels: list[int], head: HeadSize) -> dict[str, Any]:
         "encoder_attention_heads": head.attention_heads(),
         "decoder_attention_heads": head.attention_heads(),
         "decoder_layers": head.layers,
-        "num_queries": head.queries or 300,
+        "num_queries": queries,
+        "num_denoising": max(queries // 3, 1),  # 100 beside 300 in the paper
     }
 
 
@@ -120,6 +121,7 @@ class Detector(NamedTuple):
         with_masks: whether it learns masks.
         maps: how many maps it takes, the last ones; by default all.
         width_divisor: of which its head's width must be a multiple.
+        least_layers: of its decoder.
     """
 
     config_class: Any
@@ -131,6 +133,7 @@ class Detector(NamedTuple):
     with_masks: bool = False
     maps: int | None = None
     width_divisor: int = 32
+    least_layers: int = 1
 
 
 _RCNN: tuple[Any, ...] = (RCNNConfig, RCNNForObjectDetection, RCNNImageProcessor)
@@ -154,6 +157,7 @@ DETECTORS: dict[str, Detector] = {
         "model.backbone.model",
         ("class_embed.",),
         maps=3,
+        least_layers=2,  # the library ties the boxes of each layer to those of the first
     ),
     "mask2former": Detector(
         Mask2FormerConfig,
@@ -200,11 +204,13 @@ def new_detector(
         head: its size; default: that of the papers.
 
     Raises:
-        ValueError: the head has a width that this detector cannot have.
+        ValueError: the head has a width or a depth that this detector cannot have.
     """
     detector, head = DETECTORS[name], head or HeadSize()
     if head.channels % detector.width_divisor:
         raise ValueError(f"the head of {name} must be a multiple of {detector.width_divisor} wide, got {head.channels}")
+    if head.layers < detector.least_layers:
+        raise ValueError(f"the decoder of {name} must have at least {detector.least_layers} layers, got {head.layers}")
     with torch.device("meta"):
         channels = list(AutoBackbone.from_config(backbone_config).channels)
     config = detector.config_class(
