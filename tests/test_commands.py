@@ -19,6 +19,7 @@ from vitae_hf.failures import about, of_a_missing_package, plain_words, run_comm
 SCENES = REPOSITORY / "examples" / "garment_scenes"
 PICTURE = ASSETS / "sneaker.png"
 WRAPPERS = {"evaluate_model": "evaluate", "pretrain_mae": "pretrain", "train_segmentation": "segment"}
+WRAPPERS |= {"train_detection": "detect"}
 WRAPPERS |= {"push_to_hub": "push", "verify_checkpoint": "verify", "convert_original_checkpoint": "convert"}
 SCRIPTS = sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py") if path.stem != "gpu_parts")
 
@@ -60,6 +61,7 @@ TAKES_MODEL = {
         "--report_to",
         "none",
     ],
+    "detect": ["--model_name_or_path", "{}", "--dataset", SCENES, "--output_dir", "out", "--report_to", "none"],
     "evaluate": ["--model_name_or_path", "{}", "--dataset", DATA, "--split", "test", "--output", "out"],
     "explain": ["{}", PICTURE, "--output", "out"],
     "export": ["{}", "--format", "torch", "--output", "out"],
@@ -72,6 +74,7 @@ TAKES_DATA = {
     "train": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "pretrain": ["--preset", "vitae-nano-mae", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "segment": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
+    "detect": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "evaluate": ["--model_name_or_path", "model", "--dataset", "{}", "--output", "out"],
     "compare_fashion_mnist": ["--data", "{}", "--output", "out"],
     "compare_mae": ["--data", "{}", "--output", "out.json"],
@@ -100,6 +103,7 @@ WRITES = {
     "demo": ["--output", "{}"],
     "compare_fashion_mnist": ["--data", DATA, "--output", "{}"],
     "compare_mae": ["--output", "{}.json"],
+    "compare_detection": ["--max_steps", "1", "--output", "{}"],
 }
 
 
@@ -135,7 +139,7 @@ def test_where_nothing_can_be_written_the_place_is_named(tmp_path, monkeypatch, 
     assert "file.txt" in sentence(capsys, command, *fill(WRITES[command], tmp_path / "file.txt" / "out"))
 
 
-@pytest.mark.parametrize("command", ["train", "pretrain", "segment"])
+@pytest.mark.parametrize("command", ["train", "pretrain", "segment", "detect"])
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -157,7 +161,7 @@ def test_a_wrong_recipe_or_argument_is_named(tmp_path, monkeypatch, capsys, comm
     texts = {"broken": "a: [1\n", "list": "- 1\n", "wrong": "learning_rate: fast\n", "many": "learning_rate: [1]\n"}
     for name, text in texts.items():
         (tmp_path / f"{name}.yaml").write_text(text)
-    data = SCENES if command == "segment" else DATA
+    data = SCENES if command in ("segment", "detect") else DATA
     assert said in sentence(capsys, command, *fill(TAKES_DATA[command], data), "--max_steps", 1, *words)
 
 
@@ -181,11 +185,13 @@ def test_a_wrong_recipe_or_argument_is_named(tmp_path, monkeypatch, capsys, comm
         ("segment", ["--crop_size", "0"]),
         ("segment", ["--head_channels", "0"]),
         ("segment", ["--flip_prob", "2"]),
+        ("detect", ["--detector", "yolo"]),
+        ("detect", ["--short_sides", "0"]),
     ],
 )
 def test_a_value_that_cannot_be_is_named_before_anything_begins(tmp_path, monkeypatch, capsys, command, words):
     monkeypatch.chdir(tmp_path)
-    data = SCENES if command == "segment" else DATA
+    data = SCENES if command in ("segment", "detect") else DATA
     said = sentence(capsys, command, *fill(TAKES_DATA[command], data), "--max_steps", 1, *words)
     assert words[0].removeprefix("--") in said and not (tmp_path / "out" / "config.json").exists()
 
@@ -239,7 +245,7 @@ def vitae(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_vitae_lists_its_commands_without_torch_and_names_the_nearest_of_a_wrong_one():
-    assert all(f"  {name} " in vitae().stdout for name in COMMANDS) and len(COMMANDS) == 11
+    assert all(f"  {name} " in vitae().stdout for name in COMMANDS) and len(COMMANDS) == 12
     assert vitae("--version").stdout.strip() == vitae_hf.__version__
     wrong = vitae("trian")
     assert wrong.returncode == 2 and wrong.stderr == "error: there is no command 'trian'; did you mean 'train'?\n"

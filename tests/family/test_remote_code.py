@@ -45,6 +45,7 @@ SHARED_CODE = {
     "modeling_base_vitae.py",
 }
 CODE_FILES = SHARED_CODE | {"decoder_vitae.py", "embeddings_vitae.py", "modeling_vitae.py", "rotated_windows_vitae.py"}
+RCNN_FILES = {f"{part}_rcnn_vitae.py" for part in ("configuration", "image_processing", "modeling")}  # tests/dense
 CODE_FILES_V2 = SHARED_CODE | {"configuration_vitaev2.py", "modeling_vitaev2.py"}
 
 
@@ -142,7 +143,9 @@ def test_the_code_files_import_nothing_but_what_every_user_has(folders):
 
     allowed = {"huggingface_hub", "numpy", "PIL", "torch", "transformers"} | set(sys.stdlib_module_names)
     root = {path.name for path in Path(vitae_hf.__file__).parent.glob("*.py")}
-    assert {name for name in root if name.endswith(("_vitae.py", "_vitaev2.py"))} == CODE_FILES | CODE_FILES_V2
+    assert {
+        name for name in root if name.endswith(("_vitae.py", "_vitaev2.py"))
+    } == CODE_FILES | CODE_FILES_V2 | RCNN_FILES
     for folder, code_files in (("classifier", CODE_FILES), ("windowed", CODE_FILES_V2)):
         assert {path.name for path in (folders / folder).glob("*.py")} == code_files
         for path in (folders / folder).glob("*.py"):
