@@ -54,7 +54,8 @@ class RCNNConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.backbone_config is None:
-            self.backbone_config = ViTAEv2Config(out_features=["stage1", "stage2", "stage3", "stage4"])
+            every_map: dict[str, Any] = {"out_features": ["stage1", "stage2", "stage3", "stage4"]}
+            self.backbone_config = ViTAEv2Config(**every_map)
         elif isinstance(self.backbone_config, dict):
             fields = dict(self.backbone_config)
             config_class = OWN_BACKBONES.get(fields["model_type"]) or CONFIG_MAPPING[fields["model_type"]]

@@ -68,6 +68,7 @@ class RCNNForObjectDetection(PreTrainedModel):
         from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
         super().__init__(config)
+        self.num_classes: Any = config.num_labels
         backbone_config: Any = config.backbone_config
         backbone_class = OWN_BACKBONES.get(backbone_config.model_type)
         from_config = AutoBackbone.from_config if backbone_class is None else backbone_class._from_config
@@ -117,7 +118,7 @@ class RCNNForObjectDetection(PreTrainedModel):
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
         width, hidden = self.config.hidden_size, self.config.head_hidden_size
-        predictor = FastRCNNPredictor(hidden, self.config.num_labels + 1)  # class 0 is none of the classes
+        predictor = FastRCNNPredictor(hidden, self.num_classes + 1)  # class 0 is none of the classes
         return self._pooled(BOX_SIZE), TwoMLPHead(width * BOX_SIZE**2, hidden), predictor
 
     def _mask_head(self) -> dict[str, nn.Module]:
@@ -129,7 +130,7 @@ class RCNNForObjectDetection(PreTrainedModel):
         return {
             "mask_roi_pool": self._pooled(MASK_SIZE),
             "mask_head": MaskRCNNHeads(width, (width,) * 4, dilation=1),
-            "mask_predictor": MaskRCNNPredictor(width, width, self.config.num_labels + 1),
+            "mask_predictor": MaskRCNNPredictor(width, width, self.num_classes + 1),
         }
 
     @torch.no_grad()
@@ -208,7 +209,7 @@ class RCNNForObjectDetection(PreTrainedModel):
         if targets is not None:
             losses |= proposal_losses
             return RCNNOutput(loss=sum(losses.values()), loss_dict=losses)
-        return as_output(found, sizes, self.config.num_labels)
+        return as_output(found, sizes, self.num_classes)
 
 
 def as_target(label: dict[str, torch.Tensor], size: tuple[int, int]) -> dict[str, torch.Tensor]:

@@ -1,17 +1,70 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """What a detector finds in a picture: boxes, classes, scores and masks, as users get them, and drawn."""
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..loading import label_names
 from .colours import class_colours
+
+
+@dataclass
+class Detections:
+    """What a detector found in a picture.
+
+    Attributes:
+        picture: upright and in RGB.
+        objects: as [`as_objects`] has them.
+        names: of the classes.
+        seconds: how long it took.
+        chosen: the class whose objects alone are drawn; default: all.
+    """
+
+    picture: PIL.Image.Image
+    objects: dict[str, Any]
+    names: list[str]
+    seconds: float
+    chosen: str | None = None
+
+    def scores(self) -> dict[str, float]:
+        """The best score of each class that was found, the best class first."""
+        found: dict[str, float] = {}
+        for label, score in zip(self.objects["labels"].tolist(), self.objects["scores"].tolist()):
+            found[self.names[label]] = max(score, found.get(self.names[label], 0.0))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def drawn(self, side: int = 448) -> np.ndarray:
+        """The picture with its objects, enlarged until both sides have at least `side` pixels: uint8 `(h, w, 3)`."""
+        objects = self.objects
+        if self.chosen in self.names:
+            kept = objects["labels"] == self.names.index(self.chosen)
+            objects = {key: values[kept] for key, values in objects.items()}
+        scale = max(1, side / min(self.picture.size))
+        width, height = (round(scale * pixels) for pixels in self.picture.size)
+        figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+        axis = figure.add_axes((0, 0, 1, 1))
+        draw_objects(axis, self.picture, objects, self.names, fontsize=9)
+        axis.set_aspect("auto")
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def detect(model: Any, processor: Any, picture: PIL.Image.Image, threshold: float = 0.5) -> Detections:
+    """What a model finds in a picture, with the names of the classes; see [`find_objects`]."""
+    start = time.perf_counter()
+    objects = {name: values.cpu() for name, values in find_objects(model, processor, picture, threshold).items()}
+    return Detections(picture, objects, list(label_names(model.config).values()), time.perf_counter() - start)
 
 
 @torch.no_grad()
@@ -68,7 +121,9 @@ def of_segments(maps: torch.Tensor, segments: list[dict[str, Any]]) -> dict[str,
     return {"scores": scores, "labels": labels, "boxes": boxes, "masks": masks}
 
 
-def draw_objects(axis: Axes, picture: PIL.Image.Image, objects: dict[str, Any], names: list[str]) -> None:
+def draw_objects(
+    axis: Axes, picture: PIL.Image.Image, objects: dict[str, Any], names: list[str], fontsize: int = 6
+) -> None:
     """Draw a picture with boxes, masks, classes and scores, those that there are of these."""
     colours = class_colours(len(names))
     pixels = np.asarray(picture.convert("RGB")) / 255
@@ -84,7 +139,9 @@ def draw_objects(axis: Axes, picture: PIL.Image.Image, objects: dict[str, Any], 
         axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=colour, linewidth=1.5))
         words = names[int(label)] if score is None else f"{names[int(label)]} {float(score):.2f}"
         style = {"facecolor": colour, "edgecolor": "none", "pad": 0.8, "alpha": 0.8}
-        axis.text(left, top, words, fontsize=6, color="white", bbox=style, clip_on=True, verticalalignment="bottom")
+        axis.text(
+            left, top, words, fontsize=fontsize, color="white", bbox=style, clip_on=True, verticalalignment="bottom"
+        )
 
 
 def draw_found(

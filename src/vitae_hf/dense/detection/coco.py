@@ -37,8 +37,8 @@ def find_annotations(folder: Path) -> dict[str, Path]:
     files = [path for path in files if path.stem.startswith("instances")] or files
     found: dict[str, list[Path]] = {}
     for path in files:
-        words = [SPLITS[word] for word in words_of(path.stem) if word in SPLITS] or [split_of(path.parent.name)]
-        found.setdefault(words[0] or "train", []).append(path)
+        words = [SPLITS[word] for word in words_of(path.stem) if word in SPLITS]
+        found.setdefault(words[0] if words else split_of(path.parent.name) or "train", []).append(path)
     for split, paths in found.items():
         if len(paths) > 1:
             raise ValueError(f"{folder} has several files for the split {split!r}: {listed(paths)}; keep one of them")
@@ -58,10 +58,10 @@ def load_coco(folder: Path, files: dict[str, Path]) -> datasets.DatasetDict:
     for split, names in classes.items():
         if names != classes[first]:
             raise ValueError(f"{files[split]} has other categories than {files[first]}: {listed(names.values())}")
-    names = [classes[first][number] for number in sorted(classes[first])]
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+    ordered = [classes[first][number] for number in sorted(classes[first])]
+    if repeated := [name for name, count in Counter(ordered).items() if count > 1]:
         raise ValueError(f"{files[first]} has several categories called {listed(repeated)}")
-    category = datasets.List(datasets.ClassLabel(names=names))
+    category = datasets.List(datasets.ClassLabel(names=ordered))
     features = datasets.Features({"image": datasets.Image(decode=False), "objects": {**FEATURES, "category": category}})
     numbers = {number: label for label, number in enumerate(sorted(classes[first]))}
     return datasets.DatasetDict(

@@ -136,7 +136,7 @@ class Detector(NamedTuple):
     least_layers: int = 1
 
 
-_RCNN: tuple[Any, ...] = (RCNNConfig, RCNNForObjectDetection, RCNNImageProcessor)
+_RCNN: tuple[Any, Any, Any] = (RCNNConfig, RCNNForObjectDetection, RCNNImageProcessor)
 _RCNN_CLASSES = ("box_predictor.", "mask_fcn_logits.")
 DETECTORS: dict[str, Detector] = {
     "rt_detr": Detector(

@@ -105,8 +105,8 @@ class DetectionTrainer(ViTAETrainer):
         sizes = [tuple(label["size"].tolist()) for label in inputs["labels"]]
         for row, found in zip(inputs["rows"], as_objects(self.processing_class, outputs, sizes, LEAST_SCORE)):
             kept = found["scores"].argsort(descending=True)[:100]
-            found = {name: value[kept].cpu().numpy() for name, value in found.items()}
-            self._found[row] = found | ({"masks": run_lengths(found["masks"])} if "masks" in found else {})
+            values = {name: value[kept].cpu().numpy() for name, value in found.items()}
+            self._found[row] = values | ({"masks": run_lengths(values["masks"])} if "masks" in values else {})
         return None, None, None
 
     def _measure(self) -> dict[str, Any]:
