@@ -35,6 +35,9 @@ from vitae_hf.hub.checksums import SUMS_NAME, sha256, verify_checkpoint, write_s
 from vitae_hf.hub.publishing import check_folder, compute_outputs
 
 
+SCENES = REPOSITORY / "examples" / "garment_scenes"
+
+
 CARD = "---\npipeline_tag: image-classification\nlibrary_name: transformers\n---\n\n# A model for tests\n"
 UPLOADED = {
     "README.md",
@@ -575,3 +578,31 @@ def test_damage_in_the_cache_is_found_by_name(hub, client, folder):
         sentence = client.refusal("verify", "org/cached")
         assert f"{name}: " in sentence and f"its {kind} is not the Hub's" in sentence.split(f"{name}: ")[1]
     assert "org/nothing is not on the Hub" in client.refusal("verify", "org/nothing")
+
+
+@pytest.mark.parametrize("detector", ["rt_detr", "mask2former", "mask_rcnn"])
+def test_a_detector_is_trained_and_published_by_one_command(hub, client, tmp_path, detector):
+    """The library's own classes carry no code, this package's do."""
+    words = ["--preset", "vitae-nano", "--dataset", SCENES, "--output_dir", tmp_path / "out"]
+    words += [
+        "--detector",
+        detector,
+        "--head_channels",
+        32,
+        "--decoder_layers",
+        1,
+        "--num_queries",
+        5,
+        "--image_size",
+        32,
+        "--max_steps",
+        1,
+    ]
+    words += ["--per_device_train_batch_size", 2, "--per_device_eval_batch_size", 80, "--report_to", "none"]
+    answer = client.run("detect", *words, "--push_to_hub", "--hub_model_id", f"org/{detector}", "--pictures", 1)
+    assert answer["status"] == 0, answer["stderr"][-3000:]
+    record = json.loads(answer["stdout"].splitlines()[-1])
+    assert record["same_logits"] and record["hub_commit"] == hub.repository(f"org/{detector}").refs["main"]
+    names = set(hub.repository(f"org/{detector}").find("main")["files"])
+    assert {"model.safetensors", "README.md", "predictions.png"} <= names
+    assert ("modeling_rcnn_vitae.py" in names) == (detector == "mask_rcnn")

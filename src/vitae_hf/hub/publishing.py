@@ -72,7 +72,7 @@ def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> to
     model, processor = load_trained(source, dtype="auto", headless=True, **options)
     if names := not_finite(model):
         raise ValueError(f"not all values of {source} are finite: {listed(names)}")
-    pixel_values = processor(image, return_tensors="pt").pixel_values.to(model.dtype)
+    pixel_values = processor(str(image), return_tensors="pt").pixel_values.to(model.dtype)
     if isinstance(model, ViTAEForPreTraining):
         return model.encode(pixel_values).flatten(1)
     outputs = model(pixel_values)
