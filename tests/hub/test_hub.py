@@ -580,24 +580,12 @@ def test_damage_in_the_cache_is_found_by_name(hub, client, folder):
     assert "org/nothing is not on the Hub" in client.refusal("verify", "org/nothing")
 
 
-@pytest.mark.parametrize("detector", ["rt_detr", "mask2former", "mask_rcnn"])
+@pytest.mark.parametrize("detector", ["rt_detr", pytest.param("mask2former", marks=pytest.mark.slow), "mask_rcnn"])
 def test_a_detector_is_trained_and_published_by_one_command(hub, client, tmp_path, detector):
     """The library's own classes carry no code, this package's do."""
     words = ["--preset", "vitae-nano", "--dataset", SCENES, "--output_dir", tmp_path / "out"]
-    words += [
-        "--detector",
-        detector,
-        "--head_channels",
-        32,
-        "--decoder_layers",
-        1,
-        "--num_queries",
-        5,
-        "--image_size",
-        32,
-        "--max_steps",
-        1,
-    ]
+    words += ["--detector", detector, "--head_channels", 32, "--decoder_layers", 1, "--num_queries", 5]
+    words += ["--image_size", 32, "--max_steps", 1]
     words += ["--per_device_train_batch_size", 2, "--per_device_eval_batch_size", 80, "--report_to", "none"]
     answer = client.run("detect", *words, "--push_to_hub", "--hub_model_id", f"org/{detector}", "--pictures", 1)
     assert answer["status"] == 0, answer["stderr"][-3000:]
