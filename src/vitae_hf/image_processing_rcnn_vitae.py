@@ -14,7 +14,7 @@ class RCNNImageProcessor(DeformableDetrImageProcessor):
     """Prepares pictures as DETR's processors do, and makes boxes and masks of what [`RCNNForObjectDetection`] gives."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, and where [`AutoImageProcessor`] finds this class without this package."""
+        """The settings, and where `AutoImageProcessor` finds this class without this package."""
         # By backend, as the library has it too: a plain name makes its pipelines look for a processor of videos.
         reference = f"{Path(__file__).stem}.{type(self).__name__}"
         return {**super().to_dict(), "auto_map": {"AutoImageProcessor": {"torchvision": reference}}}
