@@ -76,9 +76,8 @@ class RCNNForObjectDetection(PreTrainedModel):
         self.neck = FeaturePyramidNetwork(self.backbone.channels, config.hidden_size, LastLevelMaxPool())
         levels = len(self.backbone.channels) + 1
         self.size_divisor: int = FIRST_STRIDE * 2 ** (levels - 1)  # anchors of the last map need whole strides
-        self.anchor_shapes = [(config.anchor_size * 2**level, list(config.anchor_ratios)) for level in range(levels)]
         self.rpn = RegionProposalNetwork(
-            *self._anchors_and_head(),
+            *self._anchors_and_head(levels),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
             batch_size_per_image=256,
@@ -101,13 +100,13 @@ class RCNNForObjectDetection(PreTrainedModel):
         )
         self.post_init()
 
-    def _anchors_and_head(self) -> tuple[nn.Module, nn.Module]:
+    def _anchors_and_head(self, levels: int) -> tuple[nn.Module, nn.Module]:
         from torchvision.models.detection.anchor_utils import AnchorGenerator
         from torchvision.models.detection.rpn import RPNHead
 
-        sizes = tuple((size,) for size, _ in self.anchor_shapes)
-        anchors = AnchorGenerator(sizes, tuple(tuple(ratios) for _, ratios in self.anchor_shapes))
-        return anchors, RPNHead(self.config.hidden_size, len(self.config.anchor_ratios))
+        sizes = tuple((self.config.anchor_size * 2**level,) for level in range(levels))
+        ratios = tuple(self.config.anchor_ratios)
+        return AnchorGenerator(sizes, (ratios,) * levels), RPNHead(self.config.hidden_size, len(ratios))
 
     def _pooled(self, size: int) -> nn.Module:
         from torchvision.ops import MultiScaleRoIAlign
@@ -198,12 +197,6 @@ class RCNNForObjectDetection(PreTrainedModel):
         """Losses where there are targets, else what was found: torchvision's parts give either, by their mode."""
         self.rpn.train(targets is not None)
         self.roi_heads.train(targets is not None)
-        generator: Any = self.rpn.anchor_generator
-        # Made anew, since tensors that are no buffers stay behind when a model is built without memory and then loaded.
-        generator.cell_anchors = [
-            generator.generate_anchors([size], ratios, device=images.tensors.device)
-            for size, ratios in self.anchor_shapes
-        ]
         proposals, proposal_losses = self.rpn(images, maps, targets)
         found, losses = self.roi_heads(maps, proposals, sizes, targets)
         if targets is not None:

@@ -4,11 +4,17 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from torchvision import tv_tensors
 
 from vitae_hf.dense.detection.data import DetectionDataset, collate_objects, load_boxed_images
 from vitae_hf.dense.detection.models import make_processor, training_inputs
 from vitae_hf.dense.detection.objects import read_objects
-from vitae_hf.dense.detection.transforms import BoxAugmentationArguments, ObjectTransform, evaluation_transform
+from vitae_hf.dense.detection.transforms import (
+    BoxAugmentationArguments,
+    CropOfRandomSize,
+    ObjectTransform,
+    evaluation_transform,
+)
 from vitae_hf.evaluation.average_precision import run_lengths
 
 
@@ -61,6 +67,17 @@ def test_boxes_and_masks_stay_with_their_objects(arguments):
         assert sizes == {(arguments["image_size"][0], arguments["image_size"][-1])}
     else:
         assert len(sizes) > 3 and {min(size) for size in sizes} <= {48, 64}
+
+
+def test_a_crop_of_random_size_lies_inside_the_picture():
+    crop, sides = CropOfRandomSize(30, 50), set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        cropped = crop(tv_tensors.Image(torch.ones(3, 40, 120)))
+        assert cropped.all()
+        sides.add(tuple(cropped.shape[1:]))
+    assert {height for height, _ in sides} <= set(range(30, 41)) and len(sides) > 20
+    assert max(width for _, width in sides) > 45
 
 
 def test_training_without_a_crop_sees_what_the_image_processor_makes():

@@ -19,6 +19,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, SwinCo
 from vitae_hf import RCNNConfig, RCNNForObjectDetection, RCNNImageProcessor
 from vitae_hf.dense.detection.models import HeadSize, new_detector
 from vitae_hf.evaluation.detections import find_objects
+from vitae_hf.modeling_rcnn_vitae import RCNNOutput
 
 
 def labels() -> list[dict]:
@@ -71,11 +72,13 @@ def torchvisions(model) -> MaskRCNN:
 @torch.no_grad()
 def test_boxes_and_masks_are_those_of_torchvisions_own_model():
     model = network().eval()
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight)  # so that it finds several classes
     processor = RCNNImageProcessor()
     expected = torchvisions(model)(list(images()))
     found = processor.post_process_object_detection(model(images()), 0.05, [(64, 64)] * 2)
     for ours, theirs in zip(found, expected):
-        assert len(theirs["scores"]) > 10 and torch.equal(ours["labels"], theirs["labels"] - 1)
+        assert len(theirs["scores"]) > 10 and len(theirs["labels"].unique()) > 1
+        assert torch.equal(ours["labels"], theirs["labels"] - 1)
         torch.testing.assert_close(ours["boxes"], theirs["boxes"], rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(ours["scores"], theirs["scores"], rtol=1e-4, atol=1e-5)
         assert (ours["masks"] == (theirs["masks"][:, 0] >= 0.5)).float().mean() > 0.999
@@ -126,6 +129,22 @@ def test_what_lies_in_the_padding_of_a_batch_is_not_found():
     centre, sides = model(images(), pixel_mask=mask).pred_boxes.chunk(2, dim=-1)
     right = (centre + sides / 2)[..., 0]
     assert right.max() <= 1 + 1e-5  # a share of the picture, which is 64 pixels wide, and 40
+
+
+def test_a_pixel_belongs_to_the_best_object_and_a_hidden_object_is_left_out():
+    masks = torch.ones(1, 3, 28, 28)
+    boxes = torch.tensor([[[0.25, 0.5, 0.5, 1.0], [0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.4, 1.0]]])
+    logits = torch.full((1, 3, 4), -torch.inf)
+    for box, (label, score) in enumerate([(2, 0.9), (1, 0.7), (3, 0.8)]):
+        logits[0, box, label] = torch.tensor(score).logit()
+    outputs = RCNNOutput(logits=logits, pred_boxes=boxes, pred_masks=masks)
+    settings = {"target_sizes": [(40, 40)], "overlap_mask_area_threshold": 0.4}
+    (found,) = RCNNImageProcessor().post_process_instance_segmentation(outputs, 0.5, **settings)
+    assert [(one["label_id"], one["id"]) for one in found["segments_info"]] == [(2, 0), (1, 1)]
+    inside = found["segmentation"][2:-2, 2:-2]  # masks fade at the edge of their box
+    assert (inside[:, :17] == 0).all() and (inside[:, 19:] == 1).all()
+    with pytest.raises(ValueError, match="need `target_sizes`, and a model with masks"):
+        RCNNImageProcessor().post_process_instance_segmentation(outputs)
 
 
 def test_a_backbone_of_the_library_works_too(tmp_path):

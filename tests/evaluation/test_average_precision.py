@@ -39,8 +39,11 @@ def test_a_box_counts_up_to_the_overlap_that_it_has():
 
 def test_boxes_inside_a_crowd_are_neither_right_nor_wrong():
     metric = MeanAveragePrecision(["garment"])
-    crowd = {"is_crowd": [False, True]}
-    metric.add(prediction=found(1, 0, scores=[0.9, 0.5]), reference=truth(0, 1, **crowd))
+    crowd = truth(0, 1, is_crowd=[False, True])
+    crowd["boxes"][1] = [60, 60, 140, 140]
+    inside = found(1, 1, 0)
+    inside["boxes"][1] = [100, 100, 140, 140]
+    metric.add(prediction=inside, reference=crowd)
     assert metric.compute()["map"] == 100
 
 

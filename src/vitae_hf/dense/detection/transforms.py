@@ -152,20 +152,12 @@ class RandomlyApplied(v2.Transform):
 
 
 def keep_visible(sample: dict[str, Any]) -> dict[str, Any]:
-    """The sample without objects that have no box of a pixel or no pixel of a mask left; boxes are clipped."""
-    boxes = v2.functional.clamp_bounding_boxes(sample["boxes"])
+    """The sample without objects of whose box or mask a crop, which clips them, has left no pixel."""
+    boxes = sample["boxes"]
     kept = (boxes[:, 2:] - boxes[:, :2] >= 1).all(1)
     if "masks" in sample:
         kept &= sample["masks"].flatten(1).any(1).bool()
-    parts = {**sample, "boxes": boxes}
-    return {
-        key: value
-        if key == "pixel_values"
-        else tv_tensors.wrap(value[kept], like=value)
-        if isinstance(value, tv_tensors.TVTensor)
-        else value[kept]
-        for key, value in parts.items()
-    }
+    return {key: value if key == "pixel_values" else value[kept] for key, value in sample.items()}
 
 
 def evaluation_transform(processor: Any) -> partial[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
