@@ -141,17 +141,18 @@ class DetectionDataset(PictureDataset, Dataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
 
-    def objects(self, index: int, size: tuple[int, int] | None = None) -> tuple[Objects, list[str]]:
+    def objects(self, index: int) -> tuple[Objects, list[str]]:
         """The objects of a row, and what is wrong with those that are left out, with the name of the picture.
-
-        Args:
-            index: of the row.
-            size: height and width of its picture, if they are known already.
 
         Raises:
             ValueError: the picture is missing or damaged.
         """
-        row, name = self.split[index], self.name(index)
+        return self._objects(self.split[index], index)
+
+    def _objects(
+        self, row: dict[str, Any], index: int, size: tuple[int, int] | None = None
+    ) -> tuple[Objects, list[str]]:
+        name = self._name(row, index)
         height, width = size or decode_image(row["image"], name, lambda picture: picture.size[::-1])
         columns = columns_of(row["objects"])
         if "category" in columns:  # text stands for a class by its name
@@ -159,9 +160,10 @@ class DetectionDataset(PictureDataset, Dataset[dict[str, Any]]):
         objects, problems = read_objects(columns, len(self.numbers), height, width, self.with_masks)
         return objects, [f"{name}: {problem}" for problem in problems]
 
-    def name(self, index: int) -> str:
+    @staticmethod
+    def _name(row: dict[str, Any], index: int) -> str:
         """The name of a row for messages: the file of its picture, if it has one."""
-        return (self.split[index]["image"] or {}).get("path") or f"row {index}"
+        return (row["image"] or {}).get("path") or f"row {index}"
 
     def read(self, index: int) -> tuple[PIL.Image.Image, Objects, str]:
         """A row's picture, its objects, and its name for messages.
@@ -169,9 +171,10 @@ class DetectionDataset(PictureDataset, Dataset[dict[str, Any]]):
         Raises:
             ValueError: the picture cannot be read or is stored turned, or, unless they are skipped, an object is bad.
         """
-        name = self.name(index)
-        picture = decode_image(self.split[index]["image"], name, unturned)
-        objects, problems = self.objects(index, picture.size[::-1])
+        row = self.split[index]
+        name = self._name(row, index)
+        picture = decode_image(row["image"], name, unturned)
+        objects, problems = self._objects(row, index, picture.size[::-1])
         if problems and self.on_bad_object == "error":
             raise ValueError(listed(problems, "; "))
         return picture, objects, name

@@ -96,7 +96,7 @@ def mask2former_config(channels: list[int], head: HeadSize) -> dict[str, Any]:
         "dim_feedforward": 8 * width,
         "num_attention_heads": head.attention_heads(),
         "encoder_layers": head.layers,
-        "decoder_layers": head.layers + 4 if head.layers > 1 else 2,  # 10 beside 6 in the library's default
+        "decoder_layers": head.layers + 4,  # 10 beside 6 in the paper
         "num_queries": head.queries or 100,
         "feature_strides": [4 * 2**level for level in range(len(channels))],
     }

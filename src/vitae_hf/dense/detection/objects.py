@@ -90,37 +90,36 @@ def read_objects(
     lengths = {key: len(values) for key, values in columns.items()}
     if len(set(lengths.values())) > 1 or len(boxes) != len(labels):
         said = ", ".join(f"{lengths.get(key, 0)} {key}" for key in dict.fromkeys(["bbox", "category", *lengths]))
-        return Objects(*_empty(), [] if with_masks else None), [f"its objects differ in number: {said}"]
+        nothing, _ = read_objects(None, num_labels, height, width, with_masks)
+        return nothing, [f"its objects differ in number: {said}"]
+    unknown: list[Any] = [None] * len(boxes)
     crowds = columns.get("iscrowd", [0] * len(boxes))
-    segmentations = columns.get("segmentation", [None] * len(boxes))
-    kept, masks, problems = [], [], []
-    for index, (box, label, crowd, segmentation) in enumerate(zip(boxes, labels, crowds, segmentations)):
+    masks: dict[int, Any] = {}  # of the good objects
+    problems = []
+    for index, (box, label, crowd) in enumerate(zip(boxes, labels, crowds)):
         try:
             check_box(box, height, width)
             check_class(label, crowd, num_labels)
-            if with_masks:
-                masks.append(as_mask(segmentation, height, width))
-            kept.append(index)
+            segmentation = columns.get("segmentation", unknown)[index]
+            masks[index] = as_mask(segmentation, height, width) if with_masks else None
         except ValueError as error:
             problems.append(f"object {index} {error}")
+    kept = list(masks)
     corners = np.array([boxes[index] for index in kept], np.float32).reshape(-1, 4)
     corners[:, 2:] += corners[:, :2]
     corners = corners.clip(0, np.array([width, height, width, height], np.float32))
-    areas = coco_masks.area(masks) if masks else (corners[:, 2:] - corners[:, :2]).prod(1)
-    annotated = columns.get("area", [None] * len(boxes))
-    areas = [own if annotated[index] is None else annotated[index] for index, own in zip(kept, areas)]
+    computed = (
+        coco_masks.area(list(masks.values())) if masks and with_masks else (corners[:, 2:] - corners[:, :2]).prod(1)
+    )
+    annotated = [columns.get("area", unknown)[index] for index in kept]
     found = Objects(
         corners,
         np.array([labels[index] for index in kept], np.int64),
-        np.array([bool(crowds[index]) for index in kept], bool),
-        np.array(areas, np.float32),
-        masks if with_masks else None,
+        np.array([crowds[index] for index in kept], bool),
+        np.array([own if area is None else area for area, own in zip(annotated, computed)], np.float32),
+        list(masks.values()) if with_masks else None,
     )
     return found, problems
-
-
-def _empty() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    return np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, np.float32)
 
 
 def check_box(box: Any, height: int, width: int) -> None:

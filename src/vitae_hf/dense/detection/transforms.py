@@ -97,7 +97,7 @@ class ObjectTransform:
         distort = v2.RandomPhotometricDistort(p=arguments.distortion_prob)
         mean_colour = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
         zoom_out = v2.RandomZoomOut({tv_tensors.Image: mean_colour, "others": 0}, p=arguments.zoom_out_prob)
-        cropped = RandomlyApplied(arguments.crop_prob, self._crop(arguments))
+        cropped = v2.RandomApply([self._crop(arguments)], arguments.crop_prob)
         self.steps = v2.Compose([flip, distort, zoom_out, cropped, self._resize(arguments)])
         self.finish = v2.Compose(
             [
@@ -138,17 +138,6 @@ class ObjectTransform:
             sample["masks"] = tv_tensors.Mask(torch.from_numpy(objects.pixels(height, width)))
         labels = self.finish(keep_visible(self.steps(sample)))
         return labels.pop("pixel_values"), labels
-
-
-class RandomlyApplied(v2.Transform):
-    """A transform that is applied with a probability. Unlike torchvision's it draws the number by torch alone."""
-
-    def __init__(self, probability: float, transform: v2.Transform):
-        super().__init__()
-        self.probability, self.applied = probability, transform
-
-    def forward(self, sample: dict[str, Any]) -> dict[str, Any]:
-        return self.applied(sample) if torch.rand(()) < self.probability else sample
 
 
 def keep_visible(sample: dict[str, Any]) -> dict[str, Any]:
