@@ -16,6 +16,7 @@ def miniature(tmp_path_factory):
     return folder, run("measure_gpu", "--miniature", "--output", folder / "gpu")
 
 
+@pytest.mark.slow
 def test_every_part_runs_on_a_cpu(miniature):
     folder, done = miniature
     record = last_line(done)
@@ -30,6 +31,7 @@ def test_every_part_runs_on_a_cpu(miniature):
     assert sum(shares) == pytest.approx(1) and shares == sorted(shares, reverse=True)
 
 
+@pytest.mark.slow
 def test_table_and_pictures_show_the_figures(miniature):
     folder, _ = miniature
     text = (folder / "gpu.md").read_text()

@@ -113,8 +113,8 @@ def test_the_extras_that_a_failure_names_install_what_it_misses():
     config.read(REPOSITORY / "setup.cfg")
     for extra, modules in EXTRAS.items():
         named = re.sub(r"vitae-hf\[.*\]", "", config["options.extras_require"][extra]).split()
-        required = {requirement.partition(">")[0].replace("grad-cam", "pytorch_grad_cam") for requirement in named}
-        inherited = {"demo": {*EXTRAS["train"], *EXTRAS["explain"]}, "detection": set(EXTRAS["train"])}.get(
-            extra, set()
-        )
+        imported = {"grad-cam": "pytorch_grad_cam", "scikit-learn": "sklearn"}
+        required = {imported.get(package, package) for package in (name.partition(">")[0] for name in named)}
+        whole = {"demo": ("train", "explain"), "detection": ("train",)}.get(extra, ())
+        inherited = {module for name in whole for module in EXTRAS[name]}
         assert required - {"transformers"} | inherited == set(modules), extra

@@ -13,8 +13,11 @@ import compare_fashion_mnist
 import compare_mae
 import datasets
 import measure_export
+import measure_features
 import measure_loading
+import measure_predict
 import measure_step
+import measure_windows
 import numpy as np
 import PIL.Image
 import pytest
@@ -269,6 +272,27 @@ def test_the_speed_of_loading_counts_the_batches_after_the_first(fashion, tmp_pa
     assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(record))
 
 
+def test_a_search_and_a_probe_of_random_features_are_timed(tmp_path):
+    words = f"--rows 3000 --probe_rows 200 --width 16 --pictures 1 2 --output {tmp_path / 'found.json'}"
+    record = measure_features.main(words.split())
+    assert set(record["search"]["seconds"]) == {1, 2} and 10 < record["probe"]["top1_percent"] < 100
+    assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(record))
+
+
+def test_predicting_is_measured_beside_its_parts_and_the_pipeline(tmp_path, monkeypatch):
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "cat.png").symlink_to(ASSETS / "chelsea.png")
+    monkeypatch.setattr(measure_predict, "usable_cores", lambda: 1)
+    words = ["--photographs", str(tmp_path / "photographs"), "--output", str(tmp_path / "found.json")]
+    record = measure_predict.main([*words, "--networks", "vitae-nano", "--pictures", "40", "--rounds", "1"])
+    found = record["images_per_s"]["vitae-nano"]["all_cores_shared"]
+    smaller = min(found["reading"]["median"], found["model"]["median"])
+    assert found["over_smaller"]["median"] == pytest.approx(found["end_to_end"]["median"] / smaller, abs=2e-3)
+    assert record["draft"][64]["draft"]["largest"] > record["draft"][64]["pillow"]["largest"] >= 1
+    assert record["draft"][224]["draft"]["largest"] == 0  # 500×375 is less than twice as large
+    assert json.loads((tmp_path / "found.json").read_text())["pixels"] == [500, 375]
+
+
 def test_a_step_of_training_is_compared_with_the_plain_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(measure_step, "interleave", briefly)
     words = f"--presets vitae-t --batch_size 2 --rounds 1 --threads 1 --output {tmp_path / 'found.json'}"
@@ -283,6 +307,23 @@ def test_a_step_of_training_is_compared_with_the_plain_networks(tmp_path, monkey
     monkeypatch.setattr(measure_step.reference, "logits", lambda *inputs: 1.01 * plain_logits(*inputs))
     with pytest.raises(RuntimeError, match="the two networks differ in their losses"):
         measure_step.main(words.split())
+
+
+def test_the_time_of_windows_is_told_by_its_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure_windows, "interleave", briefly)
+    tiny = {"hidden_sizes": (32,), "reduction_channels": (32,), "depths": (3,), "num_attention_heads": (2,)}
+    tiny |= {"conv_groups": (8,), "global_attn_indexes": (2,)}
+    networks = {name: {**tiny, **fields} for name, fields in measure_windows.NETWORKS.items()}
+    monkeypatch.setattr(measure_windows, "NETWORKS", networks)
+    words = f"--sizes 64 --dtypes float32 --rounds 1 --output {tmp_path / 'found.json'}"
+    record = measure_windows.main(words.split())
+    assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(record))
+    ((_, found),) = record["networks"].items()
+    parts = {name: set(figures["shares"]) for name, figures in found.items()}
+    assert parts["rotated"] == parts["rotated apart"] == set(measure_windows.PARTS)
+    assert parts["plain"] - parts["plain, blind"] == {"relative positions"}
+    assert parts["rotated"] - parts["plain"] == {"where a window looks", "sampling keys and values"}
+    assert all(sum(figures["shares"].values()) == pytest.approx(1) for figures in found.values())
 
 
 def biased(model: torch.nn.Module) -> torch.nn.Module:

@@ -34,6 +34,7 @@ from .modeling_vitae import (
     ViTAEPreTrainedModel,
 )
 from .modeling_vitaev2 import ViTAEv2Backbone, ViTAEv2ForImageClassification, ViTAEv2Model, ViTAEv2PreTrainedModel
+from .prediction.rows import predict
 from .presets import PRESETS, config_from_preset
 
 
@@ -83,5 +84,6 @@ __all__ = [
     "detect_preset",
     "find_model",
     "load_original_checkpoint",
+    "predict",
     "prepare_for_inference",
 ]

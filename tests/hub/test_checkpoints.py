@@ -383,6 +383,7 @@ def test_what_a_backbone_with_windows_is_for_is_assumed_aloud(tmp_path, capsys, 
     assert config.global_attn_indexes == (2, 5, 8, 11)
     is_mit = ModelCard.load(tmp_path / "out" / "README.md").data.license == "mit"
     assert is_mit == name.startswith("rvsa")  # of ViTDet's weights nobody says that they are
+    assert record["preset"] == ("vitae-b-rvsa" if is_mit else "vitae-b")
 
 
 @pytest.mark.parametrize("change", ["missing", "not expected", "wrong shape"])

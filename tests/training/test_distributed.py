@@ -294,6 +294,7 @@ def slurm(folder: Path, *arguments, **commands) -> dict:
     }
 
 
+@pytest.mark.slow
 def test_the_script_trains_in_two_processes_as_slurm_starts_it(tmp_path):
     """An unreadable picture each to train on and to evaluate; one process prints, and counts those of both."""
     ViTAEForImageClassification(config_from_preset("vitae-nano")).save_pretrained(tmp_path / "model")

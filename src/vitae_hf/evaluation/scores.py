@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..data.samples import ImageDataset, collate
+from ..loading import any_size_options
 from .metrics import ReaLAccuracy, TopKAccuracy, confusion_matrix
 
 
@@ -119,7 +120,7 @@ def predict(
         ValueError: no picture can be read, or a score is not finite.
     """
     model.eval()
-    options = {"interpolate_pos_encoding": True} if getattr(model.config, "is_plain", False) else {}
+    options = any_size_options(model)
     loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=_collate_with_presence)
     batches: list[torch.Tensor] = []
     present: list[bool] = []
@@ -168,14 +169,20 @@ def all_figures(
         result = ReaLAccuracy().compute(predictions=predictions, references=real)
         figures["real_percent"] = result["real"] if result["images"] else None
         figures["real_images"] = result["images"]
+    return {**figures, **class_figures(matrix, names)}
+
+
+def class_figures(matrix: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """What [`all_figures`] says of the classes, from their confusion matrix `(classes, classes)`."""
     by_class = zip(names, matrix.diagonal().tolist(), matrix.sum(1).tolist())
-    figures["per_class"] = {
-        name: {"accuracy_percent": 100 * right / images if images else None, "correct": right, "images": images}
-        for name, right, images in by_class
+    return {
+        "per_class": {
+            name: {"accuracy_percent": 100 * right / images if images else None, "correct": right, "images": images}
+            for name, right, images in by_class
+        },
+        "most_confused": most_confused(matrix, names),
+        "confusion_matrix": matrix.tolist(),
     }
-    figures["most_confused"] = most_confused(matrix, names)
-    figures["confusion_matrix"] = matrix.tolist()
-    return figures
 
 
 def most_confused(matrix: np.ndarray, names: list[str], most: int = 20) -> list[dict[str, Any]]:

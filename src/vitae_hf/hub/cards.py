@@ -150,18 +150,16 @@ def remote_sensing_card(name: str) -> ModelCard:
     return _converted_card(f"org/{name}", known.preset, class_name, known, None)
 
 
-def converted_card(name: str, source: dict[str, Any], is_remote_sensing: bool) -> ModelCard:
+def converted_card(name: str, source: dict[str, Any]) -> ModelCard:
     """The card of a converted file that [`variant_card`] is not about, as a backbone or an autoencoder.
 
     Args:
         name: under which users load it.
         source: what `convert_checkpoint` returns.
-        is_remote_sensing: whether it is of a kind that was released for that alone.
     """
     is_autoencoder = source["class"].endswith("ForPreTraining")
     weights = f"{source['preset']}-mae" if is_autoencoder else source["preset"]
-    known = REMOTE_SENSING.get(weights) if is_remote_sensing else None
-    return _converted_card(name, source["preset"], source["class"], known, source)
+    return _converted_card(name, source["preset"], source["class"], REMOTE_SENSING.get(weights), source)
 
 
 def _converted_card(

@@ -205,10 +205,10 @@ def card_of(record: dict[str, Any], name: str, config: ViTAEFamilyConfig) -> Mod
         name: of the model.
     """
     is_whole = not record["left_aside"] and set(record["never_read"]) <= {"relative_position_index"}
-    if record["preset"] in VARIANTS and record["num_labels"] is not None and is_whole:
-        return variant_card(record["preset"], name, record)
     is_of_vitdet = isinstance(config, ViTAEConfig) and config.use_rel_pos and config.window_type == "plain"
-    return converted_card(name, record, is_remote_sensing=not is_of_vitdet)
+    if record["preset"] in VARIANTS and record["num_labels"] is not None and is_whole and not is_of_vitdet:
+        return variant_card(record["preset"], name, record)
+    return converted_card(name, record)
 
 
 @torch.no_grad()

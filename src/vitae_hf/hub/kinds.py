@@ -241,6 +241,8 @@ def cells_with_positions(checkpoint: Checkpoint, preset: str | None, window_padd
         if fields["rescaled_cells"] != (-1,):  # maps of several cells are not normalised
             norm = [name for name in tensors if name.startswith("norm.")]
             checkpoint.never_read.update({name: tensors.pop(name) for name in norm})
+    if preset == "vitae-b-rvsa" and fields["window_type"] == "plain":
+        preset = "vitae-b"  # all in which the two presets differ is among the fields
     return Network(preset, config_from_preset(preset, **fields), model_class(checkpoint), assumed)
 
 
