@@ -13,6 +13,7 @@ from hub_server import HubServer
 import vitae_hf
 from vitae_cli import COMMANDS
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config_from_preset
+from vitae_hf.dense.detection.models import HeadSize, detector_backbone, make_processor, new_detector
 from vitae_hf.failures import about, of_a_missing_package, plain_words, run_command
 
 
@@ -45,6 +46,17 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     ViTAEForImageClassification(config_from_preset("vitae-nano")).save_pretrained(folder)
     ViTAEImageProcessorPil(size=64).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory):
+    """A detector of the library and one of this package."""
+    folder = tmp_path_factory.mktemp("detectors")
+    for name in ("rt_detr", "mask_rcnn"):
+        backbone = detector_backbone(config_from_preset("vitae-nano"), name)
+        new_detector(name, backbone, {0: "a"}, HeadSize(32, 1, 5)).save_pretrained(folder / name)
+        make_processor(name, {"height": 64, "width": 64}).save_pretrained(folder / name)
     return folder
 
 
@@ -121,6 +133,18 @@ def test_a_model_that_is_none_is_named(tmp_path, monkeypatch, capsys, command, g
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("no model")
     assert given in sentence(capsys, command, *fill(TAKES_MODEL[command], given))
+
+
+@pytest.mark.parametrize("command", ["predict", "train", "segment", "evaluate", "explain", "export"])
+@pytest.mark.parametrize("name, saved", [("rt_detr", "RTDetrFor"), ("mask_rcnn", "RCNNFor")])
+def test_a_detector_where_a_classifier_is_expected_is_named_for_what_it_is(
+    detectors, tmp_path, monkeypatch, capsys, command, name, saved
+):
+    if command == "export":
+        pytest.importorskip("transformers.exporters.runners", reason="exporting takes transformers 5.23")
+    monkeypatch.chdir(tmp_path)
+    said = sentence(capsys, command, *fill(TAKES_MODEL[command], detectors / name))
+    assert f"{detectors / name}" in said and f"{saved}ObjectDetection" in said and len(said) < 300
 
 
 @pytest.mark.parametrize("command", TAKES_DATA)

@@ -19,8 +19,12 @@ def dense_config(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
             fewer maps, `out_features`.
 
     Raises:
-        ValueError: `rescaled_cells` are given for a network that is not plain.
+        ValueError: it is of no network with a backbone, or `rescaled_cells` are given for one that is not plain.
     """
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        saved = (config.architectures or [type(config).__name__])[0]
+        kinds = "a classifier, a network without a head or a backbone"
+        raise ValueError(f"a backbone begins with {kinds}, not with {saved}")
     fields = config.to_dict()
     for derived in ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "architectures"):
         fields.pop(derived, None)

@@ -69,7 +69,7 @@ def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> to
     Raises:
         ValueError: the weights lack tensors of the network, or hold values that are not finite.
     """
-    model, processor = load_trained(source, dtype="auto", headless=True, **options)
+    model, processor = load_trained(source, dtype="auto", headless=True, detectors=True, **options)
     if names := not_finite(model):
         raise ValueError(f"not all values of {source} are finite: {listed(names)}")
     pixel_values = processor(str(image), return_tensors="pt").pixel_values.to(model.dtype)
