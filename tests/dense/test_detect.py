@@ -201,18 +201,26 @@ def test_a_detector_learns_eight_scenes_by_heart(eight_scenes, tmp_path, detecto
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(few_scenes, tmp_path):
-    common = {"dataset": few_scenes, "max_steps": 30, "save_strategy": "steps", "save_steps": 1000, "logging_steps": 1}
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_a_run_that_was_stopped_or_killed_goes_on_to_the_same_weights(few_scenes, tmp_path, name):
+    common = {"dataset": few_scenes, "max_steps": 30, "save_strategy": "steps", "logging_steps": 1}
+    common |= {"save_steps": 1000 if name == "SIGTERM" else 4, "ema_decay": 0.9}
     whole = detect_command.main(options(tmp_path / "whole", **common))
-    words = options(tmp_path / "killed", **common, resume_from_checkpoint="last")
+    words = options(tmp_path / "stopped", **common, resume_from_checkpoint="last")
     command = [sys.executable, "-m", "vitae_hf", "detect", *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:  # the first losses
-        if "'loss'" in line:
+    seen = 0
+    for line in process.stdout:
+        seen += "'loss'" in line
+        if seen == 6:
             break
-    process.send_signal(signal.SIGTERM)
-    stopped = json.loads(process.communicate(timeout=300)[0].splitlines()[-1])
-    assert process.returncode == 143 and 0 < stopped["stopped_at_step"] < 30
+    process.send_signal(getattr(signal, name))
+    last = process.communicate(timeout=300)[0].splitlines()[-1:]
+    if name == "SIGTERM":
+        assert process.returncode == 143 and 6 <= json.loads(last[0])["stopped_at_step"] < 30
+    else:
+        saved = {path.name for path in (tmp_path / "stopped").glob("checkpoint-*")}
+        assert process.returncode == -9 and "checkpoint-4" in saved and "checkpoint-28" not in saved
     resumed = last_line(run("detect", *words))
     models = [AutoModelForObjectDetection.from_pretrained(record["model"]) for record in (whole, resumed)]
     weights = models[1].state_dict()

@@ -79,6 +79,10 @@ BAD = {
     "outside": (("annotations", 0, {"bbox": [30, 5, 20, 20]}), "from 30, 5 to 50, 25, outside the picture of 40×30"),
     "crowd": (("annotations", 0, {"iscrowd": 2}), "2.0 for iscrowd, which must be 0 or 1"),
     "no mask": (("annotations", 0, {"segmentation": None}), "no mask, which this detector is trained on"),
+    "a number for a mask": (
+        ("annotations", 0, {"segmentation": 5}),
+        "the mask 5, which must be polygons or run lengths",
+    ),
     "odd polygon": (("annotations", 0, {"segmentation": [[1, 2, 3, 4, 5]]}), "pairs of x and y, three pairs at least"),
     "polygon outside": (("annotations", 0, {"segmentation": [[1, 2, 99, 4, 5, 6]]}), "a polygon outside"),
     "empty mask": (("annotations", 0, {"segmentation": [[1, 1] * 3]}), "a mask without a pixel"),
@@ -89,6 +93,10 @@ BAD = {
     "run lengths of another size": (
         ("annotations", 1, {"segmentation": {"size": [30, 40], "counts": [9]}}),
         "run lengths for 9 pixels, but the picture has 1200",
+    ),
+    "negative run lengths": (
+        ("annotations", 1, {"segmentation": {"size": [30, 40], "counts": [-5, 1205]}}),
+        "run lengths that are not all whole numbers from 0 on",
     ),
     "damaged run lengths": (
         ("annotations", 1, {"segmentation": {"size": [30, 40], "counts": "oooooooooooooooo"}}),
@@ -115,6 +123,8 @@ BROKEN = {
     "picture twice": (changed("images", 1, id=7), r"several images with the id 7 \(b.png\)"),
     "missing picture": (changed("images", file_name="c.png"), "names pictures that are missing in .*train2017: c.png"),
     "no categories": ({**COCO, "categories": None}, "must hold the lists images, annotations, categories"),
+    "a list for an id": (changed("images", id=[1]), "entry 0 of images in .* must have id and file_name, got .*1"),
+    "a number for a file": (changed("images", file_name=5), "entry 0 of images in .* must have id and file_name"),
     "no file name": (changed("images", file_name=None), "entry 0 of images in .* must have id and file_name"),
     "names twice": (changed("categories", name="dog"), "several categories called dog"),
 }

@@ -3,6 +3,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -90,15 +91,24 @@ def read_coco(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must hold the lists {', '.join(parts)}, as COCO's annotations do")
     for part, keys in (("images", ("id", "file_name")), ("annotations", ("image_id",)), ("categories", ("id", "name"))):
         for number, entry in enumerate(content[part]):
-            if not isinstance(entry, dict) or not all(key in entry for key in keys):
+            if not is_entry(entry, keys):
                 raise ValueError(f"entry {number} of {part} in {path} must have {' and '.join(keys)}, got {entry}")
-        ids = [entry["id"] for entry in content[part] if "id" in entry]
-        if len(set(ids)) < len(ids):
-            repeated = [number for number, count in Counter(ids).items() if count > 1]
-            named = {entry["id"]: name_of(entry, content) for entry in content[part] if "id" in entry}
-            said = listed(f"{number} ({named[number]})" for number in repeated)
+        counts = Counter(entry["id"] for entry in content[part] if "id" in entry)
+        repeated = {entry["id"]: entry for entry in content[part] if counts.get(entry.get("id"), 0) > 1}
+        if repeated:
+            said = listed(f"{number} ({name_of(entry, content)})" for number, entry in repeated.items())
             raise ValueError(f"{path} has several {part} with the id {said}")
     return content
+
+
+def is_entry(entry: Any, keys: tuple[str, ...]) -> bool:
+    """Whether an entry has these keys, with texts for names and single values for ids."""
+    if not isinstance(entry, dict) or not all(key in entry for key in keys):
+        return False
+    texts, ids = ("file_name", "name"), ("id", "image_id", "category_id")
+    return all(isinstance(entry[key], str) for key in texts if key in keys) and all(
+        isinstance(entry[key], Hashable) for key in ids if key in entry
+    )
 
 
 def name_of(entry: dict[str, Any], content: dict[str, Any]) -> str:
@@ -162,4 +172,4 @@ def rows_of(content: dict[str, Any], path: Path, pictures: Path, numbers: dict[A
 
 def number_or_none(value: Any) -> float | None:
     """The value, if it is one that a column of numbers can hold."""
-    return value if isinstance(value, (int, float)) else None
+    return float(value) if isinstance(value, (int, float)) else None

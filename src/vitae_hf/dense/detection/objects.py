@@ -168,14 +168,17 @@ def as_mask(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     Raises:
         ValueError: it is none of these, of another size than the picture, or empty.
     """
+    given = segmentation
     if isinstance(segmentation, str):
-        segmentation = json.loads(segmentation)
-    if not segmentation:
+        segmentation = json.loads(segmentation) if segmentation[:1] in ("[", "{") else None
+    if not given:
         raise ValueError("has no mask, which this detector is trained on")
     if isinstance(segmentation, dict):
         mask = _of_run_lengths(segmentation, height, width)
-    else:
+    elif isinstance(segmentation, (list, tuple)):
         mask = _of_polygons(segmentation, height, width)
+    else:
+        raise ValueError(f"has the mask {given}, which must be polygons or run lengths")
     if not coco_masks.area(mask):
         raise ValueError("has a mask without a pixel")
     return mask
@@ -186,7 +189,9 @@ def _of_run_lengths(segmentation: dict[str, Any], height: int, width: int) -> di
     if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
         raise ValueError(f"has a mask of size {size}, but the picture is {height} high and {width} wide")
     if isinstance(counts, (list, tuple)):
-        if sum(counts) != height * width or min(counts) < 0:
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError("has run lengths that are not all whole numbers from 0 on")
+        if sum(counts) != height * width:
             raise ValueError(f"has run lengths for {sum(counts)} pixels, but the picture has {height * width}")
         return coco_masks.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
     try:
