@@ -1,6 +1,7 @@
 """vitae detect: from scenes to a folder that finds objects, resumed exactly, by recipes that are read whole."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,14 +14,21 @@ import torch
 import yaml
 from boxed_data import changed, write_coco
 from dense_networks import SCENES
-from helpers import ASSETS, REPOSITORY, as_words, drawn, last_line, run
+from helpers import ASSETS, IMAGE, REPOSITORY, as_words, drawn, last_line, python_path_without, run
 from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
 from vitae_hf.commands import detect as detect_command
 from vitae_hf.commands.detect import Detection
-from vitae_hf.dense.detection.models import DETECTORS
+from vitae_hf.dense.detection.models import (
+    DETECTORS,
+    HeadSize,
+    detector_backbone,
+    load_detector,
+    make_processor,
+    new_detector,
+)
 from vitae_hf.evaluation.detections import find_objects
 from vitae_hf.failures import run_command
 from vitae_hf.files import RECIPES
@@ -174,6 +182,40 @@ def test_a_bad_annotation_ends_the_command_with_one_sentence(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()[-1]
     assert "train2017/a.png: object 0 has a box from 5, 5 to 95, 25, outside the picture of 40×30 pixels" in said
     assert said.startswith("error: ") and not (tmp_path / "out" / "config.json").exists()
+
+
+WITHOUT_PACKAGE = """
+import sys, torch
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, AutoModelForUniversalSegmentation
+for folder in sys.argv[2:]:
+    auto = AutoModelForUniversalSegmentation if folder.endswith("mask2former") else AutoModelForObjectDetection
+    model = auto.from_pretrained(folder, trust_remote_code=True).eval()
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
+    outputs = model(**processor(sys.argv[1], return_tensors="pt"))
+    torch.save([value for value in outputs.values() if torch.is_tensor(value)], f"{folder}/out.pt")
+assert "vitae_hf" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_a_detector_that_went_on_loads_without_the_package(tmp_path):
+    path, models, size = python_path_without("vitae_hf", "__editable__", folder=tmp_path / "site"), {}, [64, 96]
+    for name in set(DETECTORS) - {"faster_rcnn"}:
+        backbone = detector_backbone(config_from_preset("vitae-nano"), name)
+        new_detector(name, backbone, {0: "a"}, HeadSize(32, 2, 5)).save_pretrained(tmp_path / "first")
+        folder = tmp_path / name
+        models[folder] = load_detector(tmp_path / "first", name, {0: "a"})
+        models[folder].save_pretrained(folder)
+        make_processor(name, dict(zip(("height", "width"), size))).save_pretrained(folder)
+    environment = {**os.environ, "PYTHONPATH": str(path), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-S", "-c", WITHOUT_PACKAGE, IMAGE, *models]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for folder, model in models.items():
+        pixels = AutoImageProcessor.from_pretrained(folder)(str(IMAGE), return_tensors="pt")
+        with torch.no_grad():
+            own = [value for value in model.eval()(**pixels).values() if torch.is_tensor(value)]
+        assert len(own) > 1 and all(map(torch.equal, own, torch.load(folder / "out.pt"))), folder.name
 
 
 HEART = {

@@ -14,6 +14,7 @@ from vitae_hf.dense.detection.transforms import (
     CropOfRandomSize,
     ObjectTransform,
     evaluation_transform,
+    keep_visible,
 )
 from vitae_hf.evaluation.average_precision import run_lengths
 
@@ -67,6 +68,14 @@ def test_boxes_and_masks_stay_with_their_objects(arguments):
         assert sizes == {(arguments["image_size"][0], arguments["image_size"][-1])}
     else:
         assert len(sizes) > 3 and {min(size) for size in sizes} <= {48, 64}
+
+
+def test_an_object_of_whose_box_or_mask_a_crop_has_left_nothing_is_gone():
+    boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 8], [0, 0, 0.5, 8]])
+    masks = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    masks[0, 2, 2] = masks[2, 0, 0] = 1
+    kept = keep_visible({"pixel_values": masks, "boxes": boxes, "class_labels": torch.arange(3), "masks": masks})
+    assert kept["class_labels"].tolist() == [0] and torch.equal(kept["masks"], masks[:1]) and len(kept["boxes"]) == 1
 
 
 def test_a_crop_of_random_size_lies_inside_the_picture():

@@ -1,14 +1,11 @@
 """Faster and Mask R-CNN on every backbone: equal to torchvision's whole model, trained whole, reloaded, with masks."""
 
-import os
-import subprocess
-import sys
 from collections import OrderedDict
 
 import pytest
 import torch
 from dense_networks import BACKBONES, NAMES, unreached
-from helpers import IMAGE, images, python_path_without
+from helpers import IMAGE, images
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from torchvision.models.detection import MaskRCNN
@@ -183,23 +180,3 @@ def test_pipelines_give_boxes_and_masks(folder):
     masks = pipeline("image-segmentation", model=str(folder))(picture, threshold=0.1, overlap_mask_area_threshold=0)
     assert len(masks) > 1 and all(mask["mask"].size == picture.size for mask in masks)
     assert torch.stack([torch.tensor(list(mask["mask"].getdata())) > 0 for mask in masks]).sum(0).max() == 1
-
-
-@pytest.mark.slow
-def test_its_folder_loads_without_the_package(folder, tmp_path):
-    path = python_path_without("vitae_hf", "__editable__", folder=tmp_path / "site")
-    code = """import sys, torch
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
-model = AutoModelForObjectDetection.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
-processor = AutoImageProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
-outputs = model(**processor(sys.argv[2], return_tensors='pt'))
-assert 'vitae_hf' not in sys.modules
-torch.save(processor.post_process_object_detection(outputs, 0.1, [(300, 451)]), sys.argv[3])"""
-    environment = {**os.environ, "PYTHONPATH": str(path), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-S", "-c", code, folder, IMAGE, tmp_path / "out.pt"]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    model = RCNNForObjectDetection.from_pretrained(folder)
-    own = find_objects(model, RCNNImageProcessor.from_pretrained(folder), Image.open(IMAGE).convert("RGB"), 0.1)
-    (there,) = torch.load(tmp_path / "out.pt")
-    assert all(torch.equal(own[name], there[name]) for name in ("scores", "labels", "boxes", "masks"))

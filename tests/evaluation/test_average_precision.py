@@ -66,6 +66,16 @@ def test_masks_are_measured_beside_boxes():
     assert figures["map"] == 100 and figures["mask_map"] == pytest.approx(30)
 
 
+def test_a_mask_is_as_small_as_its_pixels_are_few_whatever_its_box():
+    """A wrong mask of 100 pixels costs precision among small objects, also in a box that is large."""
+    masks = np.zeros((2, 200, 200), np.uint8)
+    masks[0, 10:30, 10:30] = masks[1, 100:110, 100:110] = 1
+    metric = MeanAveragePrecision(["garment"], with_masks=True)
+    prediction = {"boxes": [[10, 10, 30, 30], [0, 0, 200, 200]], "scores": [0.5, 0.9], "labels": [0, 0], "masks": masks}
+    metric.add(prediction=prediction, reference=truth(0, masks=masks[:1], areas=[400]))
+    assert metric.compute()["mask_map_small"] == 50
+
+
 def test_pictures_without_objects_or_boxes_count_and_no_picture_is_an_error():
     metric = MeanAveragePrecision(["garment"])
     metric.add(prediction=found(), reference=truth(0))

@@ -582,7 +582,6 @@ def test_damage_in_the_cache_is_found_by_name(hub, client, folder):
 
 @pytest.mark.parametrize("detector", ["rt_detr", pytest.param("mask2former", marks=pytest.mark.slow), "mask_rcnn"])
 def test_a_detector_is_published_by_its_run_or_by_itself_and_found_by_name(hub, client, tmp_path, detector):
-    """The library's own classes carry no code, this package's do."""
     words = ["--preset", "vitae-nano", "--dataset", SCENES, "--output_dir", tmp_path / "out"]
     words += ["--detector", detector, "--head_channels", 32, "--decoder_layers", 1, "--num_queries", 5]
     words += ["--image_size", 32, "--max_steps", 1]
@@ -592,8 +591,8 @@ def test_a_detector_is_published_by_its_run_or_by_itself_and_found_by_name(hub, 
     record = json.loads(answer["stdout"].splitlines()[-1])
     assert record["same_logits"] and record["hub_commit"] == hub.repository(f"org/{detector}").refs["main"]
     names = set(hub.repository(f"org/{detector}").find("main")["files"])
-    assert {"model.safetensors", "README.md", "predictions.png"} <= names
-    assert ("modeling_rcnn_vitae.py" in names) == (detector == "mask_rcnn")
+    code = "modeling_rcnn_vitae.py" if detector == "mask_rcnn" else "heads_vitae.py"
+    assert {"model.safetensors", "README.md", "predictions.png", code} <= names
     client.push(tmp_path / "out", "--repo_id", f"org/{detector}-again")
     task = "image-segmentation" if detector == "mask2former" else "object-detection"
     by_name = client.ask(find=f"org/{detector}-again", task=task, image=str(IMAGE))["found"]

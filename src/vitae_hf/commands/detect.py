@@ -191,7 +191,6 @@ class Detection(Task[DetectionTrainer]):
             task=MASKS if self.with_masks else BOXES,
             detector=type(model).__name__,
             backbone=type(model.config.backbone_config).__name__.removesuffix("Config"),
-            has_code=self.run.detector.endswith("rcnn"),
             with_masks=self.with_masks,
             parameters=model.num_parameters(),
             num_labels=model.config.num_labels,

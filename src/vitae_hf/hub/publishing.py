@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants
 from transformers.dynamic_module_utils import get_relative_imports
 
@@ -114,15 +113,12 @@ def find_files(folder: Path) -> list[Path]:
 
 
 def check_code(folder: Path) -> None:
-    """Compare the folder's code files with those of this package. Detectors that are the library's own have none.
+    """Compare the folder's code files with those of this package.
 
     Raises:
         ValueError: one is missing or different; the message names it.
     """
     code = code_files(folder)
-    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
-    if not code and hasattr(transformers, architectures[0]):
-        return
     if not code:
         raise ValueError(f"{folder} names no code in its `auto_map`: save it again with save_pretrained")
     for name in code:

@@ -10,21 +10,23 @@ import torch
 from transformers import (
     AutoBackbone,
     AutoConfig,
-    DeformableDetrConfig,
-    DeformableDetrForObjectDetection,
     DeformableDetrImageProcessor,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
     Mask2FormerImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
-    RTDetrConfig,
-    RTDetrForObjectDetection,
     RTDetrImageProcessor,
 )
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ...configuration_rcnn_vitae import RCNNConfig
+from ...heads_vitae import (
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    RTDetrConfig,
+    RTDetrForObjectDetection,
+)
 from ...image_processing_rcnn_vitae import RCNNImageProcessor
 from ...modeling_rcnn_vitae import RCNNForObjectDetection
 from ..backbone import dense_config, trained_backbone
@@ -114,7 +116,8 @@ class Detector(NamedTuple):
     """One kind of detector.
 
     Attributes:
-        config_class, model_class, processor_class: of the library or of this package.
+        config_class, model_class, processor_class: of this package, which saves the code of the backbones with them, or
+            of the library.
         settings: what the configuration has for a width of each map and a size of the head.
         backbone: where the backbone is in the model.
         class_weights: parts of the names of weights whose size follows the number of classes.
@@ -177,7 +180,7 @@ DETECTORS: dict[str, Detector] = {
 def kind_of(config: PreTrainedConfig) -> str | None:
     """The name of the detector that a configuration is of, if it is one of `DETECTORS`."""
     for name, detector in DETECTORS.items():
-        if isinstance(config, detector.config_class):
+        if config.model_type == detector.config_class.model_type:
             if detector.with_masks == getattr(config, "with_masks", detector.with_masks):
                 return name
     return None
@@ -240,7 +243,7 @@ def load_detector(
     if (found := kind_of(config)) is not None:
         if found != name:
             raise ValueError(f"{folder} holds a {found}: give --detector {found}, or another model to begin with")
-        return _reload_detector(folder, DETECTORS[name], config, names, changes)
+        return _reload_detector(folder, DETECTORS[name], names, changes)
     backbone = trained_backbone(folder, detector_backbone(config, name, **changes))
     model = new_detector(name, backbone.config, names, head)
     own = attrgetter(DETECTORS[name].backbone)(model)
@@ -252,9 +255,10 @@ def load_detector(
 
 
 def _reload_detector(
-    folder: str | Path, detector: Detector, config: Any, names: dict[int, str], changes: dict[str, Any]
+    folder: str | Path, detector: Detector, names: dict[int, str], changes: dict[str, Any]
 ) -> PreTrainedModel:
     """A trained detector with all its weights, but for those of another number of classes."""
+    config = detector.config_class.from_pretrained(folder)
     fields = {**config.backbone_config.to_dict(), **changes}
     fields.pop("out_indices", None)  # they repeat `out_features`, which `changes` may set
     config.backbone_config = type(config.backbone_config)(**fields)
