@@ -23,7 +23,7 @@ COCO = {
             "category_id": 3,
             "bbox": [0, 0, 10, 30],
             "segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 10 * HEIGHT, 30 * HEIGHT]},
-            "area": 300,
+            "area": 290,  # fewer pixels than in its box and its mask
             "iscrowd": 1,
         },
     ],

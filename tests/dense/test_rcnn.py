@@ -119,13 +119,16 @@ def test_an_rcnn_trains_every_parameter_and_reloads_with_equal_outputs(kind, nam
 
 
 @torch.no_grad()
-def test_what_lies_in_the_padding_of_a_batch_is_not_found():
+def test_a_smaller_picture_of_a_batch_is_seen_as_it_is_alone():
     model = network(score_thresh=0.0).eval()
-    mask = torch.ones(2, 64, 64, dtype=torch.int64)
-    mask[1, :, 40:] = 0
-    centre, sides = model(images(), pixel_mask=mask).pred_boxes.chunk(2, dim=-1)
-    right = (centre + sides / 2)[..., 0]
-    assert right.max() <= 1 + 1e-5  # a share of the picture, which is 64 pixels wide, and 40
+    pixels, mask = images(), torch.ones(2, 64, 64, dtype=torch.int64)
+    pixels[1, :, :, 40:] = mask[1, :, 40:] = 0
+    batch, alone = model(pixels, pixel_mask=mask), model(pixels[1:, :, :, :40])
+    count = alone.logits.shape[1]
+    assert count > 10 and batch.logits[1, count:].isneginf().all()
+    torch.testing.assert_close(batch.pred_boxes[1, :count], alone.pred_boxes[0], rtol=1e-4, atol=1e-4)
+    centre, sides = batch.pred_boxes.chunk(2, dim=-1)
+    assert (centre + sides / 2).max() <= 1 + 1e-5
 
 
 def test_a_pixel_belongs_to_the_best_object_and_a_hidden_object_is_left_out():
