@@ -123,7 +123,10 @@ BROKEN = {
     "picture twice": (changed("images", 1, id=7), r"several images with the id 7 \(b.png\)"),
     "missing picture": (changed("images", file_name="c.png"), "names pictures that are missing in .*train2017: c.png"),
     "no categories": ({**COCO, "categories": None}, "must hold the lists images, annotations, categories"),
-    "a list for an id": (changed("images", id=[1]), "entry 0 of images in .* must have id and file_name, got .*1"),
+    "a list for an id": (
+        changed("images", id=[1]),
+        "entry 0 of images in .* must have id and file_name, ids as numbers or .*1",
+    ),
     "a number for a file": (changed("images", file_name=5), "entry 0 of images in .* must have id and file_name"),
     "no file name": (changed("images", file_name=None), "entry 0 of images in .* must have id and file_name"),
     "names twice": (changed("categories", name="dog"), "several categories called dog"),

@@ -3,14 +3,13 @@
 
 import json
 from collections import Counter
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from ...data.folders import SPLITS, kind_of, split_of, walk, words_of
-from ...messages import listed
+from ...messages import listed, printable
 
 
 FEATURES = {
@@ -59,12 +58,13 @@ def load_coco(folder: Path, files: dict[str, Path]) -> datasets.DatasetDict:
     for split, names in classes.items():
         if names != classes[first]:
             raise ValueError(f"{files[split]} has other categories than {files[first]}: {listed(names.values())}")
-    ordered = [classes[first][number] for number in sorted(classes[first])]
+    ids = sorted(classes[first], key=lambda number: (isinstance(number, str), number))
+    ordered = [classes[first][number] for number in ids]
     if repeated := [name for name, count in Counter(ordered).items() if count > 1]:
         raise ValueError(f"{files[first]} has several categories called {listed(repeated)}")
     category = datasets.List(datasets.ClassLabel(names=ordered))
     features = datasets.Features({"image": datasets.Image(decode=False), "objects": {**FEATURES, "category": category}})
-    numbers = {number: label for label, number in enumerate(sorted(classes[first]))}
+    numbers = {number: label for label, number in enumerate(ids)}
     return datasets.DatasetDict(
         {
             split: datasets.Dataset.from_list(
@@ -92,7 +92,8 @@ def read_coco(path: Path) -> dict[str, Any]:
     for part, keys in (("images", ("id", "file_name")), ("annotations", ("image_id",)), ("categories", ("id", "name"))):
         for number, entry in enumerate(content[part]):
             if not is_entry(entry, keys):
-                raise ValueError(f"entry {number} of {part} in {path} must have {' and '.join(keys)}, got {entry}")
+                wanted = f"{' and '.join(keys)}, ids as numbers or texts and names as texts"
+                raise ValueError(f"entry {number} of {part} in {path} must have {wanted}, got {printable(entry)}")
         counts = Counter(entry["id"] for entry in content[part] if "id" in entry)
         repeated = {entry["id"]: entry for entry in content[part] if counts.get(entry.get("id"), 0) > 1}
         if repeated:
@@ -102,13 +103,11 @@ def read_coco(path: Path) -> dict[str, Any]:
 
 
 def is_entry(entry: Any, keys: tuple[str, ...]) -> bool:
-    """Whether an entry has these keys, with texts for names and single values for ids."""
-    if not isinstance(entry, dict) or not all(key in entry for key in keys):
+    """Whether an entry has these keys, with texts for names and numbers or texts for ids."""
+    if not isinstance(entry, dict) or any(entry.get(key) is None for key in keys):
         return False
-    texts, ids = ("file_name", "name"), ("id", "image_id", "category_id")
-    return all(isinstance(entry[key], str) for key in texts if key in keys) and all(
-        isinstance(entry[key], Hashable) for key in ids if key in entry
-    )
+    kinds = {"file_name": str, "name": str, "id": (int, str), "image_id": (int, str), "category_id": (int, str)}
+    return all(isinstance(entry[key], kinds[key]) for key in kinds if key in keys or entry.get(key) is not None)
 
 
 def name_of(entry: dict[str, Any], content: dict[str, Any]) -> str:
