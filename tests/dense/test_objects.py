@@ -28,6 +28,8 @@ def test_cocos_boxes_classes_masks_and_crowds_are_read(tmp_path):
     masks = objects.pixels(HEIGHT, WIDTH)
     assert masks[0, 5:25, 5:25].all() and masks[0].sum() == 400 and masks[1, :, :10].all() and masks[1].sum() == 300
     assert len(objects.single()) == 1 and len(data.read(1)[1]) == 0
+    data.transform = lambda picture, objects: (picture, objects.labels.tolist())
+    assert data[0]["labels"] == [1]  # the crowd is no target
 
 
 def test_a_folder_of_each_split_with_its_own_json_is_read(tmp_path):

@@ -106,7 +106,13 @@ def is_entry(entry: Any, keys: tuple[str, ...]) -> bool:
     """Whether an entry has these keys, with texts for names and numbers or texts for ids."""
     if not isinstance(entry, dict) or any(entry.get(key) is None for key in keys):
         return False
-    kinds = {"file_name": str, "name": str, "id": (int, str), "image_id": (int, str), "category_id": (int, str)}
+    kinds: dict[str, Any] = {
+        "file_name": str,
+        "name": str,
+        "id": (int, str),
+        "image_id": (int, str),
+        "category_id": (int, str),
+    }
     return all(isinstance(entry[key], kinds[key]) for key in kinds if key in keys or entry.get(key) is not None)
 
 
