@@ -106,14 +106,8 @@ def is_entry(entry: Any, keys: tuple[str, ...]) -> bool:
     """Whether an entry has these keys, with texts for names and numbers or texts for ids."""
     if not isinstance(entry, dict) or any(entry.get(key) is None for key in keys):
         return False
-    kinds: dict[str, Any] = {
-        "file_name": str,
-        "name": str,
-        "id": (int, str),
-        "image_id": (int, str),
-        "category_id": (int, str),
-    }
-    return all(isinstance(entry[key], kinds[key]) for key in kinds if key in keys or entry.get(key) is not None)
+    given = [key for key in (*keys, "id", "category_id") if entry.get(key) is not None]
+    return all(isinstance(entry[key], str if key in ("file_name", "name") else (int, str)) for key in given)
 
 
 def name_of(entry: dict[str, Any], content: dict[str, Any]) -> str:
