@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .PHONY: demo app app-picture test test-oldest test-gpu gpu test-browser chromium test-slow test-pages check docs dist bench bench-compiled \
-    bench-sweep bench-batch bench-dense bench-frontier train-smoke segmentation-demo data-fashion-mnist
+    bench-sweep bench-batch bench-dense bench-frontier train-smoke segmentation-demo detection-demo data-fashion-mnist
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed  ## train vitae-nano on real images and use it
@@ -99,6 +99,10 @@ train-smoke: $(VENV)/installed  ## the whole path in a minute: pretrain by recip
 SCENES := outputs/garment-scenes
 segmentation-demo: $(VENV)/installed  ## train UperNet on vitae-nano to find the garments in rendered scenes, some minutes
 	$(RUN) -m vitae_hf segment --config upernet-garment-scenes --output_dir $(SCENES)
+
+BOXES := outputs/garment-boxes
+detection-demo: $(VENV)/installed  ## train RT-DETR on vitae-nano to find the garments in rendered scenes, a quarter of an hour
+	$(RUN) -m vitae_hf detect --config rt-detr-garment-scenes --output_dir $(BOXES)
 
 data-fashion-mnist: $(VENV)/installed  ## all 70,000 images as parquet, from Debian's package; elsewhere give scripts the Hub name
 	rm -rf data/debian && mkdir -p data/debian

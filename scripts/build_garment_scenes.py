@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
+from pycocotools import mask as coco_masks
 
 from vitae_hf.failures import run_command
 
@@ -58,7 +59,8 @@ def place_garment(generator: np.random.Generator, garment: np.ndarray) -> tuple[
 
 
 def render_scene(generator: np.random.Generator, garments: Dataset) -> dict:
-    """One row: picture, mask (0 is background, any other number a class of garments), boxes `[x, y, width, height]`."""
+    """One row: picture, mask (0 is background, any other number a class of garments), and its objects, each with a box
+    `[x, y, width, height]`, a class and a mask of its own in COCO's run-length code."""
     scene = render_background(generator)
     instances = np.zeros((HEIGHT, WIDTH), np.uint8)
     classes, areas = [0], [0]
@@ -78,7 +80,11 @@ def render_scene(generator: np.random.Generator, garments: Dataset) -> dict:
     return {
         "image": encode(np.uint8(255 * scene.clip(0, 1)), "jpeg", quality=88),
         "mask": encode(np.array(classes, np.uint8)[instances], "png", optimize=True),
-        "objects": {"bbox": list(boxes.values()), "category": [classes[number] for number in boxes]},
+        "objects": {
+            "bbox": list(boxes.values()),
+            "category": [classes[number] for number in boxes],
+            "segmentation": [run_lengths(instances == number) for number in boxes],
+        },
     }
 
 
@@ -86,6 +92,12 @@ def box(extent: np.ndarray) -> list[int]:
     """Left, top, width and height, in pixels, of what is visible of an object."""
     rows, columns = np.flatnonzero(extent.any(1)), np.flatnonzero(extent.any(0))
     return [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+
+
+def run_lengths(extent: np.ndarray) -> dict:
+    """COCO's compressed run-length code of what is visible of an object."""
+    code = coco_masks.encode(np.asfortranarray(extent, np.uint8))
+    return {"size": code["size"], "counts": code["counts"].decode()}
 
 
 def encode(pixels: np.ndarray, kind: str, **options) -> dict:
@@ -105,7 +117,11 @@ def main(argv: list[str] | None = None) -> dict:
     for number, ((split, garment_split), scenes) in enumerate(zip(SPLITS.items(), arguments.scenes)):
         garments = load_dataset("parquet", data_files=str(SOURCE / f"{garment_split}-*.parquet"), split="train")
         names = ["background", *garments.features["label"].names]
-        objects = {"bbox": List(List(Value("float32"), length=4)), "category": List(ClassLabel(names=names))}
+        objects = {
+            "bbox": List(List(Value("float32"), length=4)),
+            "category": List(ClassLabel(names=names)),
+            "segmentation": List({"size": List(Value("int32")), "counts": Value("string")}),
+        }
         features = Features({"image": Image(), "mask": Image(), "objects": objects})
         generator = np.random.default_rng([arguments.seed, number])
         rows = [render_scene(generator, garments) for _ in range(scenes)]

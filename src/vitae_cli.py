@@ -22,6 +22,7 @@ COMMANDS = {
     "train": Command("train a classifier, from scratch or from a trained model", "train"),
     "pretrain": Command("pretrain a masked autoencoder on pictures without labels", "train"),
     "segment": Command("train UperNet to say what each pixel of a picture is", "train"),
+    "detect": Command("train a detector to find objects in pictures, by boxes or masks", "detection"),
     "evaluate": Command("measure a classifier on labelled pictures, overall and by class", "train"),
     "predict": Command("write labels and features of any number of pictures", "train"),
     "probe": Command("measure how well features tell classes apart, by simple classifiers", "train"),

@@ -13,12 +13,14 @@ from hub_server import HubServer
 import vitae_hf
 from vitae_cli import COMMANDS
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessorPil, config_from_preset
+from vitae_hf.dense.detection.models import HeadSize, detector_backbone, make_processor, new_detector
 from vitae_hf.failures import about, of_a_missing_package, plain_words, run_command
 
 
 SCENES = REPOSITORY / "examples" / "garment_scenes"
 PICTURE = ASSETS / "sneaker.png"
 WRAPPERS = {"evaluate_model": "evaluate", "pretrain_mae": "pretrain", "train_segmentation": "segment"}
+WRAPPERS |= {"train_detection": "detect"}
 WRAPPERS |= {"push_to_hub": "push", "verify_checkpoint": "verify", "convert_original_checkpoint": "convert"}
 SCRIPTS = sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py") if path.stem != "gpu_parts")
 
@@ -47,6 +49,17 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def detectors(tmp_path_factory):
+    """A detector of the library and one of this package."""
+    folder = tmp_path_factory.mktemp("detectors")
+    for name in ("rt_detr", "mask_rcnn"):
+        backbone = detector_backbone(config_from_preset("vitae-nano"), name)
+        new_detector(name, backbone, {0: "a"}, HeadSize(32, 1, 5)).save_pretrained(folder / name)
+        make_processor(name, {"height": 64, "width": 64}).save_pretrained(folder / name)
+    return folder
+
+
 # What takes a model, a data set or a folder to write in, with these in place of {}.
 TAKES_MODEL = {
     "predict": [PICTURE, "--model", "{}", "--output", "out"],
@@ -61,6 +74,7 @@ TAKES_MODEL = {
         "--report_to",
         "none",
     ],
+    "detect": ["--model_name_or_path", "{}", "--dataset", SCENES, "--output_dir", "out", "--report_to", "none"],
     "evaluate": ["--model_name_or_path", "{}", "--dataset", DATA, "--split", "test", "--output", "out"],
     "explain": ["{}", PICTURE, "--output", "out"],
     "export": ["{}", "--format", "torch", "--output", "out"],
@@ -74,6 +88,7 @@ TAKES_DATA = {
     "train": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "pretrain": ["--preset", "vitae-nano-mae", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "segment": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
+    "detect": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "evaluate": ["--model_name_or_path", "model", "--dataset", "{}", "--output", "out"],
     "compare_fashion_mnist": ["--data", "{}", "--output", "out"],
     "compare_mae": ["--data", "{}", "--output", "out.json"],
@@ -103,6 +118,7 @@ WRITES = {
     "demo": ["--output", "{}"],
     "compare_fashion_mnist": ["--data", DATA, "--output", "{}"],
     "compare_mae": ["--output", "{}.json"],
+    "compare_detection": ["--max_steps", "1", "--output", "{}"],
 }
 
 
@@ -117,6 +133,18 @@ def test_a_model_that_is_none_is_named(tmp_path, monkeypatch, capsys, command, g
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("no model")
     assert given in sentence(capsys, command, *fill(TAKES_MODEL[command], given))
+
+
+@pytest.mark.parametrize("command", ["predict", "train", "segment", "evaluate", "explain", "export"])
+@pytest.mark.parametrize("name, saved", [("rt_detr", "RTDetrFor"), ("mask_rcnn", "RCNNFor")])
+def test_a_detector_where_a_classifier_is_expected_is_named_for_what_it_is(
+    detectors, tmp_path, monkeypatch, capsys, command, name, saved
+):
+    if command == "export":
+        pytest.importorskip("transformers.exporters.runners", reason="exporting takes transformers 5.23")
+    monkeypatch.chdir(tmp_path)
+    said = sentence(capsys, command, *fill(TAKES_MODEL[command], detectors / name))
+    assert f"{detectors / name}" in said and f"{saved}ObjectDetection" in said and len(said) < 300
 
 
 @pytest.mark.parametrize("command", TAKES_DATA)
@@ -138,7 +166,7 @@ def test_where_nothing_can_be_written_the_place_is_named(tmp_path, monkeypatch, 
     assert "file.txt" in sentence(capsys, command, *fill(WRITES[command], tmp_path / "file.txt" / "out"))
 
 
-@pytest.mark.parametrize("command", ["train", "pretrain", "segment"])
+@pytest.mark.parametrize("command", ["train", "pretrain", "segment", "detect"])
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -160,7 +188,7 @@ def test_a_wrong_recipe_or_argument_is_named(tmp_path, monkeypatch, capsys, comm
     texts = {"broken": "a: [1\n", "list": "- 1\n", "wrong": "learning_rate: fast\n", "many": "learning_rate: [1]\n"}
     for name, text in texts.items():
         (tmp_path / f"{name}.yaml").write_text(text)
-    data = SCENES if command == "segment" else DATA
+    data = SCENES if command in ("segment", "detect") else DATA
     assert said in sentence(capsys, command, *fill(TAKES_DATA[command], data), "--max_steps", 1, *words)
 
 
@@ -184,11 +212,13 @@ def test_a_wrong_recipe_or_argument_is_named(tmp_path, monkeypatch, capsys, comm
         ("segment", ["--crop_size", "0"]),
         ("segment", ["--head_channels", "0"]),
         ("segment", ["--flip_prob", "2"]),
+        ("detect", ["--detector", "yolo"]),
+        ("detect", ["--short_sides", "0"]),
     ],
 )
 def test_a_value_that_cannot_be_is_named_before_anything_begins(tmp_path, monkeypatch, capsys, command, words):
     monkeypatch.chdir(tmp_path)
-    data = SCENES if command == "segment" else DATA
+    data = SCENES if command in ("segment", "detect") else DATA
     said = sentence(capsys, command, *fill(TAKES_DATA[command], data), "--max_steps", 1, *words)
     assert words[0].removeprefix("--") in said and not (tmp_path / "out" / "config.json").exists()
 
@@ -242,7 +272,7 @@ def vitae(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_vitae_lists_its_commands_without_torch_and_names_the_nearest_of_a_wrong_one():
-    assert all(f"  {name} " in vitae().stdout for name in COMMANDS) and len(COMMANDS) == 14
+    assert all(f"  {name} " in vitae().stdout for name in COMMANDS) and len(COMMANDS) == 15
     assert vitae("--version").stdout.strip() == vitae_hf.__version__
     wrong = vitae("trian")
     assert wrong.returncode == 2 and wrong.stderr == "error: there is no command 'trian'; did you mean 'train'?\n"

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoBackbone, AutoModelForImageClassification
 
 from vitae_hf import PRESETS, ViTAEForPreTraining, ViTAEImageProcessor, config_from_preset, prepare_for_inference
-from vitae_hf.dense.model import dense_config, new_segmenter
+from vitae_hf.dense.backbone import dense_config
+from vitae_hf.dense.segmentation.model import new_segmenter
 from vitae_hf.deployment import folding, packing
 from vitae_hf.evaluation.explanation import explain
 from vitae_hf.layers_vitae import ViTAEBatchNorm2d, ViTAEConvLayer

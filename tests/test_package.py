@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -111,8 +112,9 @@ def test_the_extras_that_a_failure_names_install_what_it_misses():
     config = ConfigParser()
     config.read(REPOSITORY / "setup.cfg")
     for extra, modules in EXTRAS.items():
-        named = config["options.extras_require"][extra].replace("vitae-hf[train,explain]", "").split()
+        named = re.sub(r"vitae-hf\[.*\]", "", config["options.extras_require"][extra]).split()
         imported = {"grad-cam": "pytorch_grad_cam", "scikit-learn": "sklearn"}
         required = {imported.get(package, package) for package in (name.partition(">")[0] for name in named)}
-        inherited = {*EXTRAS["train"], *EXTRAS["explain"]} if extra == "demo" else set()
+        whole = {"demo": ("train", "explain"), "detection": ("train",)}.get(extra, ())
+        inherited = {module for name in whole for module in EXTRAS[name]}
         assert required - {"transformers"} | inherited == set(modules), extra

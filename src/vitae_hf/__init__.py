@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""ViTAE for Hugging Face Transformers. Importing this package registers `vitae` and `vitaev2` with the Auto classes."""
+"""ViTAE for Hugging Face Transformers. Importing this package registers its classes with the Auto classes."""
 
 from transformers import (
     AutoBackbone,
@@ -7,16 +7,25 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForImageSegmentation,
+    AutoModelForObjectDetection,
     AutoModelForPreTraining,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES,
+    MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES,
+)
 
+from .configuration_rcnn_vitae import RCNNConfig
 from .configuration_vitae import ViTAEConfig
 from .configuration_vitaev2 import ViTAEv2Config
 from .deployment.inference import prepare_for_inference
 from .files import find_model
 from .hub.conversion import convert_original_state_dict, detect_preset
 from .hub.original_files import load_original_checkpoint
+from .image_processing_rcnn_vitae import RCNNImageProcessor
 from .image_processing_vitae import ViTAEImageProcessor, ViTAEImageProcessorPil
+from .modeling_rcnn_vitae import RCNNForObjectDetection
 from .modeling_vitae import (
     ViTAEBackbone,
     ViTAEForImageClassification,
@@ -45,9 +54,18 @@ for config_class, model_class, classifier_class, backbone_class in (
         exist_ok=True,
     )
 AutoModelForPreTraining.register(ViTAEConfig, ViTAEForPreTraining, exist_ok=True)
+AutoConfig.register(RCNNConfig.model_type, RCNNConfig, exist_ok=True)
+AutoModelForObjectDetection.register(RCNNConfig, RCNNForObjectDetection, exist_ok=True)
+AutoModelForImageSegmentation.register(RCNNConfig, RCNNForObjectDetection, exist_ok=True)  # for the pipeline's masks
+for names in (MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES, MODEL_FOR_IMAGE_SEGMENTATION_MAPPING_NAMES):
+    names[RCNNConfig.model_type] = RCNNForObjectDetection.__name__  # else these pipelines log that they cannot take it
+AutoImageProcessor.register(RCNNConfig, image_processor_classes={"torchvision": RCNNImageProcessor}, exist_ok=True)
 
 __all__ = [
     "PRESETS",
+    "RCNNConfig",
+    "RCNNForObjectDetection",
+    "RCNNImageProcessor",
     "ViTAEBackbone",
     "ViTAEConfig",
     "ViTAEForImageClassification",

@@ -40,6 +40,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "explain": ("pytorch_grad_cam", "matplotlib"),
     "export": ("onnx", "onnxscript", "onnxruntime", "openvino"),
 }
+EXTRAS["detection"] = (*EXTRAS["train"], "pycocotools", "scipy")
 EXTRAS["demo"] = (*EXTRAS["train"], *EXTRAS["explain"], "gradio")
 """What `pip install "vitae-hf[EXTRA]"` installs, as it is imported; `setup.cfg` has the versions."""
 OF_A_WORKER = re.compile(r"Original Traceback.*\n[\w.]+: ", re.DOTALL)

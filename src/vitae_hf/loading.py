@@ -14,7 +14,9 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForObjectDetection,
     AutoModelForPreTraining,
+    AutoModelForUniversalSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -27,6 +29,10 @@ from .model_folders import MODEL_FILES, check_model, read_json, reason_of
 
 OUR_PROCESSORS = (ViTAEImageProcessor, ViTAEImageProcessorPil)
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "token")
+DENSE = ("Detection", "Segmentation", "Estimation")
+"""How the library's names of classes end that say where in a picture something is."""
+DETECTORS = ("ForObjectDetection", "ForUniversalSegmentation")
+"""Those of them that [`load_trained`] takes."""
 
 
 def load_trained(
@@ -36,6 +42,7 @@ def load_trained(
     *,
     dtype: str = "float32",
     headless: bool = False,
+    detectors: bool = False,
     **options: Any,
 ) -> tuple[PreTrainedModel, Any]:
     """A model with all its trained weights, in evaluation mode, and its image processor.
@@ -45,6 +52,7 @@ def load_trained(
         image_size, crop_pct: of the image processor, see [`load_processor`].
         dtype: of the weights; `"auto"`: as they were saved.
         headless: take a network without a classifier too, if one was saved: a base model, a backbone or an autoencoder.
+        detectors: take a detector too, if one was saved.
         options: for `from_pretrained`.
 
     Returns:
@@ -52,19 +60,38 @@ def load_trained(
 
     Raises:
         OSError: there is no such folder or repository.
-        ValueError: weights are missing, as those of the classifier in a backbone's folder, they are not those of the
-            network that the configuration describes, or the image processor does not go with the model.
+        ValueError: the model does another task; weights are missing, as those of the classifier in a backbone's folder;
+            they are not those of the network that the configuration describes; or the image processor does not go with
+            the model.
     """
     source = find_model(name)
     check_source(source, **options)
     shared = {option: options[option] for option in (*HUB_OPTIONS, "trust_remote_code") if option in options}
-    model_class = saved_class(source, **shared) if headless else AutoModelForImageClassification
+    kinds = ["a classifier", *["a network without a head"] * headless, *["a detector"] * detectors]
+    check_task(source, " or ".join(kinds), DETECTORS if detectors else (), **shared)
+    model_class = saved_class(source, **shared) if headless or detectors else AutoModelForImageClassification
     model, loading = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(loading["missing_keys"]):
         if headless:
             raise ValueError(f"the weights of {name} lack {len(missing)} tensors of the network: {listed(missing)}")
         raise ValueError(f"{name} is not a trained image classifier: it lacks {listed(missing)}")
     return model.eval(), load_processor(source, image_size, crop_pct, model.config, **shared)
+
+
+def check_task(source: str, wanted: str, taken: tuple[str, ...] = (), **options: Any) -> None:
+    """See that a model was not saved as one that says where in a picture something is.
+
+    Args:
+        wanted: what is taken, in words.
+        taken: how the names of such classes end that are taken too.
+        options: for `from_pretrained`.
+
+    Raises:
+        ValueError: it was, and is of none of the classes in `taken`.
+    """
+    saved = (PreTrainedConfig.get_config_dict(source, **options)[0].get("architectures") or [""])[0]
+    if saved.endswith(DENSE) and not saved.endswith(taken):
+        raise ValueError(f"{source} holds {saved}, and this takes {wanted}")
 
 
 def any_size_options(model: PreTrainedModel) -> dict[str, Any]:
@@ -93,7 +120,12 @@ def saved_class(source: str, **options: Any) -> Any:
     saved = (config.architectures or [""])[0]
     if saved.endswith("Backbone"):  # not `AutoBackbone`, which takes a folder for the name of a network of timm
         return MODEL_FOR_BACKBONE_MAPPING[type(config)]
-    classes = {"ForImageClassification": AutoModelForImageClassification, "ForPreTraining": AutoModelForPreTraining}
+    classes = {
+        "ForImageClassification": AutoModelForImageClassification,
+        "ForPreTraining": AutoModelForPreTraining,
+        "ForObjectDetection": AutoModelForObjectDetection,
+        "ForUniversalSegmentation": AutoModelForUniversalSegmentation,
+    }
     return next((auto_class for head, auto_class in classes.items() if head in saved), AutoModel)
 
 

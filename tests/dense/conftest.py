@@ -3,7 +3,7 @@
 import pytest
 from dense_networks import BACKBONES, SCENES
 
-from vitae_hf.dense.data import load_masked_images
+from vitae_hf.dense.segmentation.data import load_masked_images
 
 
 @pytest.fixture(params=list(BACKBONES))

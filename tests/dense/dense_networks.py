@@ -6,7 +6,7 @@ import PIL.Image
 import torch
 from helpers import REPOSITORY, class_token_config, pyramid_config, windowed_config
 
-from vitae_hf.dense.model import dense_config
+from vitae_hf.dense.backbone import dense_config
 
 
 SCENES = REPOSITORY / "examples" / "garment_scenes"

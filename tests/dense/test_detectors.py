@@ -9,7 +9,8 @@ from torchvision.ops import box_iou
 from transformers import AutoBackbone, RTDetrConfig, RTDetrForObjectDetection, SegformerImageProcessor
 
 from vitae_hf import config_from_preset
-from vitae_hf.dense.model import dense_config
+from vitae_hf.dense.backbone import dense_config
+from vitae_hf.dense.detection.models import detector_backbone
 
 
 def detector(backbone_config) -> RTDetrForObjectDetection:
@@ -91,3 +92,11 @@ def test_a_detector_overfits_one_batch_of_scenes(scenes):
             same = boxes[best[classes[best] == label]]
             overlaps.append(box_iou(same, box[None], fmt="cxcywh").max().item() if len(same) else 0.0)
     assert min(overlaps) > 0.4 and np.mean(overlaps) > 0.8  # above 0.5 and 0.9 with each of five seeds
+
+
+@pytest.mark.parametrize("name, maps", [("rt_detr", [2, 3, 4]), ("mask_rcnn", [1, 2, 3, 4])])
+def test_a_detector_takes_the_last_maps_of_a_backbone_or_all(name, maps):
+    config = detector_backbone(config_from_preset("vitaev2-nano"), name)
+    assert config.out_features == [f"stage{number}" for number in maps]
+    asked = detector_backbone(config_from_preset("vitaev2-nano"), name, out_features=["stage1", "stage2", "stage3"])
+    assert asked.out_features == ["stage1", "stage2", "stage3"]

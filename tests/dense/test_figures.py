@@ -3,7 +3,8 @@
 import numpy as np
 import PIL.Image
 
-from vitae_hf.dense.figures import class_colours, draw_overlays
+from vitae_hf.dense.segmentation.figures import draw_overlays
+from vitae_hf.evaluation.colours import class_colours
 
 
 def test_overlays_tell_many_classes_apart_and_show_what_is_ignored():

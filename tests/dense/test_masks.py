@@ -13,8 +13,13 @@ import torch
 from dense_networks import masked_rows
 from torchvision import tv_tensors
 
-from vitae_hf.dense.data import SegmentationDataset, load_masked_images, mask_class_names
-from vitae_hf.dense.transforms import ColourDistortion, MaskAugmentationArguments, VariedCrop, segmentation_transform
+from vitae_hf.dense.segmentation.data import SegmentationDataset, load_masked_images, mask_class_names
+from vitae_hf.dense.segmentation.transforms import (
+    ColourDistortion,
+    MaskAugmentationArguments,
+    VariedCrop,
+    segmentation_transform,
+)
 
 
 def test_the_shipped_scenes_are_what_the_script_renders(scenes):

@@ -7,7 +7,8 @@ from helpers import class_token_config, images, pyramid_config, windowed_config
 from transformers import AutoBackbone, AutoModelForSemanticSegmentation
 
 from vitae_hf import PRESETS, ViTAEBackbone, ViTAEForImageClassification, ViTAEForPreTraining, config_from_preset
-from vitae_hf.dense.model import dense_config, load_segmenter, new_segmenter
+from vitae_hf.dense.backbone import dense_config
+from vitae_hf.dense.segmentation.model import load_segmenter, new_segmenter
 
 
 @pytest.mark.parametrize("size", [(64, 64), (50, 75)])

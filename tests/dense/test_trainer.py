@@ -10,10 +10,11 @@ from dense_networks import BACKBONES, masked_rows
 from helpers import images, pyramid_config
 from transformers import SegformerImageProcessor
 
-from vitae_hf.dense.data import SegmentationDataset, collate_masks
-from vitae_hf.dense.model import dense_config, new_segmenter, segment
-from vitae_hf.dense.trainer import SegmentationTrainer
-from vitae_hf.dense.transforms import MaskAugmentationArguments, evaluation_sample, segmentation_transform
+from vitae_hf.dense.backbone import dense_config
+from vitae_hf.dense.segmentation.data import SegmentationDataset, collate_masks
+from vitae_hf.dense.segmentation.model import new_segmenter, segment
+from vitae_hf.dense.segmentation.trainer import SegmentationTrainer
+from vitae_hf.dense.segmentation.transforms import MaskAugmentationArguments, evaluation_sample, segmentation_transform
 from vitae_hf.evaluation.metrics import MeanIoU
 from vitae_hf.training.arguments import ViTAETrainingArguments
 

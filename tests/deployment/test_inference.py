@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, ViTModel
 
 from vitae_hf import config_from_preset, prepare_for_inference
-from vitae_hf.dense.model import dense_config, new_segmenter
+from vitae_hf.dense.backbone import dense_config
+from vitae_hf.dense.segmentation.model import new_segmenter
 from vitae_hf.deployment import packing
 from vitae_hf.deployment.folding import FoldedBatchNorm, fold_batch_norm
 from vitae_hf.deployment.packing import PackedConv2d, PackedLinear

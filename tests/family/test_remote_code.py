@@ -52,6 +52,7 @@ SHARED_CODE = {
     "modeling_base_vitae.py",
 }
 CODE_FILES = SHARED_CODE | {"decoder_vitae.py", "embeddings_vitae.py", "modeling_vitae.py", "rotated_windows_vitae.py"}
+RCNN_FILES = {f"{part}_rcnn_vitae.py" for part in ("configuration", "image_processing", "modeling")}  # tests/dense
 CODE_FILES_V2 = SHARED_CODE | {"configuration_vitaev2.py", "modeling_vitaev2.py"}
 CODE_FILES_HEADS = (CODE_FILES | CODE_FILES_V2 | {"heads_vitae.py"}) - {"image_processing_vitae.py"}
 
@@ -181,7 +182,7 @@ def test_the_code_files_import_nothing_but_what_every_user_has(folders, heads):
     allowed = {"huggingface_hub", "numpy", "PIL", "torch", "transformers"} | set(sys.stdlib_module_names)
     root = {path.name for path in Path(vitae_hf.__file__).parent.glob("*.py")}
     family = {name for name in root if name.endswith(("_vitae.py", "_vitaev2.py"))}
-    assert family == CODE_FILES | CODE_FILES_V2 | CODE_FILES_HEADS
+    assert family == CODE_FILES | CODE_FILES_V2 | CODE_FILES_HEADS | RCNN_FILES
     saved = {folders / "classifier": CODE_FILES, folders / "windowed": CODE_FILES_V2, heads / "depth": CODE_FILES_HEADS}
     for folder, code_files in saved.items():
         assert {path.name for path in folder.glob("*.py")} == code_files

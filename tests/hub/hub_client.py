@@ -2,6 +2,7 @@
 
     {"command": "push", "arguments": […], "token": …}         -> {"status", "stdout", "stderr"}
     {"library": "org/name", "folder": …, "token": …}                -> {}; pushed by model and Trainer (`…-trainer`)
+    {"find": "org/name", "task": …, "image": …}                     -> {"found"}: objects, without their masks
     {"load": "org/name", "revision": …, "image": …, "output": …}    -> {}; tensors in the file `output`
 
 Works without vitae_hf, by `trust_remote_code`, where it is not installed.
@@ -54,6 +55,14 @@ def load(name: str, revision: str | None, image: str, output: str) -> dict:
     return {}
 
 
+def find(name: str, task: str, image: str) -> dict:
+    import vitae_hf  # noqa: F401
+
+    options = {"subtask": "instance"} if task == "image-segmentation" else {}
+    found = pipeline(task, model=name)(image, threshold=0.0, **options)
+    return {"found": [{key: value for key, value in one.items() if key != "mask"} for one in found]}
+
+
 def push_with_the_library(name: str, folder: str, token: str) -> dict:
     from transformers import Trainer, TrainingArguments
 
@@ -81,6 +90,8 @@ if __name__ == "__main__":
         elif "library" in task:
             with redirect_stdout(sys.stderr):
                 answer = push_with_the_library(task["library"], task["folder"], task["token"])
+        elif "find" in task:
+            answer = find(task["find"], task["task"], task["image"])
         else:
             answer = load(task["load"], task["revision"], task["image"], task["output"])
         print(json.dumps(answer), flush=True)

@@ -35,6 +35,9 @@ from vitae_hf.hub.checksums import SUMS_NAME, sha256, verify_checkpoint, write_s
 from vitae_hf.hub.publishing import check_folder, compute_outputs
 
 
+SCENES = REPOSITORY / "examples" / "garment_scenes"
+
+
 CARD = "---\npipeline_tag: image-classification\nlibrary_name: transformers\n---\n\n# A model for tests\n"
 UPLOADED = {
     "README.md",
@@ -575,3 +578,22 @@ def test_damage_in_the_cache_is_found_by_name(hub, client, folder):
         sentence = client.refusal("verify", "org/cached")
         assert f"{name}: " in sentence and f"its {kind} is not the Hub's" in sentence.split(f"{name}: ")[1]
     assert "org/nothing is not on the Hub" in client.refusal("verify", "org/nothing")
+
+
+@pytest.mark.parametrize("detector", ["rt_detr", pytest.param("mask2former", marks=pytest.mark.slow), "mask_rcnn"])
+def test_a_detector_is_published_by_its_run_or_by_itself_and_found_by_name(hub, client, tmp_path, detector):
+    words = ["--preset", "vitae-nano", "--dataset", SCENES, "--output_dir", tmp_path / "out"]
+    words += ["--detector", detector, "--head_channels", 32, "--decoder_layers", 1, "--num_queries", 5]
+    words += ["--image_size", 32, "--max_steps", 1]
+    words += ["--per_device_train_batch_size", 2, "--per_device_eval_batch_size", 80, "--report_to", "none"]
+    answer = client.run("detect", *words, "--push_to_hub", "--hub_model_id", f"org/{detector}", "--pictures", 1)
+    assert answer["status"] == 0, answer["stderr"][-3000:]
+    record = json.loads(answer["stdout"].splitlines()[-1])
+    assert record["same_logits"] and record["hub_commit"] == hub.repository(f"org/{detector}").refs["main"]
+    names = set(hub.repository(f"org/{detector}").find("main")["files"])
+    code = "modeling_rcnn_vitae.py" if detector == "mask_rcnn" else "heads_vitae.py"
+    assert {"model.safetensors", "README.md", "predictions.png", code} <= names
+    client.push(tmp_path / "out", "--repo_id", f"org/{detector}-again")
+    task = "image-segmentation" if detector == "mask2former" else "object-detection"
+    by_name = client.ask(find=f"org/{detector}-again", task=task, image=str(IMAGE))["found"]
+    assert len(by_name) and by_name == client.ask(find=str(tmp_path / "out"), task=task, image=str(IMAGE))["found"]

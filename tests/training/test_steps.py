@@ -25,9 +25,10 @@ pytest.importorskip("datasets")  # which a bare machine with a GPU may lack
 from vitae_hf import ViTAEForPreTraining
 from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation, DeviceNormalization, soft_target_loss
 from vitae_hf.data.samples import collate
-from vitae_hf.dense.data import collate_masks
-from vitae_hf.dense.model import dense_config, new_segmenter
-from vitae_hf.dense.trainer import SegmentationTrainer
+from vitae_hf.dense.backbone import dense_config
+from vitae_hf.dense.segmentation.data import collate_masks
+from vitae_hf.dense.segmentation.model import new_segmenter
+from vitae_hf.dense.segmentation.trainer import SegmentationTrainer
 from vitae_hf.training import callbacks, trainer
 from vitae_hf.training.arguments import ViTAETrainingArguments
 from vitae_hf.training.callbacks import StopOnSignal

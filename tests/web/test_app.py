@@ -17,6 +17,7 @@ import gradio
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 import yaml
 from gradio_client import Client, handle_file
 from helpers import ASSETS, class_token_config, pyramid_config, save_model, windowed_config, write_bad_files
@@ -28,6 +29,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from vitae_hf.dense.backbone import dense_config
+from vitae_hf.dense.detection.models import HeadSize, make_processor, new_detector
 from vitae_hf.web.page import MAPS, MOST_WAITING, StayHere, examine, respond, show
 from vitae_hf.web.visitors import Models, Refusal, read_picture
 
@@ -489,3 +492,51 @@ def test_a_space_of_a_hub_name_says_which_model_it_shows(tmp_path):
     with pytest.raises(ValueError, match="neither a folder nor a Hub name"):
         build_space.main(["no such/model", "--output", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
+
+
+@pytest.fixture(scope="module")
+def detectors(root):
+    """A detector with boxes and one with masks, which find something everywhere; the pictures of shoes are grey."""
+    names = {index: f"label {index}" for index in range(5)}
+    backbone = dense_config(pyramid_config())
+    for name in ("rt_detr", "mask_rcnn"):
+        torch.manual_seed(0)
+        model = new_detector(name, backbone, names, HeadSize(16, 1, 10))
+        for layer in (getattr(model, "class_embed", None), *model.modules()):
+            if name == "rt_detr" and isinstance(layer, torch.nn.Linear) and layer.out_features == len(names):
+                torch.nn.init.constant_(layer.bias, 1.0)
+        if name == "mask_rcnn":
+            torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias[3:4], 9.0)
+        model.save_pretrained(root / "detectors" / name)
+        make_processor(name, {"height": 64, "width": 64}).save_pretrained(root / "detectors" / name)
+    return Models(root=root / "detectors")
+
+
+@pytest.mark.parametrize("name", ["rt_detr", "mask_rcnn"])
+def test_a_detector_shows_what_it_finds(detectors, name):
+    found, notice, scores, slider = respond(detectors, {"path": str(SNEAKER)}, f"detectors/{name}", None)
+    assert "objects. Choose a class" in notice and scores and slider.visible is False
+    assert ("masks" in found.objects) == (name == "mask_rcnn")
+    picture, caption = show(found, "Attention", 1)
+    plain, _ = show(found, "Picture", 1)
+    assert picture.shape == plain.shape == (448, 448, 3) and "what the detector found" in caption
+    assert np.ptp(picture.astype(int), axis=-1).max() > 60 > np.ptp(plain.astype(int), axis=-1).max()
+    one, _, again, _ = respond(detectors, {"path": str(SNEAKER)}, f"detectors/{name}", found, "label 4")
+    assert again == scores and not np.array_equal(show(one, "Attention", 1)[0], picture)
+
+
+def test_a_detector_of_another_family_is_not_offered_and_none_is_fetched_for_a_visitor(detectors, root, tmp_path):
+    assert sorted(detectors.names()) == ["detectors/mask_rcnn", "detectors/rt_detr"]
+    other = root / "other-detectors" / "model"
+    shutil.copytree(root / "detectors" / "rt_detr", other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "backbone_config": {"model_type": "resnet"}}))
+    assert Models(root=other.parent).names() == []
+    with HubServer(tmp_path / "hub") as hub:
+        hub.create("org/detector")
+        for path in (root / "detectors" / "rt_detr").iterdir():
+            hub.commit_from_elsewhere("org/detector", path.name, path.read_bytes())
+        variables = {**os.environ, **hub.environment(tmp_path / "cache")}
+        command = [sys.executable, "-c", ASK_THE_HUB, "org/detector"]
+        told = subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout
+    assert told == "org/detector is a detector, which this page only takes from the machine that serves it.\n"

@@ -25,11 +25,12 @@ from transformers import SegformerImageProcessor, UperNetForSemanticSegmentation
 from transformers.trainer_utils import SchedulerType
 
 from .. import config_from_preset
-from ..dense.data import SegmentationDataset, collate_masks, load_masked_images, mask_class_names
-from ..dense.figures import draw_overlays
-from ..dense.model import dense_config, load_segmenter, new_segmenter, segment
-from ..dense.trainer import SegmentationTrainer
-from ..dense.transforms import MaskAugmentationArguments, evaluation_sample, segmentation_transform
+from ..dense.backbone import dense_config
+from ..dense.segmentation.data import SegmentationDataset, collate_masks, load_masked_images, mask_class_names
+from ..dense.segmentation.figures import draw_overlays
+from ..dense.segmentation.model import load_segmenter, new_segmenter, segment
+from ..dense.segmentation.trainer import SegmentationTrainer
+from ..dense.segmentation.transforms import MaskAugmentationArguments, evaluation_sample, segmentation_transform
 from ..failures import about
 from ..files import find_model
 from ..hub.cards import FIGURES, TEMPLATES, model_card

@@ -31,6 +31,7 @@ from ..failures import about
 from ..files import PICTURES, find_model
 from ..hub.cards import FIGURES, TEMPLATES, model_card
 from ..hub.publishing import publish
+from ..loading import check_task
 from ..training.arguments import ImageArguments, StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
 from ..training.splits import evaluation_images, find_stream, load_splits, training_images
@@ -82,9 +83,9 @@ class Classification(Task[ViTAETrainer]):
             return AutoModelForImageClassification.from_config(config_from_preset(run.preset, **size, **overrides))
         name = str(run.model_name_or_path)
         with about(name):
-            model = AutoModelForImageClassification.from_pretrained(
-                find_model(name), ignore_mismatched_sizes=True, **overrides
-            )
+            source = find_model(name)
+            check_task(source, "a classifier or a network without a head")
+            model = AutoModelForImageClassification.from_pretrained(source, ignore_mismatched_sizes=True, **overrides)
         if run.image_size not in (None, model.config.image_size):
             model.resize_position_embeddings(run.image_size)
         return model

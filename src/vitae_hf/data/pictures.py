@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import torch
 
@@ -74,6 +75,19 @@ def decode_image(image: dict[str, Any] | None, name: str, convert: Callable[[PIL
     except Exception as error:  # Pillow's readers raise errors of every kind
         said = str(error).replace(repr(source), repr(where))  # Pillow shows bytes by their address
         raise ValueError(f"cannot read {where}: {said}") from error
+
+
+def unturned(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """The picture in RGB, for annotations that are about its pixels as they are stored.
+
+    Raises:
+        ValueError: its EXIF data turn it.
+    """
+    if (orientation := picture.getexif().get(PIL.ExifTags.Base.Orientation, 1)) != 1:
+        raise ValueError(
+            f"its EXIF orientation is {orientation}, which its annotation has not: save the picture upright"
+        )
+    return to_rgb(picture)
 
 
 def as_pictures(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> np.ndarray:

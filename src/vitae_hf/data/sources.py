@@ -20,6 +20,8 @@ from .folders import Folder, as_data_files
 
 logger = logging.get_logger(__name__)
 
+IMAGE_COLUMNS = ("image", "images", "img", "pixel_values")
+"""How a column of pictures is called where there are other pictures too, such as masks."""
 LABEL_COLUMNS = ("label", "labels", "cls", "class", "class_name", "category", "target")
 
 

@@ -1,2 +1,2 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Dense prediction on ViTAE backbones: data with masks, transforms, models, their trainer and figures."""
+"""Dense prediction on ViTAE backbones."""

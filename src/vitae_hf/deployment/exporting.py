@@ -25,6 +25,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..files import find_model, whole_folder
 from ..layers_vitae import ViTAEConvLayer
 from ..loading import any_size_options, check_source, load_trained
+from ..model_folders import FAMILY
 from ..training.merging import groups_of_width, merged_weight
 from .folding import fold_batch_norms, is_plain
 
@@ -76,7 +77,7 @@ def load_for_export(source: str | Path) -> tuple[PreTrainedModel, BaseImageProce
     check_source(find_model(source))
     config = AutoConfig.from_pretrained(find_model(source))
     architecture = (config.architectures or [""])[0]
-    if not config.model_type.startswith("vitae") or architecture.endswith(("Backbone", "ForPreTraining")):
+    if config.model_type not in FAMILY or architecture.endswith(("Backbone", "ForPreTraining")):
         raise ValueError(
             f"{source} holds {architecture or config.model_type}: only classifiers and headless models of ViTAE and"
             " ViTAEv2 are exported"

@@ -34,7 +34,16 @@ FIGURES = {
         ("mean_iou", "mean IoU (%)", "mean_iou"),
         ("accuracy", "pixel accuracy (%)", "pixel_accuracy"),
     ),
+    "object-detection": (
+        ("mean_average_precision", "box AP (%)", "map"),
+        ("mean_average_precision", "box AP50 (%)", "map_50"),
+    ),
+    "instance-segmentation": (
+        ("mean_average_precision", "box AP (%)", "map"),
+        ("mean_average_precision", "mask AP (%)", "mask_map"),
+    ),
 }
+PIPELINE_TAGS = {"instance-segmentation": "image-segmentation"}  # where the Hub has no tag of a task's own name
 
 
 def model_card(
@@ -61,7 +70,7 @@ def model_card(
     """
     is_hub_name = not Path(dataset).exists()
     task_metadata: dict[str, Any] = {
-        "pipeline_tag": task,
+        "pipeline_tag": PIPELINE_TAGS.get(task, task),
         "tags": ["vitae", "vision", task],
         "metrics": sorted({metric_type for metric_type, _, _ in FIGURES[task]}),
     }
@@ -71,7 +80,7 @@ def model_card(
         datasets=[dataset] if is_hub_name else None,
         eval_results=[
             EvalResult(
-                task_type=task,
+                task_type=PIPELINE_TAGS.get(task, task),
                 dataset_type=dataset if is_hub_name else "imagefolder",
                 dataset_name=Path(dataset).name,
                 dataset_split=eval_split,

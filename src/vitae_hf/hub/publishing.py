@@ -62,20 +62,24 @@ def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> to
         options: for `from_pretrained`: `revision`, `cache_dir`, `token`.
 
     Returns:
-        `(1, classes)`, `(1, hidden size)`, or, one row, all values of a backbone's maps or of an encoder's tokens.
+        `(1, classes)`, `(1, hidden size)`, or, one row, all values of a backbone's maps, of an encoder's tokens, or of
+        a detector's boxes or classes.
 
     Raises:
         ValueError: the weights lack tensors of the network, or hold values that are not finite.
     """
-    model, processor = load_trained(source, dtype="auto", headless=True, **options)
+    model, processor = load_trained(source, dtype="auto", headless=True, detectors=True, **options)
     if names := not_finite(model):
         raise ValueError(f"not all values of {source} are finite: {listed(names)}")
-    pixel_values = processor(image, return_tensors="pt").pixel_values.to(model.dtype)
+    pixel_values = processor(str(image), return_tensors="pt").pixel_values.to(model.dtype)
     if isinstance(model, ViTAEForPreTraining):
         return model.encode(pixel_values).flatten(1)
     outputs = model(pixel_values)
     if "feature_maps" in outputs:
         return torch.cat([feature_map.flatten(1) for feature_map in outputs.feature_maps], dim=1)
+    for name in ("pred_boxes", "class_queries_logits"):
+        if name in outputs:
+            return outputs[name].flatten(1)
     return outputs.logits if "logits" in outputs else outputs.pooler_output
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_model
 from timm.utils import ModelEmaV3
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .checkpoints import WholeCheckpoints
+from .checkpoints import WholeCheckpoints, own_names
 
 
 FOLDER = "ema"
@@ -58,7 +58,8 @@ class WeightAverage(TrainerCallback):
 
     def save(self, folder: str | Path) -> None:
         """Write the averaged model and its image processor into a folder of their own below this one."""
-        self._average.module.save_pretrained(Path(folder, FOLDER))
+        with own_names(self._average.module):
+            self._average.module.save_pretrained(Path(folder, FOLDER))
         if self.trainer.processing_class is not None:
             self.trainer.processing_class.save_pretrained(Path(folder, FOLDER))
 

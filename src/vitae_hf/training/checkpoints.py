@@ -8,6 +8,9 @@ start removes what a killed run left unfinished.
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +82,21 @@ def find_checkpoint(asked: str | Path | bool | None, folder: str | Path) -> str 
     return str(asked) if isinstance(asked, Path) else asked
 
 
+@contextmanager
+def own_names(model: Any) -> Iterator[None]:
+    """In this block a model of the library is saved under the names that its weights have in memory.
+
+    Of some kinds, RT-DETR among them, the library saves weights under the names of the first release, the backbone's
+    too. `from_pretrained` translates them back; its Trainer does not when it resumes.
+    """
+    if isinstance(model, PreTrainedModel):
+        model.save_pretrained = partial(model.save_pretrained, save_original_format=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        vars(model).pop("save_pretrained", None)
+
+
 class WholeCheckpoints(Trainer):
     """The part of [`ViTAETrainer`] that saves and resumes.
 
@@ -115,6 +133,10 @@ class WholeCheckpoints(Trainer):
         if not _internal_call:
             self.check_finite()
         super().save_model(output_dir, _internal_call)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with own_names(self.model):
+            super()._save(output_dir, state_dict)
 
     def check_finite(self) -> None:
         """Refuse to write a model that is spoilt, since it could replace a good one.

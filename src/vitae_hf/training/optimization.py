@@ -115,3 +115,28 @@ def cosine_schedule(
         floor_factor=min(floor / learning_rate, 1.0),
     )
     return LambdaLR(optimizer, shape)
+
+
+def step_factor(step: int, *, steps: list[int], warmup_steps: int, warmup_factor: float) -> float:
+    """A step's share of the full learning rate: a linear rise, then a tenth of what it was after each of `steps`."""
+    if step < warmup_steps:
+        return warmup_factor + (1 - warmup_factor) * step / warmup_steps
+    return 0.1 ** sum(step >= passed for passed in steps)
+
+
+def step_schedule(
+    optimizer: torch.optim.Optimizer,
+    learning_rate: float,
+    steps: list[int],
+    warmup_steps: int = 0,
+    warmup_learning_rate: float = 1e-6,
+) -> LambdaLR:
+    """The schedule of detectors, stepped once per update: linear warm-up, then a tenth of the rate after each step.
+
+    Args:
+        learning_rate: the full one, and `warmup_learning_rate` that of the first update.
+        steps: updates after each of which the rate is divided by ten.
+    """
+    warmup_factor = min(warmup_learning_rate / learning_rate, 1.0)
+    shape = partial(step_factor, steps=steps, warmup_steps=warmup_steps, warmup_factor=warmup_factor)
+    return LambdaLR(optimizer, shape)

@@ -163,7 +163,7 @@ def make_record(task: Task[Any], trainer: ViTAETrainer, metrics: dict[str, float
         "model": str(output if trainer.averaged_model is None else output / AVERAGE_FOLDER),
         "eval_split": task.run.eval_split,
         **task.figures(trainer, metrics),
-        "eval_loss": round(metrics["eval_loss"], 4),
+        **({"eval_loss": round(metrics["eval_loss"], 4)} if "eval_loss" in metrics else {}),
         "images_per_s": speed and round(speed, 1),
         "learning_rate": training.learning_rate,
     }

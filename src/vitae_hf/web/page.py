@@ -29,8 +29,9 @@ from starlette.datastructures import Headers, MutableHeaders  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
+from ..evaluation.detections import Detections, detect  # noqa: E402
 from ..evaluation.explanation import BRANCH_COLOURS, Explanation, explain, stage_name  # noqa: E402
-from .visitors import Models, Refusal, read_picture, uploaded_file  # noqa: E402
+from .visitors import DETECTORS, Models, Refusal, read_picture, uploaded_file  # noqa: E402
 
 
 logger = logging.get_logger(__name__)
@@ -56,6 +57,8 @@ TITLE = "What does ViTAE see?"
 WELCOME = "Choose a picture, drop one, or take one of the examples."
 NO_MATRIX = "random features, which never make a matrix of attention; look at the branches here"
 DONE = "seconds for label and maps. Choose another label to see what speaks for it."
+FOUND = "seconds to find {count}. Choose a class to see its objects alone."
+OBJECTS = "what the detector found with a score of 0.5 or more; choose the map “Picture” to see none of it"
 FAILURE = "This did not work, and it is not your fault. The log of the machine that serves this page says why."
 BUSY = "Too many people are waiting for this page: please come back in a minute."
 NO_MODEL = "There is no trained model here yet: run `make demo` (three minutes), then load this page again."
@@ -153,8 +156,8 @@ def bars_of_cells(explanation: Explanation, shown: int) -> str:
     return f'<div class="bars">{bars}</div><p class="key">{key}</p>'
 
 
-def show(explanation: Explanation | None, kind: str, cell: int) -> tuple[np.ndarray | None, str]:
-    """The image under the chosen map, and its caption as HTML.
+def show(explanation: Explanation | Detections | None, kind: str, cell: int) -> tuple[np.ndarray | None, str]:
+    """The image under the chosen map, or with the objects in it, and its caption as HTML.
 
     Args:
         kind: one of `MAPS`.
@@ -162,6 +165,10 @@ def show(explanation: Explanation | None, kind: str, cell: int) -> tuple[np.ndar
     """
     if explanation is None:
         return None, ""
+    if isinstance(explanation, Detections):
+        if kind == "Picture":
+            return picture_under_map(np.asarray(explanation.picture), None, ""), "<p><b>Picture</b></p>"
+        return explanation.drawn(), f"<p><b>Objects</b>: {OBJECTS}</p>"
     index = min(max(int(cell), 1), len(explanation.cells)) - 1
     picture = picture_under_map(explanation.image, pick_map(explanation, kind, index)[0], colours_of(kind))
     return picture, map_caption(explanation, kind, index) + bars_of_cells(explanation, index)
@@ -198,13 +205,13 @@ TURNS = Turns(MOST_WAITING)
 
 def examine(
     models: Models, file: dict[str, Any] | None, name: str | None, label: str | None = None
-) -> tuple[Explanation | None, str]:
-    """Explain how a model classifies a picture that a visitor sent.
+) -> tuple[Explanation | Detections | None, str]:
+    """Explain how a model classifies a picture that a visitor sent, or find the objects in it.
 
     Args:
         file: the `path` of an upload, which [`UploadsOnly`] has checked.
         name: the model.
-        label: the label that Grad-CAM explains; default: the likeliest.
+        label: the label that Grad-CAM explains, or the class whose objects are shown; default: the likeliest, or all.
 
     Returns:
         The explanation, or `None` if there is none, and a sentence for the visitor.
@@ -217,6 +224,8 @@ def examine(
             if not file:
                 return None, WELCOME
             picture, notice = read_picture(file["path"])
+            if model.config.model_type in DETECTORS:
+                return look_for_objects(model, processor, picture, notice, label)
             explanation = explain(model, processor, picture, label)
     except Refusal as refusal:
         return None, str(refusal)
@@ -226,8 +235,23 @@ def examine(
     return explanation, f"{notice} {explanation.seconds:.2f} {DONE}".strip()
 
 
+def look_for_objects(
+    model: Any, processor: Any, picture: PIL.Image.Image, notice: str, label: str | None
+) -> tuple[Detections, str]:
+    """The objects in a picture, of one class or of all, and a sentence for the visitor; see [`examine`]."""
+    found = detect(model, processor, picture)
+    number = len(found.objects["labels"])
+    count = "one object" if number == 1 else f"{number or 'no'} objects"
+    found.chosen = label
+    return found, f"{notice} {found.seconds:.2f} {FOUND.format(count=count)}".strip()
+
+
 def respond(
-    models: Models, file: dict[str, Any] | None, name: str | None, last: Explanation | None, label: str | None = None
+    models: Models,
+    file: dict[str, Any] | None,
+    name: str | None,
+    last: Explanation | Detections | None,
+    label: str | None = None,
 ) -> tuple[Any, ...]:
     """The new contents of the page when a visitor chooses a picture, model or label.
 
@@ -241,11 +265,13 @@ def respond(
     notice = f"<p>{escape(sentence)}</p>"
     if explanation is None:
         return None, notice, None, gr.skip()
+    if isinstance(explanation, Detections):
+        return explanation, notice, explanation.scores() or None, gr.Slider(visible=False)
     scores = {entry["label"]: entry["score"] for entry in explanation.labels}
-    if last is not None and last.cells == explanation.cells:
+    if isinstance(last, Explanation) and last.cells == explanation.cells:
         return explanation, notice, scores, gr.skip()
     last_cell = len(explanation.cells)
-    return explanation, notice, scores, gr.Slider(maximum=max(2, last_cell), value=last_cell)
+    return explanation, notice, scores, gr.Slider(maximum=max(2, last_cell), value=last_cell, visible=True)
 
 
 def choose_model(models: Models) -> gr.Dropdown:

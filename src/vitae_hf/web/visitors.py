@@ -38,6 +38,10 @@ MOST_TOKENS = 4097
 """How many tokens may attend to each other: those of 1024×1024 pixels in patches of 16×16, and a class token."""
 MOST_SCORES = 2**27
 """How many attention weights a cell may have, half a gigabyte."""
+DETECTORS = ("rt_detr", "deformable_detr", "mask2former", "vitae_rcnn")
+"""Kinds of detectors that are offered, if this machine has them; nobody can type the name of one on the Hub."""
+LONGEST_SIDE = 2048
+"""Largest side in pixels of a picture that a detector's image processor makes."""
 NO_UPLOAD = "This picture is not one that was sent to this page, or not any more: please send it again."
 
 
@@ -101,10 +105,19 @@ def problem_of_config(folder: Path) -> str | None:
     except (OSError, ValueError):
         return "has no configuration that can be read"
     architectures = config.get("architectures")
+    if config.get("model_type") in DETECTORS:
+        backbone = config.get("backbone_config")
+        is_ours = isinstance(backbone, dict) and backbone.get("model_type") in FAMILY
+        return None if is_ours else "is no detector on ViTAE or ViTAEv2"
     if config.get("model_type") not in FAMILY:
         return "is no ViTAE or ViTAEv2"
     name = architectures[0] if isinstance(architectures, list) and architectures else None
     return None if isinstance(name, str) and name.endswith("ForImageClassification") else "is no classifier"
+
+
+def is_detector(folder: Path) -> bool:
+    """Whether the model in a folder finds objects. Its configuration must be one that can be read."""
+    return read_json(folder / "config.json").get("model_type") in DETECTORS
 
 
 def check_cost(config: ViTAEFamilyConfig, height: int, width: int) -> None:
@@ -152,8 +165,11 @@ def download(name: str, token: bool | None) -> Path:
         Refusal: there is no such model, or it cannot be used on this page.
     """
     try:
-        if problem := problem_of_config(Path(hf_hub_download(name, "config.json", token=token)).parent):
+        folder = Path(hf_hub_download(name, "config.json", token=token)).parent
+        if problem := problem_of_config(folder):
             raise Refusal(f"{name} {problem}.")
+        if is_detector(folder) and token is False:  # the size of its network is not compared with its weights
+            raise Refusal(f"{name} is a detector, which this page only takes from the machine that serves it.")
         return Path(snapshot_download(name, allow_patterns=MODEL_FILES, token=token))
     except RepositoryNotFoundError:
         raise Refusal(f"There is no model {name} on the Hub, or it is not public.") from None
@@ -176,7 +192,13 @@ def load_folder(folder: Path, changed: float) -> tuple[PreTrainedModel, Any]:
     Raises:
         ValueError: model and processor do not fit each other, or an explanation would take too much memory.
     """
-    model, processor = load_trained(folder, use_safetensors=True, local_files_only=True, trust_remote_code=False)
+    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    if is_detector(folder):
+        model, processor = load_trained(folder, detectors=True, **options)
+        if max(side or 0 for side in dict(processor.size).values()) > LONGEST_SIDE:
+            raise ValueError(f"its pictures have more than {LONGEST_SIDE} pixels a side")
+        return model, processor
+    model, processor = load_trained(folder, **options)
     if not isinstance(processor, OUR_PROCESSORS) or not processor.do_resize:
         raise ValueError("its image processor is none of ViTAE's, or does not resize")
     config: Any = model.config
@@ -189,11 +211,11 @@ class Models:
 
     Args:
         named: folders and Hub names to offer, the default first.
-        root: a folder. The classifiers one or two levels below it are offered too.
+        root: a folder. The classifiers and detectors one or two levels below it are offered too.
         hub_names: whether visitors can type other Hub names.
 
     Raises:
-        ValueError: an entry of `named` is neither a folder with a classifier nor a possible Hub name.
+        ValueError: an entry of `named` is neither a folder with a classifier or detector nor a possible Hub name.
     """
 
     def __init__(self, named: Sequence[str] = (), root: Path | None = None, hub_names: bool = False):

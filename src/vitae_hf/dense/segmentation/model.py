@@ -8,45 +8,14 @@ import numpy as np
 import PIL.Image
 import torch
 from transformers import (
-    MODEL_FOR_BACKBONE_MAPPING,
     AutoConfig,
     PreTrainedConfig,
     UperNetConfig,
     UperNetForSemanticSegmentation,
 )
 
+from ..backbone import dense_config, trained_backbone
 from .data import IGNORED_CLASS
-
-
-def dense_config(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
-    """A backbone's configuration whose outputs are all maps that a dense head can use.
-
-    These are the maps of the stages, or, in the plain variants, the four of the feature pyramid, which are 256 channels
-    wide, or as wide as the tokens with `rescaled_cells`, unless `changes` say otherwise.
-
-    Args:
-        config: of a network or a backbone, such as `config_from_preset("vitae-b")`.
-        changes: fields to set, such as `drop_path_rate=0.2`, `frozen_stages=1`, `feature_pyramid_channels=128` or, for
-            fewer maps, `out_features`.
-
-    Raises:
-        ValueError: `rescaled_cells` are given for a network that is not plain.
-    """
-    fields = config.to_dict()
-    for derived in ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "architectures"):
-        fields.pop(derived, None)
-    is_plain = getattr(config, "is_plain", False)
-    if "rescaled_cells" in changes and not is_plain:
-        raise ValueError("rescaled_cells is for the plain variants, such as vitae-b-rvsa; this network has stages")
-    if is_plain:  # with a pyramid, its maps are the default
-        fields["reshape_hidden_states"] = True
-        if "rescaled_cells" in changes:
-            fields["feature_pyramid_channels"] = None
-        elif not config.rescaled_cells:
-            fields["feature_pyramid_channels"] = config.feature_pyramid_channels or 256
-    else:
-        fields["out_features"] = config.stage_names[1:]
-    return type(config)(**{**fields, **changes})
 
 
 def new_segmenter(
@@ -91,10 +60,7 @@ def load_segmenter(
     if isinstance(config, UperNetConfig):
         return _reload_segmenter(folder, config, names, changes)
     config = dense_config(config, **changes)
-    backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
-    backbone, loading = backbone_class.from_pretrained(folder, config=config, output_loading_info=True)
-    if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("feature_pyramid.")):
-        raise ValueError(f"{folder} lacks {len(missing)} weights of {backbone_class.__name__}: {missing[:5]}")
+    backbone = trained_backbone(folder, config)
     model = new_segmenter(backbone.config, names, head_channels)
     model.backbone.load_state_dict(backbone.state_dict())
     return model

@@ -7,20 +7,17 @@ from typing import Any
 
 import datasets
 import numpy as np
-import PIL.ExifTags
 import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
-from ..data.pictures import decode_image
-from ..data.samples import PictureDataset, seeded
-from ..data.sources import load_any, read_class_names
-from ..image_processing_vitae import to_rgb
+from ...data.pictures import decode_image, unturned
+from ...data.samples import PictureDataset, seeded
+from ...data.sources import IMAGE_COLUMNS, load_any, read_class_names
 
 
 IGNORED_CLASS = 255
 """Value of a mask at pixels of no class, which neither the loss nor the metrics count."""
-IMAGE_COLUMNS = ("image", "images", "img", "pixel_values")
 MASK_COLUMNS = ("mask", "annotation", "label", "labels", "segmentation", "segmentation_mask", "semantic_mask")
 
 
@@ -109,12 +106,6 @@ def read_mask(image: dict[str, Any] | None, name: str, num_labels: int, reduce_l
     return mask.astype(np.uint8)
 
 
-def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
-    if (orientation := picture.getexif().get(PIL.ExifTags.Base.Orientation, 1)) != 1:
-        raise ValueError(f"its EXIF orientation is {orientation}, which its mask has not: save the picture upright")
-    return to_rgb(picture)
-
-
 def _single_channel(picture: PIL.Image.Image) -> np.ndarray:
     if len(picture.getbands()) != 1:
         raise ValueError(f"a mask has one channel, a class at each pixel; this one is {picture.mode}")
@@ -161,7 +152,7 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         """A row's picture, its mask, and its name for messages."""
         row = self.split[index]
         name = (row["image"] or {}).get("path") or f"row {index}"
-        picture = decode_image(row["image"], name, _upright)
+        picture = decode_image(row["image"], name, unturned)
         mask = read_mask(row["mask"], name, self.num_labels, self.reduce_labels)
         if picture.size != mask.shape[::-1]:
             raise ValueError(

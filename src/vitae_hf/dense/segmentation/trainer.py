@@ -9,10 +9,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import EvalPrediction, Trainer, UperNetForSemanticSegmentation
 from transformers.trainer_utils import EvalLoopOutput
 
-from ..evaluation.metrics import MeanIoU
-from ..loading import label_names
-from ..training.arguments import ViTAETrainingArguments
-from ..training.trainer import ViTAETrainer
+from ...evaluation.metrics import MeanIoU
+from ...loading import label_names
+from ...training.arguments import ViTAETrainingArguments
+from ...training.trainer import ViTAETrainer
 from .data import IGNORED_CLASS, SegmentationDataset
 
 

@@ -1,0 +1,134 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Does a detector find more on a ViTAE backbone than on Swin of equal size? RT-DETR on the rendered garment scenes.
+
+    python scripts/compare_detection.py --output results/detection_comparison
+
+Trains RT-DETR on `vitae-nano` and on transformers' Swin, of equal parameter counts with the same head, from random
+weights under one recipe (that of `make detection-demo`, by `vitae detect`), with several seeds each: the seed draws the
+weights, the order of the pictures and their augmentation. An hour or two on two cores; a stopped comparison goes on
+where it was. Writes OUTPUT.json and OUTPUT.md.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+
+from transformers import SwinConfig, set_seed
+
+from vitae_hf import config_from_preset
+from vitae_hf.commands import detect
+from vitae_hf.dense.backbone import dense_config
+from vitae_hf.dense.detection.data import load_boxed_images
+from vitae_hf.dense.detection.models import HeadSize, new_detector
+from vitae_hf.environment import environment
+from vitae_hf.failures import run_command
+
+
+SCENES = Path(__file__).parents[1] / "examples" / "garment_scenes"
+HEAD = HeadSize(channels=64, layers=3, queries=50)
+FIGURES = ("map_percent", "map_50_percent", "map_75_percent", "images_per_s")
+
+
+def swin() -> SwinConfig:
+    """Three stages of strides 4, 8 and 16, as those of `vitae-nano`."""
+    settings = {"embed_dim": 20, "depths": [2, 2, 2], "num_heads": [1, 2, 4], "window_size": 4, "mlp_ratio": 3.75}
+    names = [f"stage{stage}" for stage in (1, 2, 3)]
+    return SwinConfig(image_size=[96, 128], patch_size=4, drop_path_rate=0.0, out_features=names, **settings)
+
+
+BACKBONES = {"vitae-nano": lambda: dense_config(config_from_preset("vitae-nano")), "swin": swin}
+
+
+def build(backbone: str, names: dict[int, str], seed: int):
+    """RT-DETR on a backbone, with the random weights of a seed."""
+    set_seed(seed)
+    return new_detector("rt_detr", BACKBONES[backbone](), names, HEAD)
+
+
+class Comparison:
+    """The runs so far, kept in a JSON file after each."""
+
+    def __init__(self, path: Path, names: dict[int, str]):
+        self.path, self.names = path.with_suffix(".json"), names
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the first run
+        backbones = {name: build(name, names, 0) for name in BACKBONES}
+        parameters = {
+            name: {"all": model.num_parameters(), "backbone": model.model.backbone.model.num_parameters()}
+            for name, model in backbones.items()
+        }
+        self.results = {"parameters": parameters, "recipe": "rt-detr-garment-scenes", "runs": []}
+        if self.path.exists():
+            self.results = json.loads(self.path.read_text())
+
+    def run(self, backbone: str, seed: int, **settings) -> dict:
+        """One training run by `vitae detect`, unless it has been done before."""
+        asked = {"backbone": backbone, "seed": seed, **settings}
+        for record in self.results["runs"]:
+            if all(record.get(name) == value for name, value in asked.items()):
+                return record
+        with tempfile.TemporaryDirectory() as folder:
+            build(backbone, self.names, seed).save_pretrained(f"{folder}/start")
+            values = {
+                "config": "rt-detr-garment-scenes",
+                "dataset": SCENES,
+                "model_name_or_path": f"{folder}/start",
+                "output_dir": f"{folder}/trained",
+                "seed": seed,
+                "eval_strategy": "no",
+                "disable_tqdm": True,
+                **settings,
+            }
+            done = detect.main([word for name, value in values.items() for word in (f"--{name}", str(value))])
+        record = {**asked, **{name: done[name] for name in (*FIGURES, "updates", "seconds")}}
+        self.results["runs"].append(record)
+        self.results.update(environment())
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text(json.dumps(self.results, indent=1) + "\n")
+        os.replace(temporary, self.path)
+        print(json.dumps(record), flush=True)
+        return record
+
+
+def table(results: dict) -> str:
+    """Mean and range over the seeds, for each backbone."""
+    lines = [
+        "| backbone | its parameters | seeds | AP, % | AP50, % | AP75, % | pictures/s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for backbone in BACKBONES:
+        runs = [run for run in results["runs"] if run["backbone"] == backbone]
+        columns = [[run[name] for run in runs] for name in FIGURES]
+        cells = [f"{statistics.mean(c):.1f} ({min(c):.1f}–{max(c):.1f})" for c in columns if c]
+        count = results["parameters"][backbone]["backbone"]
+        lines.append(f"| {backbone} | {count:,} | {len(runs)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="path without suffix")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--max_steps", type=int, help="updates of a run; default: those of the recipe")
+    arguments = parser.parse_args(argv)
+    settings = {} if arguments.max_steps is None else {"max_steps": arguments.max_steps}
+    comparison = Comparison(arguments.output, load_boxed_images(str(SCENES))[1])
+    for seed in arguments.seeds:  # all backbones with a seed before the next, so that a stopped comparison is fair
+        for backbone in BACKBONES:
+            comparison.run(backbone, seed, **settings)
+    text = table(comparison.results)
+    arguments.output.with_suffix(".md").write_text(text)
+    print(text, flush=True)
+    means = {
+        backbone: statistics.mean(
+            run["map_percent"] for run in comparison.results["runs"] if run["backbone"] == backbone
+        )
+        for backbone in BACKBONES
+    }
+    return {"mean_map_percent": means, "seeds": arguments.seeds, **environment()}
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,59 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""The backbone of a dense network: its configuration, and the weights of a trained network for it."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
+
+
+def dense_config(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
+    """A backbone's configuration whose outputs are all maps that a dense head can use.
+
+    These are the maps of the stages, or, in the plain variants, the four of the feature pyramid, which are 256 channels
+    wide, or as wide as the tokens with `rescaled_cells`, unless `changes` say otherwise.
+
+    Args:
+        config: of a network or a backbone, such as `config_from_preset("vitae-b")`.
+        changes: fields to set, such as `drop_path_rate=0.2`, `frozen_stages=1`, `feature_pyramid_channels=128` or, for
+            fewer maps, `out_features`.
+
+    Raises:
+        ValueError: it is of no network with a backbone, or `rescaled_cells` are given for one that is not plain.
+    """
+    if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
+        saved = (config.architectures or [type(config).__name__])[0]
+        kinds = "a classifier, a network without a head or a backbone"
+        raise ValueError(f"a backbone begins with {kinds}, not with {saved}")
+    fields = config.to_dict()
+    for derived in ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names", "architectures"):
+        fields.pop(derived, None)
+    is_plain = getattr(config, "is_plain", False)
+    if "rescaled_cells" in changes and not is_plain:
+        raise ValueError("rescaled_cells is for the plain variants, such as vitae-b-rvsa; this network has stages")
+    if is_plain:  # with a pyramid, its maps are the default
+        fields["reshape_hidden_states"] = True
+        if "rescaled_cells" in changes:
+            fields["feature_pyramid_channels"] = None
+        elif not config.rescaled_cells:
+            fields["feature_pyramid_channels"] = config.feature_pyramid_channels or 256
+    else:
+        fields["out_features"] = config.stage_names[1:]
+    return type(config)(**{**fields, **changes})
+
+
+def trained_backbone(folder: str | Path, config: PreTrainedConfig) -> Any:
+    """A backbone of this configuration with the weights of a classifier, a network without a head or a backbone.
+
+    Args:
+        folder: or Hub name.
+        config: see [`dense_config`].
+
+    Raises:
+        ValueError: the folder lacks weights of the backbone; the message names them.
+    """
+    backbone_class: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
+    backbone, loading = backbone_class.from_pretrained(folder, config=config, output_loading_info=True)
+    if missing := sorted(name for name in loading["missing_keys"] if not name.startswith("feature_pyramid.")):
+        raise ValueError(f"{folder} lacks {len(missing)} weights of {backbone_class.__name__}: {missing[:5]}")
+    return backbone

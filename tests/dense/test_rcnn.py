@@ -1,0 +1,185 @@
+"""Faster and Mask R-CNN on every backbone: equal to torchvision's whole model, trained whole, reloaded, with masks."""
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from dense_networks import BACKBONES, NAMES, unreached
+from helpers import IMAGE, images
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import TwoMLPHead
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, SwinConfig, pipeline
+
+from vitae_hf import RCNNConfig, RCNNForObjectDetection, RCNNImageProcessor
+from vitae_hf.dense.detection.models import HeadSize, new_detector
+from vitae_hf.evaluation.detections import find_objects
+from vitae_hf.modeling_rcnn_vitae import RCNNOutput
+
+
+def labels() -> list[dict]:
+    """Two objects in the first picture, none in the second."""
+    masks = torch.zeros(2, 64, 64)
+    masks[0, 16:48, 16:48] = masks[1, :20, 40:] = 1
+    boxes = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.8125, 0.15625, 0.375, 0.3125]])
+    nothing = {"class_labels": torch.zeros(0, dtype=torch.int64), "boxes": boxes[:0], "masks": masks[:0]}
+    return [{"class_labels": torch.tensor([1, 4]), "boxes": boxes, "masks": masks}, nothing]
+
+
+def network(kind: str = "pyramid", name: str = "mask_rcnn", **settings) -> RCNNForObjectDetection:
+    model = new_detector(name, BACKBONES[kind](), NAMES, HeadSize(16))
+    for setting, value in settings.items():
+        setattr(model.roi_heads, setting, value)
+    return model
+
+
+class WithNeck(torch.nn.Module):
+    """What torchvision takes for a backbone."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.backbone, self.neck, self.out_channels = model.backbone, model.neck, model.config.hidden_size
+
+    def forward(self, pixels):
+        return self.neck(OrderedDict(zip("0123", self.backbone(pixels).feature_maps)))
+
+
+def torchvisions(model) -> MaskRCNN:
+    """Torchvision's whole model with the same weights, which takes pictures of 64×64 as they are."""
+    anchors = AnchorGenerator(((32,), (64,), (128,), (256,)), ((0.5, 1.0, 2.0),) * 4)
+    heads = {name: getattr(model.roi_heads, name) for name in ("box_roi_pool", "mask_roi_pool", "mask_head")}
+    heads |= {"mask_predictor": model.roi_heads.mask_predictor, "box_predictor": model.roi_heads.box_predictor}
+    whole = MaskRCNN(
+        WithNeck(model),
+        rpn_anchor_generator=anchors,
+        rpn_head=model.rpn.head,
+        box_head=TwoMLPHead(16 * 49, 64),
+        min_size=64,
+        max_size=64,
+        image_mean=[0.0] * 3,
+        image_std=[1.0] * 3,
+        **heads,
+    )
+    whole.roi_heads.box_head = model.roi_heads.box_head
+    return whole.eval()
+
+
+@torch.no_grad()
+def test_boxes_and_masks_are_those_of_torchvisions_own_model():
+    model = network().eval()
+    torch.nn.init.normal_(model.roi_heads.box_predictor.cls_score.weight)  # so that it finds several classes
+    processor = RCNNImageProcessor()
+    expected = torchvisions(model)(list(images()))
+    found = processor.post_process_object_detection(model(images()), 0.05, [(64, 64)] * 2)
+    for ours, theirs in zip(found, expected):
+        assert len(theirs["scores"]) > 10 and len(theirs["labels"].unique()) > 1
+        assert torch.equal(ours["labels"], theirs["labels"] - 1)
+        torch.testing.assert_close(ours["boxes"], theirs["boxes"], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(ours["scores"], theirs["scores"], rtol=1e-4, atol=1e-5)
+        assert (ours["masks"] == (theirs["masks"][:, 0] >= 0.5)).float().mean() > 0.999
+
+
+def test_losses_are_those_of_torchvisions_own_model():
+    model = network()
+    boxes = torch.tensor([[16.0, 16, 48, 48], [40, 0, 64, 20]])
+    masks = [label["masks"].to(torch.uint8) for label in labels()]
+    targets = [{"boxes": boxes, "labels": torch.tensor([2, 5]), "masks": masks[0]}]
+    targets += [{"boxes": boxes[:0], "labels": torch.zeros(0, dtype=torch.int64), "masks": masks[1]}]
+    whole = torchvisions(model).train()
+    model.eval()  # it takes its mode from the labels
+    torch.manual_seed(0)
+    losses = model(images(), labels=labels()).loss_dict
+    torch.manual_seed(0)  # both draw the boxes that they train on
+    expected = whole.eval()
+    expected.rpn.train(), expected.roi_heads.train()
+    maps = expected.backbone(images())
+    from torchvision.models.detection.image_list import ImageList
+
+    proposals, first = expected.rpn(ImageList(images(), [(64, 64)] * 2), maps, targets)
+    second = expected.roi_heads(maps, proposals, [(64, 64)] * 2, targets)[1]
+    for name, value in {**first, **second}.items():
+        torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind, name", [(kind, "mask_rcnn") for kind in BACKBONES] + [("windowed", "faster_rcnn")])
+def test_an_rcnn_trains_every_parameter_and_reloads_with_equal_outputs(kind, name, tmp_path):
+    model = network(kind, name)
+    for _ in range(2):  # the deltas of boxes begin near nothing
+        model(images(), labels=labels()).loss.backward()
+    assert unreached(model) == []
+    model.save_pretrained(tmp_path)
+    reloaded = AutoModelForObjectDetection.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected, outputs = model.eval()(images()), reloaded(images())
+    assert type(reloaded.config.backbone_config) is type(model.config.backbone_config)
+    assert torch.equal(outputs.logits, expected.logits) and torch.equal(outputs.pred_boxes, expected.pred_boxes)
+    assert (outputs.pred_masks is None) == (name == "faster_rcnn")
+
+
+@torch.no_grad()
+def test_a_smaller_picture_of_a_batch_is_seen_as_it_is_alone():
+    model = network(score_thresh=0.0).eval()
+    pixels, mask = images(), torch.ones(2, 64, 64, dtype=torch.int64)
+    pixels[1, :, :, 40:] = mask[1, :, 40:] = 0
+    batch, alone = model(pixels, pixel_mask=mask), model(pixels[1:, :, :, :40])
+    count = alone.logits.shape[1]
+    assert count > 10 and batch.logits[1, count:].isneginf().all()
+    torch.testing.assert_close(batch.pred_boxes[1, :count], alone.pred_boxes[0], rtol=1e-4, atol=1e-4)
+    centre, sides = batch.pred_boxes.chunk(2, dim=-1)
+    assert (centre + sides / 2).max() <= 1 + 1e-5
+
+
+def test_a_pixel_belongs_to_the_best_object_and_a_hidden_object_is_left_out():
+    masks = torch.ones(1, 3, 28, 28)
+    boxes = torch.tensor([[[0.25, 0.5, 0.5, 1.0], [0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.4, 1.0]]])
+    logits = torch.full((1, 3, 4), -torch.inf)
+    for box, (label, score) in enumerate([(2, 0.9), (1, 0.7), (3, 0.8)]):
+        logits[0, box, label] = torch.tensor(score).logit()
+    outputs = RCNNOutput(logits=logits, pred_boxes=boxes, pred_masks=masks)
+    settings = {"target_sizes": [(40, 40)], "overlap_mask_area_threshold": 0.4}
+    (found,) = RCNNImageProcessor().post_process_instance_segmentation(outputs, 0.5, **settings)
+    assert [(one["label_id"], one["id"]) for one in found["segments_info"]] == [(2, 0), (1, 1)]
+    inside = found["segmentation"][2:-2, 2:-2]  # masks fade at the edge of their box
+    assert (inside[:, :17] == 0).all() and (inside[:, 19:] == 1).all()
+    with pytest.raises(ValueError, match="need `target_sizes`, and a model with masks"):
+        RCNNImageProcessor().post_process_instance_segmentation(outputs)
+
+
+def test_a_backbone_of_the_library_works_too(tmp_path):
+    swin = SwinConfig(embed_dim=8, depths=[1, 1], num_heads=[1, 2], window_size=4, image_size=64)
+    swin.out_features = ["stage1", "stage2"]
+    model = RCNNForObjectDetection(RCNNConfig(backbone_config=swin, hidden_size=8, head_hidden_size=8, num_labels=2))
+    model.save_pretrained(tmp_path)
+    again = RCNNForObjectDetection.from_pretrained(tmp_path).eval()
+    assert again(images()).logits.shape[-1] == 2 and isinstance(again.config.backbone_config, SwinConfig)
+
+
+def test_a_configuration_that_no_network_can_have_is_refused():
+    with pytest.raises(StrictDataclassError, match="`hidden_size` must be at least 1, got 0"):
+        RCNNConfig(hidden_size=0)
+    with pytest.raises(StrictDataclassError, match="`nms_threshold` must be at least 0 and at most 1, got 2"):
+        RCNNConfig(nms_threshold=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A Mask R-CNN that finds something everywhere, with its image processor."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("rcnn")
+    network().save_pretrained(folder)
+    RCNNImageProcessor(size={"shortest_edge": 64, "longest_edge": 100}).save_pretrained(folder)
+    return folder
+
+
+def test_pipelines_give_boxes_and_masks(folder):
+    picture = Image.open(IMAGE).convert("RGB")
+    detect = pipeline("object-detection", model=str(folder))
+    boxes = detect(picture, threshold=0.1)
+    own = find_objects(detect.model, AutoImageProcessor.from_pretrained(folder), picture, 0.1)
+    assert [box["score"] for box in boxes] == own["scores"].tolist() and len(boxes) > 5
+    assert [list(box["box"].values()) for box in boxes] == own["boxes"].int().tolist()
+    masks = pipeline("image-segmentation", model=str(folder))(picture, threshold=0.1, overlap_mask_area_threshold=0)
+    assert len(masks) > 1 and all(mask["mask"].size == picture.size for mask in masks)
+    assert torch.stack([torch.tensor(list(mask["mask"].getdata())) > 0 for mask in masks]).sum(0).max() == 1
