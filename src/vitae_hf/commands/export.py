@@ -7,7 +7,11 @@
 
 A program takes any number of images, of any size that the model takes. The command compares it with the model on real
 pictures, of several sizes, alone and in batches. If they disagree, nothing is written and the exit status is 1. In a
-checkout, `examples/run_onnx.py` classifies pictures with the first of the two programs above.
+checkout, `examples/run_onnx.py` classifies pictures with the first of the programs above.
+
+The format `web` is for JavaScript: programs that transformers.js opens, and the exact preprocessing. `--page` adds a
+page that classifies pictures in the browser. It takes the npm package onnxruntime-web, which is looked for in
+`node_modules` here and above.
 """
 
 from pathlib import Path
@@ -37,6 +41,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--runtime", type=Path, help="with --page: where the npm package onnxruntime-web is")
     arguments = parser.parse_args(argv)
     source, format, images, output = arguments.source, arguments.format, arguments.images, arguments.output
+    if format == "web" and arguments.quantize:
+        raise ValueError("the format web has programs in float32, float16 and int8 anyway: leave --quantize out")
+    if format != "web" and (arguments.page or arguments.runtime):
+        raise ValueError(f"--page and --runtime go with the format web, not with {format}")
     with about(source):
         if format == "web":
             record = export_for_browser(source, images, output, arguments.page, arguments.runtime)

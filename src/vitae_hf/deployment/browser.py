@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..failures import first_line
@@ -37,7 +38,7 @@ LARGEST = 2**31
 ORIGINAL = "original"
 """The folder with the model's own configuration and settings of preprocessing."""
 JAVASCRIPT = PACKAGE / "deployment" / "javascript"
-PREPROCESSING = "preprocessing.js"
+PREPROCESSING = "preprocessing.mjs"
 RUNTIME = (
     "ort.wasm.min.mjs",
     "ort-wasm-simd-threaded.mjs",
@@ -168,10 +169,10 @@ def write_programs(
     import onnx_ir
 
     (folder / "onnx").mkdir()
-    written, refused = {}, {}
-    for dtype, make in make_programs(model).items():
-        path = folder / FILES[dtype]
-        onnx_ir.save(make(), path)
+    written, refused, programs = {}, {}, make_programs(model)
+    for dtype, name in FILES.items():
+        path = folder / name
+        onnx_ir.save(programs[dtype](), path)
         try:
             checks = verify(open_program(path), model, processor, pictures, dtype)
         except Exception as error:  # the runtime's own ones have no other base class
@@ -180,7 +181,7 @@ def write_programs(
             path.unlink()
             refused[dtype] = first_line(error)
         else:
-            written[dtype] = {"file": FILES[dtype], "bytes": path.stat().st_size, "checks": checks}
+            written[dtype] = {"file": name, "bytes": path.stat().st_size, "checks": checks}
     return written, refused
 
 
@@ -234,6 +235,33 @@ def write_page(folder: Path, runtime: Path) -> None:
     version = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
     worker = (JAVASCRIPT / "service-worker.js").read_text()
     (folder / "service-worker.js").write_text(worker.replace("{version}", version[:16]))
+
+
+def write_card(folder: Path) -> None:
+    """Write the README of a Space into a folder with a page. The Hub reads the settings of the Space from it."""
+    name = json.loads((folder / MANIFEST).read_text())["name"]
+    fields = {
+        "title": f"What does {name.split('/')[-1]} see?",
+        "emoji": "👀",
+        "colorFrom": "green",
+        "colorTo": "gray",
+        "sdk": "static",
+        "app_file": "index.html",
+        "custom_headers": {  # without which browsers give a page no threads
+            "cross-origin-opener-policy": "same-origin",
+            "cross-origin-embedder-policy": "require-corp",
+            "cross-origin-resource-policy": "cross-origin",
+        },
+        "license": "apache-2.0",
+        "short_description": "ViTAE names what is in a picture, in your browser",
+        "tags": ["vitae", "image-classification", "transformers.js"],
+    }
+    front = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+    text = (
+        f"Classifies a picture with {name} in the visitor's browser, which keeps the picture to itself.\n"
+        "The licence above is that of the page; ONNX Runtime Web, in `onnxruntime`, is under the MIT licence.\n"
+    )
+    (folder / "README.md").write_text(f"---\n{front}---\n\n{text}")
 
 
 def export_for_browser(

@@ -1,7 +1,7 @@
 // Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 /** The page: a picture in, the likeliest labels out, all in the browser. */
 
-import { normalize, readPicture, resizeAndCrop } from "./preprocessing.js";
+import { normalize, readPicture, resizeAndCrop } from "./preprocessing.mjs";
 
 const TOP = 5;
 /** More threads than this make a small network no faster. */
@@ -17,11 +17,13 @@ const tell = (sentence) => (element("notice").textContent = sentence);
  * It sees what a page loads from the next visit on, so that the first visit begins anew once it is there.
  */
 async function startServiceWorker() {
-  await navigator.serviceWorker.register("service-worker.js");
-  const isFirst = !sessionStorage.getItem("begun");
-  sessionStorage.setItem("begun", "yes");
-  if (isFirst && !navigator.serviceWorker.controller) {
-    await navigator.serviceWorker.ready; // which never comes after a reload that goes past the service worker
+  const { active, installing } = await navigator.serviceWorker.register("service-worker.js");
+  if (active || !installing) return;
+  await new Promise((resolve) => {
+    installing.onstatechange = () => ["activated", "redundant"].includes(installing.state) && resolve();
+  });
+  if (installing.state === "activated") {
+    addEventListener("pageshow", () => location.reload()); // should the browser bring this visit back
     location.reload();
     await new Promise(() => {}); // nothing more of this visit
   }

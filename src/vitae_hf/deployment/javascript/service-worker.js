@@ -3,7 +3,7 @@
 
 const PREFIX = `${self.registration.scope} `; // other pages of this address keep theirs
 const VERSION = PREFIX + "{version}"; // of all files; another one replaces what is kept
-const SHELL = ["./", "page.js", "preprocessing.js", "style.css"];
+const SHELL = ["./", "page.js", "preprocessing.mjs", "style.css"];
 
 /** A request that asks the server whether a file has changed. */
 const fresh = (request) => new Request(request, { cache: "no-cache" });
