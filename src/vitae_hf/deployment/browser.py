@@ -92,13 +92,14 @@ def check_model(model: PreTrainedModel, processor: Any, page: bool) -> None:
 
 def return_features_too(model: PreTrainedModel) -> None:
     """Make a model take float32, whatever its own dtype, and return its scores and all its features in float32."""
+    classifier: Any = getattr(model, "classifier", None)
 
     @functools.wraps(model.forward)
     def forward(pixel_values: torch.Tensor, **kwargs: Any) -> dict[str, torch.Tensor]:
         features = model.base_model(pixel_values.to(model.dtype), **kwargs)
         outputs = {"last_hidden_state": features.last_hidden_state, "pooler_output": features.pooler_output}
-        if hasattr(model, "classifier"):
-            outputs = {"logits": model.classifier(features.pooler_output), **outputs}
+        if classifier is not None:
+            outputs = {"logits": classifier(features.pooler_output), **outputs}
         return {name: values.float() for name, values in outputs.items()}
 
     model.forward = forward
