@@ -72,7 +72,7 @@ def find_runtime(path: str | Path | None = None) -> Path:
     )
 
 
-def check_model(model: PreTrainedModel, processor: Any, page: bool) -> None:
+def check_runnable(model: PreTrainedModel, processor: Any, page: bool) -> None:
     """Raise an error unless transformers.js, and the page if there is to be one, can run a model.
 
     Raises:
@@ -296,7 +296,7 @@ def export_for_browser(
     started = time.perf_counter()
     with replaced_folder(output) as unfinished:
         model, processor = load_for_export(source)
-        check_model(model, processor, page)
+        check_runnable(model, processor, page)
         programs, refused = write_programs(model, processor, pictures, unfinished)
         write_settings(model, processor, unfinished)
         name = Path(source).resolve().name if Path(source).is_dir() else str(source)
