@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
-.PHONY: demo app app-picture test test-oldest test-gpu gpu test-browser chromium test-slow test-pages check docs dist bench bench-compiled \
+.PHONY: demo app app-picture test test-oldest test-gpu gpu test-browser test-web chromium node test-slow test-pages check docs dist bench bench-compiled \
     bench-sweep bench-batch bench-dense bench-frontier train-smoke segmentation-demo detection-demo data-fashion-mnist
 .DELETE_ON_ERROR:
 
@@ -39,6 +39,19 @@ test-gpu:  ## the tests that need a GPU
 
 test-browser: $(VENV)/installed chromium  ## drive the web page in Chromium
 	$(RUN) -m pytest -m browser tests/web/test_browser.py
+
+JAVASCRIPT := tests/javascript/node_modules
+test-web: $(VENV)/installed chromium node $(JAVASCRIPT)/installed  ## exported models in Node and in Chromium
+	$(RUN) -m pytest -m browser tests/deployment/test_page.py
+
+# Without install scripts, which would download what no test uses.
+$(JAVASCRIPT)/installed: tests/javascript/package-lock.json
+	cd tests/javascript && npm ci --ignore-scripts
+	touch $@
+
+node:  ## Debian's, unless it is here
+	command -v node && command -v npm || \
+	    { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends nodejs npm; }
 
 chromium:  ## Debian's, and its driver, unless they are here
 	command -v chromium && command -v chromedriver || \

@@ -1,21 +1,26 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does the web page look? Starts `vitae app`, opens it in Chromium, chooses a picture, and takes a screenshot.
+"""How do the web pages look? Opens one in Chromium, chooses a picture, and takes a screenshot.
 
     python scripts/photograph_app.py --output results/app.png  # after `make demo`; `make chromium` installs the browser
+    python scripts/photograph_app.py --page outputs/mine/web --output results/page.png
 
-`--width 390` shows the page as on a phone.
+The page is that of `vitae app`, or the one in a folder that `vitae export --format web --page` wrote. `--width 390`
+shows it as on a phone.
 """
 
 import argparse
 import base64
+import functools
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from selenium import webdriver
@@ -60,6 +65,22 @@ def serving(command: list, cwd: Path | None = None, **environment: str) -> Itera
         finally:
             process.terminate()
             process.wait(20)
+
+
+class Files(SimpleHTTPRequestHandler):
+    """Gives files, without a word."""
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@contextmanager
+def serving_files(folder: Path) -> Iterator[tuple[ThreadingHTTPServer, str]]:
+    """A server of a folder's files, which sends no headers of its own, and its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Files, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server, f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
 
 
 @contextmanager
@@ -111,21 +132,41 @@ def photograph(driver: webdriver.Chrome, path: Path) -> None:
     path.write_bytes(base64.b64decode(shot["data"]))
 
 
+def photograph_app(model: str, picture: Path, width: int, output: Path) -> None:
+    command = [sys.executable, "-m", "vitae_hf", "app", "--model", model]
+    with serving(command) as address, chromium(width=width) as driver:
+        driver.get(address)
+        choose_picture(driver, picture)
+        wait(driver, shown_picture, "map")
+        time.sleep(1)  # for pictures to fade in
+        photograph(driver, output)
+
+
+def photograph_page(folder: Path, picture: Path, width: int, output: Path) -> None:
+    with serving_files(folder) as (_, address), chromium(width=width) as driver:
+        driver.get(address)
+        field = wait(driver, lambda d: d.find_elements(By.CSS_SELECTOR, "#file:enabled"), "network")[0]
+        for _ in range(2):  # the first run of a program is slow
+            field.send_keys(str(picture))
+            wait(driver, lambda d: d.find_element(By.ID, "answer").is_displayed(), "answer")
+            time.sleep(1)
+        photograph(driver, output)
+
+
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="outputs/vitae-nano-fashion", help="folder or Hub name")
+    parser.add_argument("--page", type=Path, help="folder with a page of its own, in place of the model")
     parser.add_argument("--picture", type=Path, default=PICTURES[1])
     parser.add_argument("--width", type=int, default=1100, help="of the window, in pixels")
     parser.add_argument("--output", type=Path, default=Path("outputs/app.png"), help="picture to write")
     arguments = parser.parse_args(argv)
-    command = [sys.executable, "-m", "vitae_hf", "app", "--model", arguments.model]
-    with serving(command) as address, chromium(width=arguments.width) as driver:
-        driver.get(address)
-        choose_picture(driver, arguments.picture.resolve())
-        wait(driver, shown_picture, "map")
-        time.sleep(1)  # for pictures to fade in
-        photograph(driver, arguments.output)
-    return {"output": str(arguments.output), "model": arguments.model, "width": arguments.width}
+    picture = arguments.picture.resolve()
+    if arguments.page:
+        photograph_page(arguments.page, picture, arguments.width, arguments.output)
+    else:
+        photograph_app(arguments.model, picture, arguments.width, arguments.output)
+    return {"output": str(arguments.output), "model": str(arguments.page or arguments.model), "width": arguments.width}
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def test_what_disagrees_leaves_nothing_behind_and_an_earlier_export_as_it_was(fo
     export_onnx("class_token")
     source, program = folders["class_token"], folders["class_token"] / "onnx" / "model.onnx"
     before, names = program.read_bytes(), {path.name for path in source.iterdir()}
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    monkeypatch.setitem(exporting.TOLERANCES, "float32", ("max_over_std", -1.0))
     with pytest.raises(ValueError, match="disagrees with the model .* on 1 pictures of 64×64 pixels"):
         export_folder(source, "onnx", PICTURES)
     assert program.read_bytes() == before and {path.name for path in source.iterdir()} == names
