@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Programs of Core ML, for iOS 17, macOS 14 and newer. They are written on any system and run on macOS and iOS alone."""
+"""Programs of Core ML, for iOS 17, macOS 14 and newer. Any system writes them, macOS and iOS alone run them."""
 
 import platform
 from collections.abc import Callable

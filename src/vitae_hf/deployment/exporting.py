@@ -95,6 +95,8 @@ def load_for_export(source: str | Path) -> tuple[PreTrainedModel, BaseImageProce
             f"{source} holds {architecture or config.model_type}: only classifiers and headless models of ViTAE and"
             " ViTAEv2 are exported"
         )
+    if getattr(config, "quantization_config", None):
+        raise ValueError(f"the weights of {source} are quantised: export the model that they were made from")
     return load_trained(source, headless=True)
 
 
