@@ -30,7 +30,8 @@ def write(network: nn.Module, example: torch.Tensor, path: Path) -> None:
     examples = {"pixel_values": torch.cat([example, example])}  # torch takes a batch of one for a constant
     program = torch.export.export(network, (), examples, dynamic_shapes=shapes, strict=False)
     try:
-        aoti_compile_and_package(program, package_path=str(path))
+        # Otherwise the program would use as many threads as this process has now.
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs={"cpp.dynamic_threads": True})
     except InvalidCxxCompiler as error:
         raise OSError(f"the format torch-aoti takes a C++ compiler: {error}") from error
 
