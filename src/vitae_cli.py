@@ -27,7 +27,7 @@ COMMANDS = {
     "probe": Command("measure how well features tell classes apart, by simple classifiers", "train"),
     "search": Command("find the pictures of a folder that are most like given ones", "train"),
     "explain": Command("draw what a classifier saw in a picture, cell by cell", "explain"),
-    "export": Command("write a model as ONNX, torch.export or OpenVINO program", "export"),
+    "export": Command("write a model as a program for another runtime", "export"),
     "convert": Command("write a checkpoint of the authors as a folder for Transformers", "train"),
     "push": Command("publish a model on the Hub, and compare what arrives"),
     "verify": Command("compare the files of a model with their checksums"),

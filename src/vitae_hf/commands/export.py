@@ -4,9 +4,10 @@
     vitae export outputs/mine --format onnx
     vitae export outputs/mine --format onnx --quantize int8
 
-A program takes any number of images, of any size that the model takes. The command compares it with the model on real
-pictures, of several sizes, alone and in batches. If they disagree, nothing is written and the exit status is 1. In a
-checkout, `examples/run_onnx.py` classifies pictures with the first of the two programs above.
+Programs of onnx, torch and openvino take any number of images, of any size that the model takes; those of the other
+formats images of the model's own size. The command compares the program with the model on real pictures, of each size
+and number that it takes. If they disagree, nothing is written and the exit status is 1. In a checkout,
+`examples/run_onnx.py` classifies pictures with the first of the two programs above.
 """
 
 from pathlib import Path

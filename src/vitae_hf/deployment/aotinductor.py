@@ -29,9 +29,12 @@ def write(network: nn.Module, example: torch.Tensor, path: Path) -> None:
     shapes = {"pixel_values": {0: torch.export.Dim.DYNAMIC}}
     examples = {"pixel_values": torch.cat([example, example])}  # torch takes a batch of one for a constant
     program = torch.export.export(network, (), examples, dynamic_shapes=shapes, strict=False)
+    settings = {
+        "cpp.dynamic_threads": True,  # otherwise it would use as many threads as this process has now
+        "aot_inductor.check_lowerbound": False,  # of the batch, which torch supposes to be two or more
+    }
     try:
-        # Otherwise the program would use as many threads as this process has now.
-        aoti_compile_and_package(program, package_path=str(path), inductor_configs={"cpp.dynamic_threads": True})
+        aoti_compile_and_package(program, package_path=str(path), inductor_configs=settings)
     except InvalidCxxCompiler as error:
         raise OSError(f"the format torch-aoti takes a C++ compiler: {error}") from error
 
