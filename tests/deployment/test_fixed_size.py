@@ -1,6 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Programs for images of one size: each is written, loaded again in its runtime and compared with the model."""
 
+import platform
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,34 @@ def test_a_program_computes_what_the_model_does_and_refuses_other_sizes(format, 
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * expected.std())
     with pytest.raises(error):
         program(**exporting.forward_inputs(model, torch.zeros(1, 3, 96, 64)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["class_token", "pyramid", "windowed"])
+def test_a_core_ml_program_computes_what_the_model_does_and_where_it_cannot_run_the_record_says_so(kind, tmp_path):
+    pytest.importorskip("coremltools", reason="coremltools is not installed")
+    import core_ml
+
+    model = write_tiny(kind, tmp_path)
+    record = export.main([str(tmp_path), "--format", "coreml"])
+    if platform.system() != "Darwin":
+        assert record["checks"] == [] and record["not_compared"] == "Core ML runs on macOS and iOS alone"
+    pixel_values = read_batch(ViTAEImageProcessorPil(), PICTURES, 1, 64, 64)
+    with torch.no_grad():
+        expected = model(pixel_values).logits
+    found = core_ml.run(tmp_path / "coreml" / "model.mlpackage", pixel_values)
+    assert list(found) == ["logits"]
+    np.testing.assert_allclose(found["logits"], expected, rtol=0, atol=1e-4 * expected.std())
+
+
+@pytest.mark.slow
+def test_core_ml_refuses_rotated_windows_and_nothing_is_left(tmp_path):
+    pytest.importorskip("coremltools", reason="coremltools is not installed")
+    write_tiny("rotated", tmp_path)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="Core ML only supports tensors with rank <= 5"):
+        export.main([str(tmp_path), "--format", "coreml"])
+    assert set(tmp_path.iterdir()) == before
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Programs for images of one size, of runtimes for which transformers has no exporter."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,7 +53,7 @@ class FixedSizeProgram:
         return ModelOutput(outputs)
 
 
-def readable(shape: list[int | None]) -> str:
+def readable(shape: Sequence[int | None]) -> str:
     """A shape in words: `any × 3 × 224 × 224`."""
     return " × ".join("any" if side is None else str(side) for side in shape)
 
