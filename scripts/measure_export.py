@@ -19,7 +19,6 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from measure_parity import golden_state_dict
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -58,6 +57,8 @@ def export_all(source: Path, root: Path) -> dict[str, dict]:
 
 def load_all(source: Path, records: dict[str, dict]) -> dict:
     """Load all programs, and the torch model in float32 and bfloat16; float32 is the first."""
+    import onnxruntime  # here, so that `measure_formats.py` runs without
+
     threads = torch.get_num_threads()
     session_options = onnxruntime.SessionOptions()
     session_options.intra_op_num_threads = threads

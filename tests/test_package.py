@@ -113,7 +113,7 @@ def test_the_extras_that_a_failure_names_install_what_it_misses():
     config.read(REPOSITORY / "setup.cfg")
     for extra, modules in EXTRAS.items():
         named = re.sub(r"vitae-hf\[.*\]", "", config["options.extras_require"][extra]).split()
-        imported = {"grad-cam": "pytorch_grad_cam", "scikit-learn": "sklearn"}
+        imported = {"grad-cam": "pytorch_grad_cam", "scikit-learn": "sklearn", "litert-torch": "litert_torch"}
         required = {imported.get(package, package) for package in (name.partition(">")[0] for name in named)}
         whole = {"demo": ("train", "explain"), "detection": ("train",)}.get(extra, ())
         inherited = {module for name in whole for module in EXTRAS[name]}

@@ -39,6 +39,10 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     ),
     "explain": ("pytorch_grad_cam", "matplotlib"),
     "export": ("onnx", "onnxscript", "onnxruntime", "openvino"),
+    "executorch": ("executorch",),
+    "litert": ("litert_torch",),
+    "coreml": ("coremltools",),
+    "quantize": ("torchao", "bitsandbytes", "accelerate"),
 }
 EXTRAS["detection"] = (*EXTRAS["train"], "pycocotools", "scipy")
 EXTRAS["demo"] = (*EXTRAS["train"], *EXTRAS["explain"], "gradio")

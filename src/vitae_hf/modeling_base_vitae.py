@@ -40,6 +40,30 @@ def is_readable(file: str) -> bool:
     return True
 
 
+def check_four_bits(model: nn.Module) -> None:
+    """Raise an error unless bitsandbytes can compute the layers that it has quantised to 4 bits.
+
+    On processors with bfloat16 it packs weights in blocks of 64 inputs and 32 outputs at the first call, and fails
+    there if they do not fit; elsewhere every width goes.
+
+    Raises:
+        ValueError: the widths of some layers do not fit.
+    """
+    layers = [
+        (name, module)
+        for name, module in model.named_modules()
+        if getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu"
+    ]
+    unfit = [(name, layer) for name, layer in layers if layer.in_features % 64 or layer.out_features % 32]
+    if unfit:
+        name, layer = unfit[0]
+        raise ValueError(
+            "bitsandbytes computes in 4 bits on this processor only where a layer's inputs are multiples of 64 and its"
+            f" outputs multiples of 32; {len(unfit)} of {len(layers)} layers are not, such as {name} with"
+            f" {layer.in_features} and {layer.out_features}: name them in `llm_int8_skip_modules`, or load in 8 bits"
+        )
+
+
 @contextmanager
 def own_class(model: nn.Module) -> Iterator[None]:
     """In this block, a model that FSDP2 has sharded is of its own class again.
@@ -119,14 +143,14 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
     def _load_pretrained_model(
         model: Any, state_dict: dict[str, Any] | None, checkpoint_files: list[str] | None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As in the library, but weights of `optional_parts` that this class lacks are ignored, and a file that is
-        damaged is named."""
+        """As in the library, but weights of `optional_parts` that this class lacks are ignored, a file that is damaged
+        is named, and 4 bits are refused where [`check_four_bits`] says so."""
         # The names are set on this model and not on its class, which would hand them to every model that contains it.
         for part in model.optional_parts:
             if getattr(model, part, None) is None and getattr(model.base_model, part, None) is None:
                 model._keys_to_ignore_on_load_unexpected.add(rf"^({model.base_model_prefix}\.)?{part}\.")
         try:
-            return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
+            loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
         except Exception as error:
             if type(error).__name__ != "SafetensorError":
                 raise
@@ -134,6 +158,8 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
             files = [str(file) for file in checkpoint_files or ()]
             damaged = [file for file in files if not is_readable(file)] or files
             raise OSError(f"the weights in {', '.join(damaged)} are damaged: {error}") from error
+        check_four_bits(model)
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -144,7 +144,9 @@ def test_what_disagrees_leaves_nothing_behind_and_an_earlier_export_as_it_was(fo
 
 def test_what_cannot_be_exported_is_told_before_anything_is_written(folders, tmp_path, monkeypatch):
     source = folders["pyramid"]
-    with pytest.raises(ValueError, match="must be one of onnx, torch, openvino; got 'tflite'"):
+    with pytest.raises(
+        ValueError, match="must be one of onnx, torch, openvino, executorch, litert, coreml, torch-aoti; got 'tflite'"
+    ):
         export_folder(source, "tflite", PICTURES)
     with pytest.raises(ValueError, match="int8 goes with the format onnx, not with torch"):
         export_folder(source, "torch", PICTURES, tmp_path / "out", int8=True)

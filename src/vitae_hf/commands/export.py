@@ -5,9 +5,10 @@
     vitae export outputs/mine --format onnx --quantize int8
     vitae export outputs/mine --format web --page
 
-A program takes any number of images, of any size that the model takes. The command compares it with the model on real
-pictures, of several sizes, alone and in batches. If they disagree, nothing is written and the exit status is 1. In a
-checkout, `examples/run_onnx.py` classifies pictures with the first of the programs above.
+Programs of onnx, torch and openvino take any number of images, of any size that the model takes; those of the other
+formats images of the model's own size. The command compares the program with the model on real pictures, of each size
+and number that it takes. If they disagree, nothing is written and the exit status is 1. In a checkout,
+`examples/run_onnx.py` classifies pictures with the first of the programs above.
 
 The format `web` is for JavaScript: programs that transformers.js opens, and the exact preprocessing. `--page` adds a
 page that classifies pictures in the browser. It takes the npm package onnxruntime-web, which is looked for in

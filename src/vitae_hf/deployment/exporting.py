@@ -1,8 +1,10 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""A trained model written as a program for other runtimes: ONNX, `torch.export` or OpenVINO, in float32 or int8.
+"""A trained model written as a program for other runtimes, in float32, or int8 for ONNX.
 
-The programs are made by the exporters of transformers (`transformers.exporters`). They take any number of images of any
-valid size. [`export_model`] says what each format does with images of other sizes.
+The programs for ONNX, `torch.export` and OpenVINO are made by the exporters of transformers (`transformers.exporters`)
+and take any number of images of any valid size; [`export_model`] says what each does with images of other sizes. Those
+for phones and for machine code take images of one size: ExecuTorch, by the same exporters, and what `fixed_size.py`
+writes.
 """
 
 import copy
@@ -22,22 +24,38 @@ from torch import nn
 from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
+from ..failures import EXTRAS
 from ..files import find_model, whole_folder
 from ..layers_vitae import ViTAEConvLayer
 from ..loading import any_size_options, check_source, load_trained
 from ..model_folders import FAMILY
 from ..training.merging import groups_of_width, merged_weight
+from .fixed_size import RUNTIMES, load_program, write_program
 from .folding import fold_batch_norms, is_plain
 
 
-BACKENDS = {"onnx": "onnx", "torch": "dynamo", "openvino": "openvino"}
-"""Each format, and what the library calls it."""
+BACKENDS: dict[str, str | None] = {
+    "onnx": "onnx",
+    "torch": "dynamo",
+    "openvino": "openvino",
+    "executorch": "executorch",
+    **dict.fromkeys(RUNTIMES),
+}
+"""Each format, and what the library calls it, if it writes it."""
 PACKAGES: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "torch": (),
     "openvino": ("openvino",),
+    "executorch": ("executorch",),
+    "litert": ("litert_torch",),
+    "coreml": ("coremltools",),
+    "torch-aoti": (),
 }
 """Each format, and the packages that it needs."""
+OPEN_SIZES = ("onnx", "torch", "openvino")
+"""The formats that take images of any size; the others take those of the model's own."""
+OPEN_BATCHES = (*OPEN_SIZES, "torch-aoti")
+"""The formats that take any number of images; the others take one."""
 MERGED_WIDTH = {"onnx": 16, "openvino": 8}
 """The channels to which narrow groups of convolutions are merged, by format, because that runtime is faster with them:
 measured in results/LOG.md. ONNX Runtime computes blocks of 16 channels."""
@@ -60,11 +78,12 @@ def check_format(name: str) -> None:
     """
     if name not in BACKENDS:
         raise ValueError(f"the format must be one of {', '.join(BACKENDS)}; got {name!r}")
-    if importlib.util.find_spec("transformers.exporters.runners") is None:
+    if BACKENDS[name] and importlib.util.find_spec("transformers.exporters.runners") is None:
         raise ImportError(f"exporting takes transformers 5.23 or newer, this is {transformers.__version__}")
     if missing := [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]:
+        extra = next((extra for extra, modules in EXTRAS.items() if missing[0] in modules), "export")
         raise ImportError(
-            f"the format {name} takes {', '.join(missing)}, not installed here: `pip install 'vitae-hf[export]'`"
+            f"the format {name} takes {', '.join(missing)}, not installed here: `pip install 'vitae-hf[{extra}]'`"
         )
 
 
@@ -83,6 +102,8 @@ def load_for_export(source: str | Path) -> tuple[PreTrainedModel, BaseImageProce
             f"{source} holds {architecture or config.model_type}: only classifiers and headless models of ViTAE and"
             " ViTAEv2 are exported"
         )
+    if getattr(config, "quantization_config", None):
+        raise ValueError(f"the weights of {source} are quantised: export the model that they were made from")
     return load_trained(source, headless=True)
 
 
@@ -146,11 +167,12 @@ def export_model(model: PreTrainedModel, format: str, quantizer: Any = None) -> 
     Class-token variants interpolate their positions to the size of the image. Both sides of an image must be multiples
     of `config.total_stride`. Given another image, `"torch"` and `"onnx"` programs raise an error, and `"openvino"`
     programs ignore what is too much on the right and at the bottom.
-    A `"torch"` program needs sides of at least two strides, and runs on the device of the model only.
+    A `"torch"` program needs sides of at least two strides, and runs on the device of the model only. An `"executorch"`
+    program takes one image of the model's own size, because its runtime sets memory aside for the largest one.
 
     Args:
         model: a classifier or headless model of this family.
-        format: `"onnx"`, `"torch"` or `"openvino"`.
+        format: `"onnx"`, `"torch"`, `"openvino"` or `"executorch"`; [`write_model`] writes every format.
         quantizer: one of `transformers.exporters` that supports the format; default: float32.
 
     Returns:
@@ -160,6 +182,8 @@ def export_model(model: PreTrainedModel, format: str, quantizer: Any = None) -> 
         ValueError, ImportError: see [`check_format`].
     """
     check_format(format)
+    if BACKENDS[format] is None:
+        raise ValueError(f"a program of the format {format} is not made in memory: `write_model` writes it to a folder")
     model = copy.deepcopy(model)
     fold_batch_norms(model)
     if format in MERGED_WIDTH and quantizer is None:  # int8 is chosen for small files, and zeros would be stored
@@ -174,10 +198,12 @@ def trace(model: PreTrainedModel, format: str, quantizer: Any = None) -> Any:
     from transformers.exporters.auto import AutoExportConfig, AutoHfExporter
 
     stride, (height, width) = model.config.total_stride, model.config.image_height_width
-    example = torch.zeros(2, model.config.num_channels, height + stride, width + 2 * stride)
+    is_open = format in OPEN_SIZES
+    size = (2, height + stride, width + 2 * stride) if is_open else (1, height, width)
+    example = torch.zeros(size[0], model.config.num_channels, *size[1:])
     inputs = forward_inputs(model, example.to(model.device))
-    dynamic = torch.export.Dim.DYNAMIC
-    shapes = {**dict.fromkeys(inputs), "pixel_values": {0: dynamic, 2: dynamic, 3: dynamic}}
+    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    shapes = {**dict.fromkeys(inputs), "pixel_values": dynamic} if is_open else None
     settings = {"export_format": BACKENDS[format], "dynamic_shapes": shapes, "quantizer": quantizer}
     config = AutoExportConfig.from_dict(settings)
     with whole_strides(model):
@@ -188,6 +214,22 @@ def trace(model: PreTrainedModel, format: str, quantizer: Any = None) -> Any:
             node.metadata_props.clear()  # the line of code that it comes from, with paths of this machine
     exported.config = None  # a config.json beside the program would make loading ask for the model's code
     return exported
+
+
+def write_model(model: PreTrainedModel, format: str, folder: Path, quantizer: Any = None) -> None:
+    """Write a model to a folder as a program of any format, see [`export_model`].
+
+    Raises:
+        ValueError, ImportError: see [`check_format`].
+        OSError: something cannot be written.
+    """
+    check_format(format)
+    if format not in RUNTIMES:
+        export_model(model, format, quantizer).save_pretrained(folder)
+        return
+    model = copy.deepcopy(model).requires_grad_(False)
+    fold_batch_norms(model)
+    (folder / MANIFEST).write_text(json.dumps(write_program(model, format, folder), indent=1) + "\n")
 
 
 def refuse_remainders(program: Any) -> None:
@@ -233,14 +275,16 @@ def load_exported(folder: str | Path, **options: Any) -> Any:
     Args:
         options: for the library's runner of the format: `session_options` for ONNX Runtime, `config` for OpenVINO.
             OpenVINO computes in float32 unless `config` says otherwise. (Its own default is bfloat16 on processors that
-            have it.)
+            have it.) For LiteRT, Core ML and AOTInductor see the `load` of their modules.
 
     Raises:
         OSError: there is no program in this folder.
     """
+    manifest = json.loads((Path(folder) / MANIFEST).read_text())
+    if manifest["export_format"] in RUNTIMES:
+        return load_program(Path(folder), manifest, **options)
     from transformers.exporters import ExportedModel
 
-    manifest = json.loads((Path(folder) / MANIFEST).read_text())
     if manifest["export_format"] == "openvino":
         options = {"config": {"INFERENCE_PRECISION_HINT": "f32"}, **options}
     return ExportedModel.from_pretrained(folder, trust_remote_code=True, **options)
@@ -276,10 +320,31 @@ def read_batch(processor: Any, pictures: list[Any], batch: int, height: int, wid
     return processor(chosen, size={"height": height, "width": width}, return_tensors="pt").pixel_values
 
 
+def shapes_to_compare(model: PreTrainedModel, format: str, count: int) -> list[tuple[int, int, int, int]]:
+    """Which of `count` pictures a program is compared on: the first one, how many, height and width.
+
+    Formats that take any size get three, two of them not square, alone and in batches; the others each picture, alone
+    where they take no batch.
+    """
+    stride, (height, width) = model.config.total_stride, model.config.image_height_width
+    one_by_one = [(start, 1, height, width) for start in range(count)]
+    if format not in OPEN_BATCHES:
+        return one_by_one
+    if format not in OPEN_SIZES:
+        return [*one_by_one, (0, 3, height, width)]
+    sizes = ((1, height, width), (3, height, width), (1, height + 2 * stride, width), (2, height, width + 3 * stride))
+    return [(0, *size) for size in sizes]
+
+
 def verify(
-    exported: Any, model: PreTrainedModel, processor: Any, pictures: list[Any], dtype: str = "float32"
+    exported: Any,
+    model: PreTrainedModel,
+    processor: Any,
+    pictures: list[Any],
+    dtype: str = "float32",
+    format: str = "onnx",
 ) -> list[dict[str, Any]]:
-    """Compare a program with the model on pictures of three sizes, two of them not square, alone and in batches.
+    """Compare a program with the model on pictures, of the sizes and numbers of [`shapes_to_compare`].
 
     Returns:
         For each batch its size and the figures of [`compare`].
@@ -287,12 +352,10 @@ def verify(
     Raises:
         ValueError: the outputs differ by more than `TOLERANCES` has for programs of this dtype.
     """
-    stride, (height, width) = model.config.total_stride, model.config.image_height_width
-    sizes = ((1, height, width), (3, height, width), (1, height + 2 * stride, width), (2, height, width + 3 * stride))
     name, limit = TOLERANCES[dtype]
     checks = []
-    for batch, rows, columns in sizes:
-        figures = compare(exported, model, read_batch(processor, pictures, batch, rows, columns))
+    for start, batch, rows, columns in shapes_to_compare(model, format, len(pictures)):
+        figures = compare(exported, model, read_batch(processor, pictures[start:], batch, rows, columns))
         checks.append({"batch": batch, "height": rows, "width": columns, **figures})
         if not figures[name] <= limit:  # also if the figure is not a number
             raise ValueError(
@@ -336,13 +399,14 @@ def export_folder(
 
     Args:
         source: folder or Hub name of a classifier or headless model of this family.
-        format: `"onnx"`, `"torch"` or `"openvino"`.
+        format: one of `BACKENDS`.
         pictures: what to compare on: paths, or anything else that the image processor takes.
         output: folder to write; default: `onnx` (or the other format) in the source, `onnx_int8` for int8.
         int8: whether matrix products are computed in int8, see [`int8_quantizer`].
 
     Returns:
-        `output`, `format`, `dtype`, `bytes`, `seconds`, and `checks`, the comparison.
+        `output`, `format`, `dtype`, `bytes`, `seconds`, and `checks`, the comparison. If the program cannot run on this
+        machine, there are no checks, and `not_compared` says why.
 
     Raises:
         ValueError: the format or the model cannot be exported, the program disagrees with the model, a picture cannot
@@ -357,9 +421,10 @@ def export_folder(
     started, dtype = time.perf_counter(), "int8" if int8 else "float32"
     with replaced_folder(output) as unfinished:
         model, processor = load_for_export(source)
-        export_model(model, format, int8_quantizer() if int8 else None).save_pretrained(unfinished)
-        checks = verify(load_exported(unfinished), model, processor, pictures, dtype)
-        size = sum(path.stat().st_size for path in unfinished.iterdir())
+        write_model(model, format, unfinished, int8_quantizer() if int8 else None)
+        reason = RUNTIMES[format].why_not_here() if format in RUNTIMES else None
+        checks = [] if reason else verify(load_exported(unfinished), model, processor, pictures, dtype, format)
+        size = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
     return {
         "output": str(output),
         "format": format,
@@ -367,4 +432,5 @@ def export_folder(
         "bytes": size,
         "seconds": round(time.perf_counter() - started, 1),
         "checks": checks,
+        **({"not_compared": reason} if reason else {}),
     }
