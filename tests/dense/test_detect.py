@@ -29,7 +29,7 @@ from vitae_hf.dense.detection.models import (
     make_processor,
     new_detector,
 )
-from vitae_hf.evaluation.detections import find_objects
+from vitae_hf.evaluation.detections import find_objects, of_segments
 from vitae_hf.failures import run_command
 from vitae_hf.files import RECIPES
 
@@ -129,6 +129,23 @@ def test_a_detector_begins_with_a_classifier_or_goes_on_as_it_was(tmp_path, dete
     words = options(tmp_path, detector=other, model_name_or_path=tmp_path / "detector", dataset="x")
     with pytest.raises(ValueError, match=f"holds a {detector}: give --detector {detector}"):
         Detection.parse(words).build_model({0: "x"})
+
+
+def test_a_mask_has_the_box_around_its_pixels():
+    masks = torch.zeros(2, 6, 8)
+    masks[0, 2:5, 1:6] = masks[1, 0, 7] = 1
+    found = of_segments(masks, [{"score": 0.9, "label_id": 3}, {"score": 0.5, "label_id": 0}])
+    assert found["boxes"].tolist() == [[1, 2, 6, 5], [7, 0, 8, 1]] and found["labels"].tolist() == [3, 0]
+    assert of_segments(torch.full((6, 8), -1), [])["masks"].shape == (0, 6, 8)
+
+
+def test_the_loss_of_accumulated_batches_is_their_mean(few_scenes, tmp_path):
+    losses = []
+    for parts in (1, 2):
+        words = options(tmp_path, dataset=few_scenes, max_steps=1, learning_rate=0.0, gradient_accumulation_steps=parts)
+        trainer = Detection.parse([*words, "--per_device_train_batch_size", "2"]).build_trainer()
+        losses.append(trainer.train().training_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=0.4)
 
 
 def test_a_rate_in_steps_follows_its_epochs_behind_a_warm_up(few_scenes, tmp_path):

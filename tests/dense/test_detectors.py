@@ -10,7 +10,7 @@ from transformers import AutoBackbone, RTDetrConfig, RTDetrForObjectDetection, S
 
 from vitae_hf import config_from_preset
 from vitae_hf.dense.backbone import dense_config
-from vitae_hf.dense.detection.models import detector_backbone
+from vitae_hf.dense.detection.models import HeadSize, detector_backbone, new_detector
 
 
 def detector(backbone_config) -> RTDetrForObjectDetection:
@@ -100,3 +100,10 @@ def test_a_detector_takes_the_last_maps_of_a_backbone_or_all(name, maps):
     assert config.out_features == [f"stage{number}" for number in maps]
     asked = detector_backbone(config_from_preset("vitaev2-nano"), name, out_features=["stage1", "stage2", "stage3"])
     assert asked.out_features == ["stage1", "stage2", "stage3"]
+
+
+def test_rt_detr_trains_the_batch_norms_of_its_backbone():
+    """The library would put others in their place, which keep their statistics."""
+    config = detector_backbone(config_from_preset("vitae-nano"), "rt_detr")
+    backbone = new_detector("rt_detr", config, {0: "a"}, HeadSize(32, 1, 5)).model.backbone
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in backbone.modules())

@@ -51,9 +51,6 @@ class DetectionTrainer(ViTAETrainer):
         self.figures: dict[str, Any] = {}
         self._found: dict[int, dict[str, Any]] = {}
         super().__init__(model, args, **kwargs)
-        # The heads take any keywords but ignore `num_items_in_batch`. Told so, the library divides the sum of the means
-        # of accumulated batches by their number.
-        self.model_accepts_loss_kwargs = False
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         if self.lr_steps is None:
