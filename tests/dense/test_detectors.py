@@ -2,6 +2,7 @@
 
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from dense_networks import BACKBONES, assert_reloads, unreached
@@ -10,7 +11,8 @@ from transformers import AutoBackbone, RTDetrConfig, RTDetrForObjectDetection, S
 
 from vitae_hf import config_from_preset
 from vitae_hf.dense.backbone import dense_config
-from vitae_hf.dense.detection.models import HeadSize, detector_backbone, new_detector
+from vitae_hf.dense.detection.models import HeadSize, detector_backbone, make_processor, new_detector
+from vitae_hf.evaluation.detections import find_objects
 
 
 def detector(backbone_config) -> RTDetrForObjectDetection:
@@ -107,3 +109,11 @@ def test_rt_detr_trains_the_batch_norms_of_its_backbone():
     config = detector_backbone(config_from_preset("vitae-nano"), "rt_detr")
     backbone = new_detector("rt_detr", config, {0: "a"}, HeadSize(32, 1, 5)).model.backbone
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in backbone.modules())
+
+
+def test_a_detector_in_half_precision_gives_scores_and_boxes_in_whole():
+    config = detector_backbone(config_from_preset("vitae-nano"), "rt_detr")
+    model = new_detector("rt_detr", config, {0: "a", 1: "b"}, HeadSize(32, 1, 5)).bfloat16()
+    processor = make_processor("rt_detr", {"height": 64, "width": 64})
+    found = find_objects(model, processor, PIL.Image.new("RGB", (40, 30)), threshold=0.0)
+    assert found["scores"].dtype == found["boxes"].dtype == torch.float32 and len(found["scores"]) == 5

@@ -119,6 +119,15 @@ def test_an_rcnn_trains_every_parameter_and_reloads_with_equal_outputs(kind, nam
 
 
 @torch.no_grad()
+def test_boxes_have_all_bits_where_the_rest_is_computed_in_fewer():
+    model = network(score_thresh=0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(images(), labels=labels()).loss
+        found = model.eval()(images())
+    assert loss.isfinite() and loss.dtype == found.pred_boxes.dtype == torch.float32 and found.logits.shape[1] > 10
+
+
+@torch.no_grad()
 def test_a_smaller_picture_of_a_batch_is_seen_as_it_is_alone():
     model = network(score_thresh=0.0).eval()
     pixels, mask = images(), torch.ones(2, 64, 64, dtype=torch.int64)

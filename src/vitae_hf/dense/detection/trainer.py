@@ -73,7 +73,7 @@ class DetectionTrainer(ViTAETrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        self._found = {}  # an interrupted evaluation has left its boxes
+        self._found = {}  # the last evaluation has left boxes, those of other processes too
         output = super().evaluation_loop(*args, **kwargs)
         pairs = list(self._found.items())
         # Several processes share the rows, and take some twice so that all have as many.
