@@ -272,7 +272,7 @@ def vitae(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_vitae_lists_its_commands_without_torch_and_names_the_nearest_of_a_wrong_one():
-    assert all(f"  {name} " in vitae().stdout for name in COMMANDS) and len(COMMANDS) == 15
+    assert all(f"  {name} " in vitae().stdout for name in COMMANDS) and len(COMMANDS) == 16
     assert vitae("--version").stdout.strip() == vitae_hf.__version__
     wrong = vitae("trian")
     assert wrong.returncode == 2 and wrong.stderr == "error: there is no command 'trian'; did you mean 'train'?\n"
