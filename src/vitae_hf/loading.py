@@ -12,6 +12,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
     AutoModelForPreTraining,
     PreTrainedConfig,
     PreTrainedModel,
@@ -42,7 +43,8 @@ def load_trained(
         name: as [`find_model`] takes it.
         image_size, crop_pct: of the image processor, see [`load_processor`].
         dtype: of the weights; `"auto"`: as they were saved.
-        headless: take a network without a classifier too, if one was saved: a base model, a backbone or an autoencoder.
+        headless: take a network without a classifier too, if one was saved: a base model, a backbone or one that was
+            pretrained without labels.
         options: for `from_pretrained`.
 
     Returns:
@@ -77,7 +79,11 @@ def saved_class(source: str, **options: Any) -> Any:
     saved = (config.architectures or [""])[0]
     if saved.endswith("Backbone"):  # not `AutoBackbone`, which takes a folder for the name of a network of timm
         return MODEL_FOR_BACKBONE_MAPPING[type(config)]
-    classes = {"ForImageClassification": AutoModelForImageClassification, "ForPreTraining": AutoModelForPreTraining}
+    classes = {
+        "ForImageClassification": AutoModelForImageClassification,
+        "ForMaskedImageModeling": AutoModelForMaskedImageModeling,
+        "ForPreTraining": AutoModelForPreTraining,
+    }
     return next((auto_class for head, auto_class in classes.items() if head in saved), AutoModel)
 
 
