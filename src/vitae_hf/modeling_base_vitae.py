@@ -269,7 +269,7 @@ class ViTAEFamilyForMaskedImageModeling(ViTAEFamilyPreTrainedModel):
 
     A mask is a learned colour in place of the pixels. Its token of SimMIM would come after the patch embeddings, but
     the first convolutions here overlap, and would show to the tokens beside a mask what is behind it. The colour begins
-    as zero, the mean colour of normalised images. The decoder is one linear layer.
+    as zero, the mean colour by which images are normalised. The decoder is one linear layer.
 
     Source: Xie et al. 2022, SimMIM (arXiv 2111.09886), figure 1. Masks of the mean colour before the first convolution:
     Li et al. 2023, "Architecture-Agnostic Masked Image Modeling: From ViT back to CNN" (arXiv 2205.13943), figure 3.
