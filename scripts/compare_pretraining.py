@@ -1,14 +1,14 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Does pretraining on images without labels help where labels are few? Tested with `vitae-nano-mae`.
+"""Does pretraining on images without labels help where labels are few? Tested with a tiny network of either kind.
 
-    python scripts/compare_mae.py --output results/mae_nano.json
+    python scripts/compare_pretraining.py --preset vitae-nano --processes 2 --output results/mim_nano.json
 
-Pretrains a masked autoencoder on the 6,000 training images of `examples/fashion_mnist_mini` without their labels
-(`vitae pretrain`), fine-tunes it on 1 % of them with labels, and trains the same network from scratch on the
-same 60 images for as many updates (`vitae train`), for three seeds, which also draw the 60 images. First each way of
-training gets the best learning rate of a grid, chosen with another draw of 60 training images and by the accuracy on
-1,000 further ones. The test images only give the final figures. A stopped comparison goes on after its last finished
-run.
+Pretrains on the 6,000 training images of `examples/fashion_mnist_mini` without their labels (`vitae pretrain`: a masked
+autoencoder of `vitae-nano-mae`, a masked image model of `vitae-nano`), fine-tunes on a share of them with labels, and
+trains the same network from scratch on the same images for as many updates (`vitae train`), for three seeds, which also
+draw the images. First each way of training gets the best learning rate of a grid, for each share, chosen with another
+draw of training images and by the accuracy on 1,000 further ones. The test images only give the final figures. A
+comparison that was stopped goes on after its last finished runs.
 """
 
 import argparse
@@ -16,7 +16,13 @@ import json
 import os
 import statistics
 import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from vitae_hf.commands import pretrain, train
 from vitae_hf.data.sources import draw_by_class, load_labelled_images
@@ -38,12 +44,14 @@ COMMON = {
 }
 PRETRAINING = {
     **COMMON,
-    "preset": "vitae-nano-mae",
     "min_crop_scale": 0.5,
     "per_device_train_batch_size": 64,
     "learning_rate": 2e-3,
     "min_learning_rate": 0.0,
-    "adam_beta2": 0.95,
+}
+KINDS = {
+    "vitae-nano-mae": {**PRETRAINING, "preset": "vitae-nano-mae", "adam_beta2": 0.95},
+    "vitae-nano": {**PRETRAINING, "preset": "vitae-nano", "mask_patch_size": 16},
 }
 TRAINING = {
     **COMMON,
@@ -64,15 +72,42 @@ def words(settings: dict) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
+def pretrain_once(settings: dict) -> float:
+    """The loss of a pretrained model, which is made unless its folder is there."""
+    done = Path(settings["output_dir"], "eval_results.json")  # written after the model
+    if not done.exists():
+        pretrain.main(words(settings))
+    return round(json.loads(done.read_text())["eval_loss"], 4)
+
+
+def train_once(settings: dict) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        done = train.main(words({**settings, "output_dir": f"{folder}/trained"}))
+    return {name: done[name] for name in ("top1_percent", "eval_loss")}
+
+
+def as_they_end(do: Callable[[dict], Any], jobs: dict[Any, dict], processes: int) -> Iterable[tuple[Any, Any]]:
+    """The name and the result of each job, which is a name and what to call `do` with; several processes share them."""
+    if processes == 1:
+        yield from ((name, do(settings)) for name, settings in jobs.items())
+        return
+    # One thread each: otherwise every process would take all cores.
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        names = {pool.submit(do, settings): name for name, settings in jobs.items()}
+        for future in as_completed(names):
+            yield names[future], future.result()
+
+
 class Comparison:
     """The runs so far, kept in a JSON file after each; the pretrained models in folders."""
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments, self.path = arguments, arguments.output
         self.path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the first run
+        recipe, epochs = KINDS[arguments.preset], arguments.pretraining_epochs
         self.results = {
-            "pretraining": {"recipe": PRETRAINING, "epochs": arguments.pretraining_epochs, "eval_loss": {}},
-            "training": {"recipe": TRAINING, "ways": WAYS, "epochs": arguments.epochs, "share": arguments.share},
+            "pretraining": {"recipe": recipe, "epochs": epochs, "eval_loss": {}},
+            "training": {"recipe": TRAINING, "ways": WAYS, "share_epochs": arguments.share_epochs},
             "learning_rate_runs": [],
             "runs": [],
         }
@@ -85,89 +120,131 @@ class Comparison:
             self.results = earlier
 
     def save(self) -> None:
-        self.results.update(environment())
+        self.results.update({**environment(), "processes": self.arguments.processes})
         temporary = self.path.with_suffix(".partial")
         temporary.write_text(json.dumps(self.results, indent=1) + "\n")
         os.replace(temporary, self.path)
 
-    def pretrain(self, seed: int) -> Path:
-        folder = self.arguments.work / f"pretrained-{seed}"
-        done = folder / "eval_results.json"  # written after the model
-        if not done.exists():
-            settings = {
-                "dataset": self.arguments.data,
-                "num_train_epochs": self.arguments.pretraining_epochs,
-                "seed": seed,
-            }
-            pretrain.main(words({**PRETRAINING, **settings, "output_dir": folder}))
-        self.results["pretraining"]["eval_loss"][str(seed)] = round(json.loads(done.read_text())["eval_loss"], 4)
-        return folder
+    def pretrained(self, seed: int) -> Path:
+        return self.arguments.work / f"pretrained-{seed}"
 
-    def train(self, kind: str, dataset: Path, share: float, **settings) -> dict:
-        """One run from scratch or from the pretrained model, unless it has been done before."""
-        for record in self.results[kind]:
-            if all(record[name] == value for name, value in settings.items()):
-                return record
-        way, seed = settings["way"], settings["seed"]
-        start = {"preset": PRETRAINING["preset"]}
+    def pretrain(self, seeds: list[int]) -> None:
+        recipe = {**self.results["pretraining"]["recipe"], "num_train_epochs": self.arguments.pretraining_epochs}
+        recipe["dataset"] = self.arguments.data
+        jobs = {seed: {**recipe, "seed": seed, "output_dir": self.pretrained(seed)} for seed in seeds}
+        for seed, loss in as_they_end(pretrain_once, jobs, self.arguments.processes):
+            self.results["pretraining"]["eval_loss"][str(seed)] = loss
+            self.save()
+
+    def train(self, kind: str, runs: list[dict], data: dict[float, tuple[Path, float]]) -> list[dict]:
+        """The records of these runs; those that have not been done before are done.
+
+        Args:
+            kind: the list of results that they belong to.
+            runs: way, share, learning rate and seed of each.
+            data: for each share the folder of the data, and what share of those images to train on.
+        """
+        records = self.results[kind]
+        jobs = {
+            tuple(run.items()): self.settings(*data[run["share"]], **run)
+            for run in runs
+            if not any(run.items() <= record.items() for record in records)
+        }
+        for run, figures in as_they_end(train_once, jobs, self.arguments.processes):
+            records.append({**dict(run), **figures})
+            self.save()
+            print(json.dumps(records[-1]), flush=True)
+        return [record for run in runs for record in records if run.items() <= record.items()]
+
+    def settings(self, folder: Path, part: float, *, way: str, share: float, learning_rate: float, seed: int) -> dict:
+        """Arguments of `vitae train` for one run."""
+        start: dict[str, Any] = {"preset": self.arguments.preset}
         if way == "pretrained":
-            start = {"model_name_or_path": self.pretrain(seed)}
-        with tempfile.TemporaryDirectory() as folder:
-            values = {**TRAINING, **WAYS[way], **start, "dataset": dataset, "train_share": share, "seed": seed}
-            values |= {"num_train_epochs": self.arguments.epochs, "learning_rate": settings["learning_rate"]}
-            done = train.main(words({**values, "output_dir": f"{folder}/trained"}))
-        record = {**settings, "top1_percent": done["top1_percent"], "eval_loss": done["eval_loss"]}
-        self.results[kind].append(record)
-        self.save()
-        print(json.dumps(record), flush=True)
-        return record
+            start = {"model_name_or_path": self.pretrained(seed)}
+        values = {**TRAINING, **WAYS[way], **start, "dataset": folder, "train_share": part, "seed": seed}
+        return {**values, "num_train_epochs": self.arguments.share_epochs[share], "learning_rate": learning_rate}
 
 
-def choose_learning_rates(comparison: Comparison, data: Path, share: float, rates: list[float]) -> dict[str, float]:
-    """The best of the grid for each way of training, by the accuracy on held-out training images."""
+def write_held_out(data: Path, share: float, folder: Path) -> Path:
+    """Data that choose learning rates: a share of the training images, and 1,000 other ones as the test images."""
+    images = load_labelled_images(str(data))["train"]
+    tested, rest = draw_by_class(images, 1000 / len(images), DRAWN_FOR_RATES, "the share that tests learning rates")
+    trained, _ = draw_by_class(rest, share * len(images) / len(rest), DRAWN_FOR_RATES, "--share_epochs")
+    folder.mkdir()
+    for split, part in {"train": trained, "test": tested}.items():
+        part.to_parquet(f"{folder}/{split}-00000-of-00001.parquet")
+    return folder
+
+
+def choose_learning_rates(comparison: Comparison) -> dict[tuple[float, str], float]:
+    """The best of the grid for each share and way of training, by the accuracy on held-out training images."""
+    arguments = comparison.arguments
+    runs = [
+        {"way": way, "share": share, "learning_rate": rate, "seed": DRAWN_FOR_RATES}
+        for share in arguments.share_epochs
+        for way in WAYS
+        for rate in arguments.learning_rates
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        images = load_labelled_images(str(data))["train"]
-        tested, rest = draw_by_class(images, 1000 / len(images), DRAWN_FOR_RATES, "the share that tests learning rates")
-        trained, _ = draw_by_class(rest, share * len(images) / len(rest), DRAWN_FOR_RATES, "--share")
-        for split, part in {"train": trained, "test": tested}.items():
-            part.to_parquet(f"{folder}/{split}-00000-of-00001.parquet")
-        best = {}
-        for way in WAYS:
-            runs = [
-                comparison.train(
-                    "learning_rate_runs", Path(folder), 1.0, way=way, learning_rate=rate, seed=DRAWN_FOR_RATES
-                )
-                for rate in rates
-            ]
-            best[way] = max(runs, key=lambda run: run["top1_percent"])["learning_rate"]
-    return best
+        data = {
+            share: (write_held_out(arguments.data, share, Path(folder, str(share))), 1.0)
+            for share in arguments.share_epochs
+        }
+        records = comparison.train("learning_rate_runs", runs, data)
+    best: dict[tuple[float, str], dict] = {}
+    for record in records:
+        key = record["share"], record["way"]
+        if key not in best or record["top1_percent"] > best[key]["top1_percent"]:
+            best[key] = record
+    return {key: record["learning_rate"] for key, record in best.items()}
+
+
+def summarise(records: list[dict], rates: dict[tuple[float, str], float]) -> list[dict]:
+    """Mean and range over the seeds, for each share and way of training."""
+    rows = []
+    for (share, way), rate in rates.items():
+        top1 = [record["top1_percent"] for record in records if (record["share"], record["way"]) == (share, way)]
+        row = {"share": share, "way": way, "learning_rate": rate, "seeds": len(top1)}
+        rows.append({**row, "mean": statistics.mean(top1), "lowest": min(top1), "highest": max(top1)})
+    return rows
+
+
+def share_epochs(pairs: list[str]) -> dict[float, float]:
+    return {float(share): float(epochs) for share, epochs in (pair.split(":") for pair in pairs)}
 
 
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=KINDS, required=True)
     parser.add_argument("--output", type=Path, required=True, help="JSON file")
     parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--work", type=Path, help="folder of the pretrained models; default: outputs/compare_PRESET")
     parser.add_argument(
-        "--work", type=Path, default=Path("outputs/compare_mae"), help="folder of the pretrained models"
+        "--share_epochs",
+        nargs="+",
+        default=["0.01:100", "0.1:30"],
+        metavar="SHARE:EPOCHS",
+        help="how much of the training images has labels, and how many times to train on them",
     )
-    parser.add_argument("--share", type=float, default=0.01, help="of the training images that have labels")
     parser.add_argument("--pretraining_epochs", type=float, default=20)
-    parser.add_argument("--epochs", type=float, default=100)
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--processes", type=int, default=1, help="how many runs go on at once, in one thread each")
     arguments = parser.parse_args(argv)
+    arguments.share_epochs = share_epochs(arguments.share_epochs)
+    arguments.work = arguments.work or Path("outputs", f"compare_{arguments.preset}")
     comparison = Comparison(arguments)
-    rates = choose_learning_rates(comparison, arguments.data, arguments.share, arguments.learning_rates)
-    for seed in arguments.seeds:
-        for way in WAYS:
-            comparison.train("runs", arguments.data, arguments.share, way=way, learning_rate=rates[way], seed=seed)
-    summary = {}
-    for way in WAYS:
-        top1 = [run["top1_percent"] for run in comparison.results["runs"] if run["way"] == way]
-        summary[way] = {"mean": statistics.mean(top1), "lowest": min(top1), "highest": max(top1)}
-    comparison.results["learning_rates"], comparison.results["top1_percent"] = rates, summary
+    comparison.pretrain([DRAWN_FOR_RATES, *arguments.seeds])
+    rates = choose_learning_rates(comparison)
+    runs = [
+        {"way": way, "share": share, "learning_rate": rate, "seed": seed}
+        for seed in arguments.seeds
+        for (share, way), rate in rates.items()
+    ]
+    records = comparison.train("runs", runs, {share: (arguments.data, share) for share in arguments.share_epochs})
+    comparison.results["summary"] = summarise(records, rates)
     comparison.save()
-    return {"top1_percent": summary, "learning_rates": rates, **environment()}
+    return {"summary": comparison.results["summary"], **environment()}
 
 
 if __name__ == "__main__":

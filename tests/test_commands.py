@@ -74,7 +74,7 @@ TAKES_DATA = {
     "segment": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "evaluate": ["--model_name_or_path", "model", "--dataset", "{}", "--output", "out"],
     "compare_fashion_mnist": ["--data", "{}", "--output", "out"],
-    "compare_mae": ["--data", "{}", "--output", "out.json"],
+    "compare_pretraining": ["--preset", "vitae-nano", "--data", "{}", "--output", "out.json"],
     "measure_loading": ["--dataset", "{}"],
     "measure_export": ["--photographs", "{}", "--presets"],
     "build_fashion_mnist": ["{}", "--output", "out"],
@@ -99,7 +99,7 @@ WRITES = {
     "build_model_cards": ["--output", "{}"],
     "demo": ["--output", "{}"],
     "compare_fashion_mnist": ["--data", DATA, "--output", "{}"],
-    "compare_mae": ["--output", "{}.json"],
+    "compare_pretraining": ["--preset", "vitae-nano", "--output", "{}.json"],
 }
 
 
