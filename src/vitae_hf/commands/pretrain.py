@@ -75,6 +75,7 @@ class PretrainingArguments(ImageArguments):
 
     def _check_masks(self, image_size: Any, patch_size: int) -> None:
         side: Any = self.mask_patch_size
+        ratio: Any = self.mask_ratio
         if self.norm_pix_loss:
             raise ValueError(
                 f"--norm_pix_loss does not go with {self.preset}: a variant without a class token predicts pixels as"
@@ -85,7 +86,7 @@ class PretrainingArguments(ImageArguments):
                 f"--mask_patch_size must divide the side of the images, {image_size}, and be a multiple of"
                 f" {patch_size}, the patches of {self.preset}; got {side}"
             )
-        random_mask(torch.zeros(1, (image_size // side) ** 2), self.mask_ratio)  # which says if all or none are hidden
+        random_mask(torch.zeros(1, (image_size // side) ** 2), ratio)  # which says if all or none are hidden
 
 
 @dataclass
@@ -122,7 +123,9 @@ class Pretraining(Task[ReconstructionTrainer]):
         augmentation = AugmentationArguments(auto_augment=None, color_jitter=0.0, **crops)
         transform = training_transform(model.config.image_height_width, augmentation)
         source = splits[run.train_split] if shards is None else shards
-        masks = {} if run.is_autoencoder else {"mask_patch_size": run.mask_patch_size, "mask_ratio": run.mask_ratio}
+        masks: dict[str, Any] = {}
+        if not run.is_autoencoder:
+            masks = {"mask_patch_size": run.mask_patch_size, "mask_ratio": run.mask_ratio}
         trainer = (ReconstructionTrainer if run.is_autoencoder else MaskedImageTrainer)(
             model,
             training,

@@ -14,7 +14,6 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.pictures import as_pictures
 from ..decoder_vitae import patch_statistics, patchify, random_mask, unpatchify
-from ..modeling_base_vitae import ViTAEFamilyForMaskedImageModeling
 from ..modeling_vitae import ViTAEForPreTraining
 from .arguments import ViTAETrainingArguments
 from .trainer import ViTAETrainer
@@ -65,7 +64,7 @@ class MaskedImageTrainer(ReconstructionTrainer):
 
     def __init__(
         self,
-        model: ViTAEFamilyForMaskedImageModeling,
+        model: PreTrainedModel,
         args: ViTAETrainingArguments,
         mask_patch_size: int,
         mask_ratio: float,
