@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 
 .PHONY: demo app app-picture test test-oldest test-gpu gpu test-browser chromium test-slow test-pages check docs dist bench bench-compiled \
-    bench-sweep bench-batch bench-dense train-smoke segmentation-demo data-fashion-mnist
+    bench-sweep bench-batch bench-dense bench-frontier train-smoke segmentation-demo data-fashion-mnist
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed  ## train vitae-nano on real images and use it
@@ -80,6 +80,9 @@ bench-batch: $(VENV)/installed  ## how the cost grows with the batch
 
 bench-dense: $(VENV)/installed  ## ViTAEv2 and Swin-T at the sizes of classification and detection
 	$(BENCH) --networks vitaev2-s swin-t --reference swin-t --size 224 --size 800 1216 --batch_size 1 --mode inference training --output results/dense_cpu
+
+bench-frontier: $(VENV)/installed  ## printed accuracy over measured time, ours and others', in torch, ONNX Runtime and OpenVINO
+	$(RUN) scripts/measure_frontier.py --output results/frontier_cpu
 
 SMOKE := outputs/smoke
 train-smoke: $(VENV)/installed  ## the whole path in a minute: pretrain by recipe and from a stream, fine-tune, evaluate

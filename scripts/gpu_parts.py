@@ -245,10 +245,11 @@ def speeds(setups: list[Setup], plan: Plan) -> Iterator[dict]:
 
 
 def training(plan: Plan) -> Iterator[dict]:
-    """Steps of training under bfloat16 autocast, as loaded and with gradient checkpointing."""
-    for checkpointing in (False, True):
+    """Steps of training under bfloat16 autocast: as loaded, with merged groups, and with gradient checkpointing."""
+    merged = [replace(plan.training, network=network, merged=True) for network in plan.goals]
+    for checkpointing, more in ((False, merged), (True, [])):
         shared = replace(plan.training, checkpointing=checkpointing)
-        yield from speeds([replace(shared, network=network) for network in plan.networks], plan)
+        yield from speeds([*(replace(shared, network=network) for network in plan.networks), *more], plan)
 
 
 def training_compiled(plan: Plan) -> Iterator[dict]:

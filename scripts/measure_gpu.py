@@ -56,7 +56,7 @@ PARTS = {
     "compiling": Part(
         "The first call of what is compiled", 100, ("network", "mode", "batch_size", "first_call_seconds")
     ),
-    "training": Part("Training under bfloat16 autocast", 50, SPEED),
+    "training": Part("Training under bfloat16 autocast", 60, SPEED),
     "training_compiled": Part("Training, compiled", 80, SPEED),
     "inference": Part("Inference in bfloat16", 80, SPEED),
     "plain_networks": Part(

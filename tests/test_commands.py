@@ -49,6 +49,7 @@ def model(tmp_path_factory):
 
 # What takes a model, a data set or a folder to write in, with these in place of {}.
 TAKES_MODEL = {
+    "predict": [PICTURE, "--model", "{}", "--output", "out"],
     "train": ["--model_name_or_path", "{}", "--dataset", DATA, "--output_dir", "out", "--report_to", "none"],
     "segment": [
         "--model_name_or_path",
@@ -69,6 +70,7 @@ TAKES_MODEL = {
     "convert": ["{}", "--output", "out"],
 }
 TAKES_DATA = {
+    "predict": ["{}", "--model", "vitae-nano-fashion", "--output", "out"],
     "train": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "pretrain": ["--preset", "vitae-nano-mae", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "segment": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
@@ -80,6 +82,7 @@ TAKES_DATA = {
     "build_fashion_mnist": ["{}", "--output", "out"],
 }
 WRITES = {
+    "predict": [PICTURE, "--model", "model", "--output", "{}"],
     "train": [
         "--preset",
         "vitae-nano",
@@ -190,7 +193,7 @@ def test_a_value_that_cannot_be_is_named_before_anything_begins(tmp_path, monkey
     assert words[0].removeprefix("--") in said and not (tmp_path / "out" / "config.json").exists()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "explain", "benchmark", "measure_parity"])
+@pytest.mark.parametrize("command", ["evaluate", "explain", "predict", "benchmark", "measure_parity"])
 def test_a_device_that_is_not_there_is_named(capsys, model, command):
     words = {"evaluate": fill(TAKES_DATA["evaluate"], DATA), "explain": [model, PICTURE]}.get(command, [])
     assert "there is no device 'nothing' here" in sentence(capsys, command, *words, "--device", "nothing")
@@ -239,7 +242,7 @@ def vitae(*words: str) -> subprocess.CompletedProcess:
 
 
 def test_vitae_lists_its_commands_without_torch_and_names_the_nearest_of_a_wrong_one():
-    assert all(f"  {name} " in vitae().stdout for name in COMMANDS) and len(COMMANDS) == 11
+    assert all(f"  {name} " in vitae().stdout for name in COMMANDS) and len(COMMANDS) == 14
     assert vitae("--version").stdout.strip() == vitae_hf.__version__
     wrong = vitae("trian")
     assert wrong.returncode == 2 and wrong.stderr == "error: there is no command 'trian'; did you mean 'train'?\n"
@@ -255,11 +258,12 @@ def test_help_shows_what_a_command_is_for_with_its_lines_as_they_are(capsys, com
     assert module.__doc__ in capsys.readouterr().out
 
 
-def test_a_missing_extra_is_one_sentence_with_what_mends_it(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['datasets'] = None\n")
-    done = run("evaluate", "--help", PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+@pytest.mark.parametrize(("command", "package"), [("evaluate", "datasets"), ("probe", "sklearn")])
+def test_a_missing_extra_is_one_sentence_with_what_mends_it(tmp_path, command, package):
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
+    done = run(command, "--help", PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    expected = 'error: `vitae evaluate` needs datasets, which is not installed: pip install "vitae-hf[train]"'
+    expected = f'error: `vitae {command}` needs {package}, which is not installed: pip install "vitae-hf[train]"'
     assert done.stderr.splitlines()[-1] == expected
 
 

@@ -112,6 +112,7 @@ def test_the_extras_that_a_failure_names_install_what_it_misses():
     config.read(REPOSITORY / "setup.cfg")
     for extra, modules in EXTRAS.items():
         named = config["options.extras_require"][extra].replace("vitae-hf[train,explain]", "").split()
-        required = {requirement.partition(">")[0].replace("grad-cam", "pytorch_grad_cam") for requirement in named}
+        imported = {"grad-cam": "pytorch_grad_cam", "scikit-learn": "sklearn"}
+        required = {imported.get(package, package) for package in (name.partition(">")[0] for name in named)}
         inherited = {*EXTRAS["train"], *EXTRAS["explain"]} if extra == "demo" else set()
         assert required - {"transformers"} | inherited == set(modules), extra

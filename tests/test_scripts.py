@@ -13,7 +13,9 @@ import compare_fashion_mnist
 import compare_pretraining
 import datasets
 import measure_export
+import measure_features
 import measure_loading
+import measure_predict
 import measure_step
 import measure_windows
 import numpy as np
@@ -288,6 +290,27 @@ def test_the_speed_of_loading_counts_the_batches_after_the_first(fashion, tmp_pa
     record = measure_loading.main(["--dataset", str(fashion[0]), *words.split()])
     assert record["images_per_s_by_workers"] == {workers: round(4 * 8 / 6, 1)}
     assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(record))
+
+
+def test_a_search_and_a_probe_of_random_features_are_timed(tmp_path):
+    words = f"--rows 3000 --probe_rows 200 --width 16 --pictures 1 2 --output {tmp_path / 'found.json'}"
+    record = measure_features.main(words.split())
+    assert set(record["search"]["seconds"]) == {1, 2} and 10 < record["probe"]["top1_percent"] < 100
+    assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(record))
+
+
+def test_predicting_is_measured_beside_its_parts_and_the_pipeline(tmp_path, monkeypatch):
+    (tmp_path / "photographs").mkdir()
+    (tmp_path / "photographs" / "cat.png").symlink_to(ASSETS / "chelsea.png")
+    monkeypatch.setattr(measure_predict, "usable_cores", lambda: 1)
+    words = ["--photographs", str(tmp_path / "photographs"), "--output", str(tmp_path / "found.json")]
+    record = measure_predict.main([*words, "--networks", "vitae-nano", "--pictures", "40", "--rounds", "1"])
+    found = record["images_per_s"]["vitae-nano"]["all_cores_shared"]
+    smaller = min(found["reading"]["median"], found["model"]["median"])
+    assert found["over_smaller"]["median"] == pytest.approx(found["end_to_end"]["median"] / smaller, abs=2e-3)
+    assert record["draft"][64]["draft"]["largest"] > record["draft"][64]["pillow"]["largest"] >= 1
+    assert record["draft"][224]["draft"]["largest"] == 0  # 500×375 is less than twice as large
+    assert json.loads((tmp_path / "found.json").read_text())["pixels"] == [500, 375]
 
 
 def test_a_step_of_training_is_compared_with_the_plain_networks(tmp_path, monkeypatch):

@@ -33,6 +33,7 @@ from .modeling_vitaev2 import (
     ViTAEv2Model,
     ViTAEv2PreTrainedModel,
 )
+from .prediction.rows import predict
 from .presets import PRESETS, config_from_preset
 
 
@@ -76,5 +77,6 @@ __all__ = [
     "detect_preset",
     "find_model",
     "load_original_checkpoint",
+    "predict",
     "prepare_for_inference",
 ]

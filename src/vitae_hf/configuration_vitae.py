@@ -46,11 +46,20 @@ def require(condition: bool, field: str, expected: str, value: Any, where: str =
         raise ValueError(f"`{field}`{where} must {expected}, got {value!r}.")
 
 
+class PatchSize(int):
+    """The side of square patches in pixels. The library's depth estimators divide by it; VitPose asks for each side."""
+
+    def __getitem__(self, axis: int) -> int:
+        return (int(self), int(self))[axis]
+
+
 @strict
 class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
     """Base class of the configurations. [`ViTAEConfig`] and [`ViTAEv2Config`] describe the fields."""
 
     attribute_map: ClassVar[dict[str, str]] = {"num_hidden_layers": "num_stages"}
+    # Trainer hands everything else that a model returns to `compute_metrics`, and would keep the features of a split.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["pooler_output"]
     per_stage_fields: ClassVar[tuple[str, ...]] = (
         "strides",
         "reduction_kernel_sizes",
@@ -167,11 +176,16 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def feature_map_names(self) -> list[str]:
         """Names of the maps that a backbone can return."""
-        return ["stem"] + [f"stage{index}" for index in range(1, len(self.depths) + 1)]
+        return ["stem"] + [f"stage{index}" for index in range(1, self.num_backbone_stages + 1)]
 
     @property
     def num_stages(self) -> int:
         return len(self.depths)
+
+    @property
+    def num_backbone_stages(self) -> int:
+        """The stages that `out_features` and `frozen_stages` of a backbone count."""
+        return self.num_stages
 
     @property
     def hidden_size(self) -> int:
@@ -184,9 +198,9 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         return math.prod(self.strides)
 
     @property
-    def patch_size(self) -> int:
+    def patch_size(self) -> PatchSize:
         """Side in pixels of the patches that can be masked one by one: the stride of the first stage."""
-        return self.strides[0]
+        return PatchSize(self.strides[0])
 
     @property
     def encoder_stride(self) -> int:
@@ -235,8 +249,9 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
             require(len(entries) == self.num_stages, name, f"have {self.num_stages} entries as `depths` has", entries)
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             require(0 <= getattr(self, name) < 1, name, "be at least 0 and below 1", getattr(self, name))
-        is_stage = 0 <= self.frozen_stages <= self.num_stages
-        require(is_stage, "frozen_stages", f"be a number of stages, 0 to {self.num_stages}", self.frozen_stages)
+        last = self.num_backbone_stages
+        is_stage = 0 <= self.frozen_stages <= last
+        require(is_stage, "frozen_stages", f"be a number of stages, 0 to {last}", self.frozen_stages)
         for name in self.per_stage_fields:
             for entry in getattr(self, name):
                 largest = max(entry, default=0) if isinstance(entry, tuple) else entry
@@ -378,6 +393,19 @@ class ViTAEConfig(ViTAEFamilyConfig):
             For backbones of plain variants: four cells, counted from 0, after which these four maps are taken; they are
             only rescaled and stay as wide as the tokens. `(-1,)` rescales the normalised output of the last cell to all
             four. Default: no such maps.
+        cell_stages (`bool`, *optional*, defaults to `False`):
+            For backbones of plain variants, like the next three: whether each cell is a stage, as in the backbones of
+            DINOv2 and BEiT: `"stage1"` is then the output of the first cell and not of the last, `hidden_states` are
+            the input of the first cell and the output of each, and `frozen_stages` counts cells.
+        apply_layernorm (`bool`, *optional*, defaults to `False`):
+            Whether the outputs of stages are normalised, all by one LayerNorm, before they are returned. A masked
+            autoencoder's folder has its weights; beside other weights it is new.
+        reshape_hidden_states (`bool`, *optional*, defaults to `True`):
+            `False`: return tokens `(B, T, C)` in place of maps, as DPT, Depth Anything, ZoeDepth and VitPose take them.
+            Images are then cut to whole patches, not padded.
+        return_class_token (`bool`, *optional*, defaults to `True`):
+            Whether these tokens begin with the class token, as the depth estimators need it, or leave it out, as
+            VitPose needs it.
         mask_ratio (`float`, *optional*, defaults to 0.75):
             For masked autoencoders ([`ViTAEForPreTraining`]), like the next five: the share of the patches that the
             encoder does not see.
@@ -395,7 +423,8 @@ class ViTAEConfig(ViTAEFamilyConfig):
             For backbones: how many of the first stages are not trained. They keep their BatchNorm statistics too.
         out_features (`list[str]`, *optional*):
             For backbones: the maps to return, out of `"stem"` (the input of the first stage), `"stage1"`, `"stage2"`, …
-            and those of the feature pyramid, `"p2"` to `"p5"`, which are named after their strides 2² to 2⁵.
+            and those of the feature pyramid, `"p2"` to `"p5"`, which are named after their strides 2² to 2⁵. Plain
+            variants have one stage, or with `cell_stages` one for each cell.
         out_indices (`list[int]`, *optional*):
             The same as numbers, of which 0 is the stem. Default: the last stage.
 
@@ -458,6 +487,10 @@ class ViTAEConfig(ViTAEFamilyConfig):
     mlp_ratio: float | int = 3.0
     feature_pyramid_channels: int | None = None
     rescaled_cells: tuple[int, ...] | list[int] = ()
+    cell_stages: bool = False
+    apply_layernorm: bool = False
+    reshape_hidden_states: bool = True
+    return_class_token: bool = True
     mask_ratio: float | int = 0.75
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 8
@@ -470,19 +503,28 @@ class ViTAEConfig(ViTAEFamilyConfig):
             setattr(self, name, as_tuple(getattr(self, name)))
         if not (kwargs.get("out_features") or kwargs.get("out_indices")):
             kwargs["out_features"] = self.feature_pyramid_names or None
-        super().__post_init__(**kwargs)
+        try:
+            super().__post_init__(**kwargs)
+        except ValueError as error:
+            if self.cell_stages or "stage_names" not in str(error) or not self.is_plain:
+                raise
+            raise ValueError(f"{error}; with `cell_stages=True` each cell of a plain variant is a stage") from None
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """As in the base class. A new feature pyramid also decides anew which maps a backbone returns."""
-        pyramid = ("feature_pyramid_channels", "rescaled_cells")
-        if any(name in kwargs for name in pyramid):
+        """As in the base class. Where other maps exist, it is also decided anew which of them a backbone returns."""
+        makes_maps = ("feature_pyramid_channels", "rescaled_cells", "cell_stages")
+        if any(name in kwargs for name in makes_maps):
             derived = ("out_features", "out_indices", "stage_names")
             config_dict = {name: value for name, value in config_dict.items() if name not in derived}
-            for name in (*pyramid, "out_features", "out_indices"):
+            for name in (*makes_maps, "out_features", "out_indices"):
                 if name in kwargs:
                     config_dict[name] = kwargs.pop(name)
         return super().from_dict(config_dict, **kwargs)
+
+    @property
+    def num_backbone_stages(self) -> int:
+        return sum(self.depths) if self.cell_stages else self.num_stages
 
     @property
     def feature_map_names(self) -> list[str]:
@@ -536,6 +578,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         self._validate_decoder()
         self._validate_windows()
         self._validate_feature_pyramid()
+        self._validate_cell_stages()
 
     def _validate_windows(self) -> None:
         size, kind, padding = self.window_size, self.window_type, self.window_padding
@@ -573,6 +616,13 @@ class ViTAEConfig(ViTAEFamilyConfig):
         last = self.depths[0] - 1
         are_cells = cells in ((), (-1,)) or (len(cells) == 4 and all(0 <= cell <= last for cell in cells))
         require(are_cells, "rescaled_cells", f"be (-1,) or number four cells from 0 to {last}", cells)
+
+    def _validate_cell_stages(self) -> None:
+        for name in ("cell_stages", "apply_layernorm", "reshape_hidden_states", "return_class_token"):
+            value, default = getattr(self, name), getattr(type(self), name)
+            require(self.is_plain or value == default, name, 'be left out unless the only stage is "patch"', value)
+        tokens, has_pyramid = not self.reshape_hidden_states, bool(self.feature_pyramid_names)
+        require(not (tokens and has_pyramid), "reshape_hidden_states", "be True for a feature pyramid", False)
 
     def _validate_decoder(self) -> None:
         require(0 < self.mask_ratio < 1, "mask_ratio", "be above 0 and below 1", self.mask_ratio)

@@ -33,7 +33,10 @@ FAILURES = (
     torch.OutOfMemoryError,
 )
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("torchvision", "accelerate", "datasets", "evaluate", "timm", "matplotlib", "tensorboard"),
+    "train": (
+        *("torchvision", "accelerate", "datasets", "evaluate", "timm"),
+        *("matplotlib", "tensorboard", "pyarrow", "sklearn"),
+    ),
     "explain": ("pytorch_grad_cam", "matplotlib"),
     "export": ("onnx", "onnxscript", "onnxruntime", "openvino"),
 }

@@ -288,7 +288,8 @@ class _ViTAEProcessing(BaseImageProcessor):
         settings: dict[str, Any] = {name: getattr(self, name, None) for name in (*names, "rescale_factor", "crop_size")}
         self._validate_preprocess_kwargs(**settings)
 
-    def _resize_and_crop(self, image: Pixels, size: SizeDict, resample: Enum | int | None, crop_pct: float) -> Pixels:
+    def resize_and_crop(self, image: Pixels, size: SizeDict, resample: Enum | int | None, crop_pct: float) -> Pixels:
+        """Pixels `(..., height, width)` as `preprocess` resizes and crops them, before it rescales and normalises."""
         image = without_far_ends(image)
         height, width = resized_height_width(image.shape[-2], image.shape[-1], size, crop_pct)
         image = self.resize(image, SizeDict(height=height, width=width), resample=resample)
@@ -358,9 +359,7 @@ class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
     ) -> BatchFeature:
         if do_resize:
             grouped, index = group_images_by_shape(images, disable_grouping=disable_grouping)
-            grouped = {
-                shape: self._resize_and_crop(stack, size, resample, crop_pct) for shape, stack in grouped.items()
-            }
+            grouped = {shape: self.resize_and_crop(stack, size, resample, crop_pct) for shape, stack in grouped.items()}
             images = reorder_images(grouped, index)
         return super()._preprocess(
             images, do_resize=False, size=size, resample=resample, disable_grouping=disable_grouping, **kwargs
@@ -393,7 +392,7 @@ class ViTAEImageProcessorPil(_ViTAEProcessing, PilBackend):
         **kwargs: Any,
     ) -> BatchFeature:
         if do_resize:
-            images = [self._resize_and_crop(image, size, resample, crop_pct) for image in images]
+            images = [self.resize_and_crop(image, size, resample, crop_pct) for image in images]
         return super()._preprocess(images, do_resize=False, size=size, resample=resample, **kwargs)
 
 

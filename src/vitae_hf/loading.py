@@ -1,9 +1,11 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """A trained network and its image processor: both complete, or an error that says what is wrong."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HFValidationError, httpx
 from transformers import (
@@ -65,6 +67,15 @@ def load_trained(
             raise ValueError(f"the weights of {name} lack {len(missing)} tensors of the network: {listed(missing)}")
         raise ValueError(f"{name} is not a trained image classifier: it lacks {listed(missing)}")
     return model.eval(), load_processor(source, image_size, crop_pct, model.config, **shared)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 of all weights with their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def label_names(config: PreTrainedConfig) -> dict[int, str]:

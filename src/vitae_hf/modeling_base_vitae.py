@@ -7,13 +7,19 @@ The shape key is in `layers_vitae.py`.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, MaskedImageModelingOutput
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+)
 from transformers.modeling_utils import PreTrainedModel, load_state_dict
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -53,6 +59,25 @@ def own_class(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.__class__ = current_class
+
+
+@dataclass
+class ViTAEFamilyClassifierOutput(ImageClassifierOutput):
+    """What a classifier returns: the library's `ImageClassifierOutput`, and the features that the scores come from.
+
+    As a tuple (`return_dict=False`, an index or a slice) it is the library's, without the features, so that
+    `loss, logits = model(..., return_dict=False)` works as with other classifiers.
+
+    Attributes:
+        pooler_output (`torch.Tensor` of shape `(B, hidden_size)`):
+            What the linear classifier reads, as it reads it: no dropout and no other layer lies between the two. It is
+            the `pooler_output` of the headless model.
+    """
+
+    pooler_output: torch.Tensor | None = None
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        return tuple(value for name, value in self.items() if name != "pooler_output")
 
 
 class ViTAEFamilyPreTrainedModel(PreTrainedModel):
@@ -214,10 +239,11 @@ class ViTAEFamilyBackbone(BackboneMixin, ViTAEFamilyPreTrainedModel):
 
     def encode(
         self, pixel_values: torch.Tensor, **kwargs: Any
-    ) -> tuple[BaseModelOutputWithPooling, tuple[torch.Tensor, ...]]:
-        """The outputs of the base model for images whose sides fit it, and a map for each of `stage_names`."""
+    ) -> tuple[BaseModelOutputWithPooling, list[torch.Tensor]]:
+        """The outputs of the base model for images whose sides fit it, and the map for each of `out_features`."""
         outputs = self.base_model(pixel_values, **kwargs)
-        return outputs, outputs.hidden_states
+        maps = dict(zip(self.stage_names, outputs.hidden_states))
+        return outputs, [maps[name] for name in self.out_features]
 
     @can_return_tuple
     @filter_output_hidden_states
@@ -236,12 +262,14 @@ class ViTAEFamilyBackbone(BackboneMixin, ViTAEFamilyPreTrainedModel):
         """
         height, width = pixel_values.shape[-2:]
         padded = nn.functional.pad(pixel_values, (0, -width % self.size_divisor, 0, -height % self.size_divisor))
-        outputs, all_maps = self.encode(padded, **kwargs)
-        maps = dict(zip(self.stage_names, all_maps))
-        feature_maps = []
-        for name in self.out_features:  # rows and columns that cover nothing but padding are cut off
-            stride = padded.shape[-1] // maps[name].shape[-1]
-            feature_maps.append(maps[name][..., : (height + stride - 1) // stride, : (width + stride - 1) // stride])
+        outputs, maps = self.encode(padded, **kwargs)
+        feature_maps: list[Any] = []
+        for feature_map in maps:
+            if feature_map.ndim == 4:  # rows and columns that cover nothing but padding are cut off
+                stride = padded.shape[-1] // feature_map.shape[-1]
+                rows, columns = (height + stride - 1) // stride, (width + stride - 1) // stride
+                feature_map = feature_map[..., :rows, :columns]
+            feature_maps.append(feature_map)
         return BackboneOutput(
             feature_maps=tuple(feature_maps),
             hidden_states=outputs.hidden_states,

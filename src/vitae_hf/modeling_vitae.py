@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -42,6 +42,7 @@ from .layers_vitae import (
 )
 from .modeling_base_vitae import (
     ViTAEFamilyBackbone,
+    ViTAEFamilyClassifierOutput,
     ViTAEFamilyForMaskedImageModeling,
     ViTAEFamilyPreTrainedModel,
 )
@@ -399,7 +400,7 @@ class ViTAEForImageClassification(ViTAEPreTrainedModel):
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
+    ) -> ViTAEFamilyClassifierOutput:
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
@@ -409,14 +410,18 @@ class ViTAEForImageClassification(ViTAEPreTrainedModel):
                 number of labels and their dtype, as everywhere in transformers.
 
         Returns:
-            `ImageClassifierOutput`: `loss` (with `labels`), `logits` `(B, num_labels)`, and, when asked for,
-            `hidden_states` and `attentions`.
+            [`ViTAEFamilyClassifierOutput`]: `loss` (with `labels`), `logits` `(B, num_labels)`, `pooler_output`
+            `(B, hidden_size)`, which the classifier reads, and, when asked for, `hidden_states` and `attentions`.
         """
         outputs = self.vitae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        return ViTAEFamilyClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            pooler_output=outputs.pooler_output,
         )
 
 
@@ -639,10 +644,12 @@ class ViTAERescaledMaps(nn.Module):
 
 
 class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
-    """ViTAE as a backbone for detection and segmentation.
+    """ViTAE as a backbone for detection, segmentation, depth and pose.
 
-    The pyramid variants give maps of strides 4, 8 and 16. The plain variants give one of stride 16 and, if the
-    configuration has `feature_pyramid_channels` or `rescaled_cells`, four more (`"p2"` to `"p5"`, strides 4 to 32).
+    The pyramid variants give maps of strides 4, 8 and 16. The plain variants give one of stride 16, or with
+    `cell_stages` one after each cell, and, if the configuration has `feature_pyramid_channels` or `rescaled_cells`,
+    four more (`"p2"` to `"p5"`, strides 4 to 32). With `reshape_hidden_states=False` they give tokens, and images are
+    cut to whole patches, as in the backbones of DINOv2 and BEiT.
     """
 
     config: ViTAEConfig
@@ -651,10 +658,13 @@ class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
         super().__init__(config)
         self.vitae: ViTAEModel = ViTAEModel(config, add_pooling_layer=False)
         self.size_divisor: int = config.total_stride
+        self.layernorm: nn.LayerNorm | None = None
+        if config.apply_layernorm:
+            self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feature_pyramid: ViTAEFeaturePyramid | ViTAERescaledMaps | None = None
         self.num_features: list[int] = [config.num_channels, *config.hidden_sizes]
         if config.is_plain:
-            self.num_features = [config.hidden_size] * 2
+            self.num_features = [config.hidden_size] * (1 + config.num_backbone_stages)
         if config.rescaled_cells:
             self.feature_pyramid = ViTAERescaledMaps(config)
         elif config.feature_pyramid_channels is not None:
@@ -666,24 +676,47 @@ class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
         self.post_init()
         self.train(self.training)  # freezes the first `frozen_stages` stages
 
+    def frozen_modules(self) -> list[nn.Module]:
+        if not (self.config.cell_stages and self.config.frozen_stages):
+            return super().frozen_modules()
+        network = self.base_model
+        return [network.embeddings, *network.stages[0].normal_cells[: self.config.frozen_stages]]
+
     def encode(
         self, pixel_values: torch.Tensor, **kwargs: Any
-    ) -> tuple[BaseModelOutputWithPooling, tuple[torch.Tensor, ...]]:
+    ) -> tuple[BaseModelOutputWithPooling, list[torch.Tensor]]:
         if not self.config.is_plain:
             return super().encode(pixel_values, **kwargs)
         cell_outputs: list[torch.Tensor] = []
-        outputs, (stem, stage) = super().encode(pixel_values, cell_outputs=cell_outputs, **kwargs)
+        outputs = self.vitae(pixel_values, cell_outputs=cell_outputs, **kwargs)
+        if self.config.cell_stages:
+            outputs.hidden_states = (outputs.hidden_states[0], *cell_outputs)
         height, width = (side // self.config.total_stride for side in pixel_values.shape[-2:])
+        states = dict(zip(self.stage_names, outputs.hidden_states))
+        maps = {name: self.stage_output(states[name], height, width) for name in self.out_features if name in states}
+        if self.feature_pyramid is not None:
+            pyramid = self.feature_pyramid([self.as_map(tokens, height, width) for tokens in cell_outputs])
+            maps |= dict(zip(self.config.feature_pyramid_names, pyramid))
+        return outputs, [maps[name] for name in self.out_features]
 
-        def as_map(tokens: torch.Tensor) -> torch.Tensor:
-            return tokens_to_map(grid_tokens(tokens, self.config.has_class_token), height, width)
+    def as_map(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """The tokens of the grid as a map: (B, T, C) -> (B, C, H, W)."""
+        return tokens_to_map(grid_tokens(tokens, self.config.has_class_token), height, width)
 
-        pyramid = () if self.feature_pyramid is None else self.feature_pyramid([*map(as_map, cell_outputs)])
-        return outputs, (as_map(stem), as_map(stage), *pyramid)
+    def stage_output(self, tokens: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """What is returned of a stage: its tokens (B, T, C), normalised if asked for, or a map (B, C, H, W)."""
+        if self.layernorm is not None:
+            tokens = self.layernorm(tokens)
+        if self.config.reshape_hidden_states:
+            return self.as_map(tokens, height, width)
+        return grid_tokens(tokens, self.config.has_class_token and not self.config.return_class_token)
 
     def forward(  # type: ignore[override]  # the library passes all but the images by keyword
         self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
     ) -> BackboneOutput:
+        if not self.config.reshape_hidden_states:  # heads that take tokens count whole patches
+            height, width = (side - side % self.config.patch_size for side in pixel_values.shape[-2:])
+            pixel_values = pixel_values[..., :height, :width]
         return super().forward(pixel_values, **{"interpolate_pos_encoding": True, **kwargs})
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -32,6 +32,7 @@ from .layers_vitae import (
 )
 from .modeling_base_vitae import (
     ViTAEFamilyBackbone,
+    ViTAEFamilyClassifierOutput,
     ViTAEFamilyForMaskedImageModeling,
     ViTAEFamilyPreTrainedModel,
 )
@@ -175,7 +176,7 @@ class ViTAEv2ForImageClassification(ViTAEv2PreTrainedModel):
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> ImageClassifierOutput:
+    ) -> ViTAEFamilyClassifierOutput:
         r"""
         Args:
             pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
@@ -185,14 +186,18 @@ class ViTAEv2ForImageClassification(ViTAEv2PreTrainedModel):
                 number of labels and their dtype, as everywhere in transformers.
 
         Returns:
-            `ImageClassifierOutput`: `loss` (with `labels`), `logits` `(B, num_labels)`, and, when asked for,
-            `hidden_states` and `attentions`.
+            [`ViTAEFamilyClassifierOutput`]: `loss` (with `labels`), `logits` `(B, num_labels)`, `pooler_output`
+            `(B, hidden_size)`, which the classifier reads, and, when asked for, `hidden_states` and `attentions`.
         """
         outputs = self.vitaev2(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        return ViTAEFamilyClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            pooler_output=outputs.pooler_output,
         )
 
 

@@ -34,6 +34,11 @@ def test_every_preset_is_a_backbone_of_upernet(preset):
     ]
 
 
+def test_a_backbone_that_gave_tokens_to_another_head_gives_maps_to_a_segmenter():
+    config = dense_config(class_token_config(cell_stages=True, reshape_hidden_states=False))
+    assert config.out_features == ["p2", "p3", "p4", "p5"] and config.reshape_hidden_states
+
+
 def test_a_backbone_begins_with_a_classifiers_weights(tmp_path):
     classifier = ViTAEForImageClassification(pyramid_config()).eval()
     classifier.save_pretrained(tmp_path)

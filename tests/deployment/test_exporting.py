@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import ASSETS, CONFIGS, REPOSITORY, original_weights
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
+from transformers.modeling_outputs import ImageClassifierOutput
 
 from vitae_hf import ViTAEBackbone, ViTAEImageProcessorPil, convert_original_state_dict
 from vitae_hf.commands import export
@@ -62,6 +63,7 @@ def test_an_onnx_program_computes_the_same_at_any_size_and_refuses_remainders(fo
     assert len({(check["height"], check["width"]) for check in checks}) == 3
     session = onnxruntime.InferenceSession(folders[kind] / "onnx" / "model.onnx")
     assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert [output.name for output in session.get_outputs()] == ["logits"]
     stride = model.config.total_stride
     for batch, height, width in ((1, stride, stride), (4, 7 * stride, 3 * stride)):
         pixel_values = read_batch(processor, PICTURES, batch, height, width)
@@ -81,6 +83,7 @@ def test_other_formats_compute_the_same_when_loaded_again(folders, kind, format)
     pixel_values = read_batch(ViTAEImageProcessorPil(), PICTURES, 4, 160, 96)
     outputs = program(**forward_inputs(model, pixel_values)).logits.numpy()
     np.testing.assert_allclose(outputs, logits(model, pixel_values), rtol=0, atol=1e-5 * outputs.std())
+    assert type(program(**forward_inputs(model, pixel_values))) is ImageClassifierOutput
     if format == "torch":
         with pytest.raises(AssertionError, match="Guard failed"):
             program(pixel_values=torch.zeros(1, 3, 64, 65))

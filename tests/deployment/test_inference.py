@@ -2,6 +2,7 @@
 """A model prepared for inference computes what it did, and its folder holds an ordinary model."""
 
 import copy
+import math
 import shutil
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, 
 
 from vitae_hf import config_from_preset, prepare_for_inference
 from vitae_hf.dense.model import dense_config, new_segmenter
+from vitae_hf.deployment import packing
 from vitae_hf.deployment.folding import FoldedBatchNorm, fold_batch_norm
 from vitae_hf.deployment.packing import PackedConv2d, PackedLinear
 from vitae_hf.embeddings_vitae import sin_cos_positions
@@ -129,6 +131,21 @@ def test_merged_groups_compute_the_same(channels, monkeypatch):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+@pytest.mark.parametrize("size", [(56, 56), (37, 50)])
+@pytest.mark.parametrize(
+    "kernel_size, stride, dilation", [(7, 4, 2), (7, 4, 4), (3, 2, 2), (3, 2, 4), (3, 2, 3), (3, 3, 6)]
+)
+def test_a_convolution_over_every_so_many_rows_computes_the_same(size, kernel_size, stride, dilation, monkeypatch):
+    monkeypatch.setattr(packing, "has_amx", lambda: True)
+    padding = math.ceil(((kernel_size - 1) * dilation + 1 - stride) / 2)
+    conv = nn.Conv2d(4, 8, kernel_size, stride, padding, dilation).bfloat16().requires_grad_(False)
+    packed = PackedConv2d(conv, "gelu")
+    feature_map = torch.randn(2, 4, *size).bfloat16().contiguous(memory_format=torch.channels_last)
+    expected = nn.functional.gelu(conv(feature_map).float())
+    torch.testing.assert_close(packed(feature_map).float(), expected, rtol=0.02, atol=0.02)
+    assert packed.packed is not None and packed.read[-1].step == math.gcd(stride, dilation)
+
+
 def test_compiled_it_computes_the_same():
     model = used(AutoModelForImageClassification.from_config(config_from_preset("vitaev2-nano")))
     expected = logits(model)

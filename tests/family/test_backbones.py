@@ -1,6 +1,7 @@
 """Backbones give the stages' maps at any image size, however they are loaded, and keep frozen stages as they are."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from helpers import CONFIGS, class_token_config, images, pyramid_config, windowe
 from torch import nn
 from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
 
-from vitae_hf import ViTAEBackbone, config_from_preset
+from vitae_hf import ViTAEBackbone, ViTAEForPreTraining, config_from_preset
 
 
 def backbone(config):
@@ -49,6 +50,72 @@ def test_a_class_token_backbone_makes_a_feature_pyramid_when_asked():
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     chosen = AutoBackbone.from_config(class_token_config(feature_pyramid_channels=12, out_features=["stage1", "p4"]))
     assert chosen.channels == [32, 12]
+
+
+CELL_STAGE_FIELDS = ("cell_stages", "apply_layernorm", "reshape_hidden_states", "return_class_token")
+
+
+@pytest.mark.parametrize("pyramid", [{}, {"feature_pyramid_channels": 12}])
+def test_a_folder_from_before_cells_were_stages_gives_the_map_of_its_last_cell(pyramid, tmp_path):
+    names = ["stem", "stage1", *(["p3"] if pyramid else [])]
+    model = backbone(class_token_config(out_features=names, **pyramid))
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    old = {name: value for name, value in saved.items() if name not in CELL_STAGE_FIELDS}
+    assert len(old) == len(saved) - 4
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    found = ViTAEBackbone.from_pretrained(tmp_path)(images(2, 50, 96), output_hidden_states=True)
+    assert all(map(torch.equal, found.feature_maps, model(images(2, 50, 96)).feature_maps))
+    last = found.hidden_states[-1][:, 1:].transpose(1, 2)
+    assert len(found.hidden_states) == 2 and torch.equal(found.feature_maps[1].flatten(2), last)
+
+
+@pytest.mark.parametrize("kind", ["class_token", "rotated"])
+def test_each_cell_of_a_plain_variant_is_a_stage_when_asked(kind, tmp_path):
+    AutoModelForImageClassification.from_config(CONFIGS[kind](depths=(3,))).save_pretrained(tmp_path)
+    model = ViTAEBackbone.from_pretrained(tmp_path, cell_stages=True, out_indices=[0, 1, 3])
+    assert model.stage_names == ["stem", "stage1", "stage2", "stage3"] and model.channels == [32] * 3
+    seen = []
+    for cell in model.vitae.stages[0].normal_cells:
+        cell.register_forward_hook(lambda cell, inputs, output: seen.append(output))
+    outputs = model(images(2, 32, 96), output_hidden_states=True)
+    assert len(seen) == 3 and all(map(torch.equal, outputs.hidden_states[1:], seen))
+    first = int(model.config.has_class_token)
+    for feature_map, index in zip(outputs.feature_maps, (0, 1, 3), strict=True):
+        tokens = outputs.hidden_states[index][:, first:]
+        assert feature_map.shape == (2, 32, 2, 6) and torch.equal(feature_map[:, :, 1, 4], tokens[:, 1 * 6 + 4])
+    model.save_pretrained(tmp_path / "again")
+    again = ViTAEBackbone.from_pretrained(tmp_path / "again")(images(2, 32, 96))
+    assert all(map(torch.equal, again.feature_maps, outputs.feature_maps))
+
+
+def test_tokens_come_with_the_class_token_or_without_and_normalised_by_an_autoencoders_layernorm(tmp_path):
+    autoencoder = ViTAEForPreTraining(class_token_config(conv_kernel_size=1)).eval()
+    nn.init.normal_(autoencoder.layernorm.weight)
+    autoencoder.save_pretrained(tmp_path)
+    options = {"apply_layernorm": True, "reshape_hidden_states": False}
+    model, report = ViTAEBackbone.from_pretrained(tmp_path, output_loading_info=True, **options)
+    assert not any(report.values())
+    tokens = model(images()).feature_maps[0]
+    assert tokens.shape == (2, 17, 32)
+    torch.testing.assert_close(tokens, autoencoder.encode(images()))  # to rounding, since the kernels grew to 3×3
+    bare = ViTAEBackbone.from_pretrained(tmp_path, return_class_token=False, **options)
+    assert torch.equal(bare(images()).feature_maps[0], tokens[:, 1:])
+    uncut = images(2, 70, 79)  # what is no whole patch is cut off
+    assert torch.equal(model(uncut).feature_maps[0], model(uncut[..., :64, :64]).feature_maps[0])
+
+
+def test_frozen_stages_count_cells_where_cells_are_stages():
+    model = AutoBackbone.from_config(class_token_config(cell_stages=True, frozen_stages=1))
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    expected = ("vitae.embeddings.", "vitae.stages.0.normal_cells.0.")
+    assert frozen == {name for name, _ in model.named_parameters() if name.startswith(expected)}
+    assert all(parameter.requires_grad for parameter in AutoBackbone.from_config(class_token_config()).parameters())
+
+
+def test_the_size_of_a_patch_divides_and_has_two_sides():
+    patch_size = class_token_config().patch_size
+    assert patch_size == 16 and 224 // patch_size == 14 and (patch_size[0], patch_size[1]) == (16, 16)
 
 
 def test_the_presets_maps_have_the_documented_strides():

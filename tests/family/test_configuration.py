@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import GOLDEN, REPOSITORY, pyramid_config
+from helpers import GOLDEN, REPOSITORY, class_token_config, pyramid_config
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, UperNetConfig
@@ -110,6 +110,7 @@ def test_a_wrong_preset_field_or_value_is_a_value_error_that_says_what_to_write(
         ("num_channels", "three", "num_channels"),
         ("conv_kernel_size", 5, "`conv_kernel_size` must be 3 or 1, got 5"),
         ("frozen_stages", 4, "`frozen_stages` must be a number of stages, 0 to 3, got 4"),
+        ("cell_stages", True, '`cell_stages` must be left out unless the only stage is "patch", got True'),
         ("feature_pyramid_channels", 8, "`feature_pyramid_channels` must be left out unless the only stage is"),
     ],
 )
@@ -261,6 +262,10 @@ def test_backbone_fields_follow_the_library():
     assert pyramid_config().out_features == ["stage3"] and pyramid_config().num_hidden_layers == 3
     with pytest.raises(ValueError, match="out_features must be a subset"):
         pyramid_config(out_features=["stage4"])
+    with pytest.raises(ValueError, match=r"got \['stage2'\]; with `cell_stages=True` each cell of a plain"):
+        class_token_config(out_features=["stage2"])
+    with pytest.raises(ValueError, match="`reshape_hidden_states` must be True for a feature pyramid"):
+        class_token_config(reshape_hidden_states=False, feature_pyramid_channels=8)
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,21 @@ def test_return_dict_false_gives_a_tuple(tiny_config):
     assert loss.ndim == 0 and logits.shape == (2, 5)
 
 
+def test_a_classifier_also_gives_what_it_reads(tiny_config):
+    model = classifier(tiny_config())
+    outputs = model(images(), labels=torch.tensor([0, 1]), output_hidden_states=True)
+    assert torch.equal(outputs.pooler_output, model.base_model(images()).pooler_output)
+    assert torch.equal(outputs.logits, model.classifier(outputs.pooler_output))
+    assert len(outputs[:]) == 3 and outputs[-1] is outputs.hidden_states  # as a tuple it is the library's output
+
+
+def test_trainer_keeps_nothing_but_logits(tiny_config, tmp_path):
+    rows = [{"pixel_values": image, "labels": torch.tensor(1)} for image in images(3)]
+    arguments = transformers.TrainingArguments(tmp_path, report_to="none", use_cpu=True)
+    prediction = transformers.Trainer(classifier(tiny_config()), arguments).predict(rows)
+    assert prediction.predictions.shape == (3, 5)
+
+
 def test_each_batch_element_is_classified_by_itself(tiny_config):
     model = classifier(tiny_config())
     together, alone = model(images(3)).logits, torch.cat([model(image[None]).logits for image in images(3)])
@@ -229,6 +244,7 @@ def test_compiles_without_graph_breaks(tiny_config):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
     outputs = compiled(images(), labels=torch.tensor([0, 1]))
     assert torch.allclose(outputs.logits, model(images()).logits, atol=1e-5)
+    assert torch.allclose(outputs.pooler_output, model(images()).pooler_output, atol=1e-5)
 
 
 ONE_WINDOWED_STAGE = {  # tracing the shapes of several takes minutes

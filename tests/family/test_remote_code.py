@@ -20,7 +20,13 @@ from helpers import (
     windowed_config,
 )
 from packaging import version
-from transformers import AutoModel, AutoModelForImageClassification, AutoModelForMaskedImageModeling
+from transformers import (
+    AutoModel,
+    AutoModelForDepthEstimation,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    AutoModelForSemanticSegmentation,
+)
 
 import vitae_hf
 from vitae_hf import (
@@ -35,7 +41,9 @@ from vitae_hf import (
     ViTAEv2ForImageClassification,
     ViTAEv2ForMaskedImageModeling,
     config_from_preset,
+    heads_vitae,
 )
+from vitae_hf.heads_vitae import DPTConfig, DPTForDepthEstimation, UperNetConfig, UperNetForSemanticSegmentation
 from vitae_hf.hub.conversion import convert_checkpoint
 
 
@@ -48,6 +56,7 @@ SHARED_CODE = {
 }
 CODE_FILES = SHARED_CODE | {"decoder_vitae.py", "embeddings_vitae.py", "modeling_vitae.py", "rotated_windows_vitae.py"}
 CODE_FILES_V2 = SHARED_CODE | {"configuration_vitaev2.py", "modeling_vitaev2.py"}
+CODE_FILES_HEADS = (CODE_FILES | CODE_FILES_V2 | {"heads_vitae.py"}) - {"image_processing_vitae.py"}
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +90,30 @@ def folders(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def heads(folders):
+    """Heads of the library on backbones of both families; the last is the library's own class."""
+    root = folders.with_name("heads")
+    tokens = {"cell_stages": True, "reshape_hidden_states": False, "out_indices": [1, 2]}
+    sizes = {"neck_hidden_sizes": [8, 8], "fusion_hidden_size": 8}
+    models = {
+        "depth": (DPTForDepthEstimation, DPTConfig(backbone_config=class_token_config(**tokens), **sizes)),
+        "segmenter": (
+            UperNetForSemanticSegmentation,
+            UperNetConfig(backbone_config=windowed_config(), hidden_size=8, use_auxiliary_head=False),
+        ),
+        "without_code": (
+            transformers.DPTForDepthEstimation,
+            transformers.DPTConfig(backbone_config=class_token_config(**tokens), **sizes),
+        ),
+    }
+    for name, (model_class, config) in models.items():
+        model_class(config).save_pretrained(root / name)
+    return root
+
+
 @pytest.mark.parametrize("torchvision", [True, False], ids=["with_torchvision", "without_torchvision"])
-def test_folders_load_without_the_package_and_give_the_same_bits(folders, tmp_path, torchvision):
+def test_folders_load_without_the_package_and_give_the_same_bits(folders, heads, tmp_path, torchvision):
     if not torchvision and version.parse(transformers.__version__) < version.parse("5.23"):
         pytest.skip("this AutoImageProcessor needs torchvision whatever the processor")
     hidden = ("vitae_hf", "__editable__") if torchvision else ("vitae_hf", "__editable__", "torchvision")
@@ -93,6 +124,7 @@ def test_folders_load_without_the_package_and_give_the_same_bits(folders, tmp_pa
         "-S",
         Path(__file__).with_name("without_package.py"),
         folders,
+        heads,
         IMAGE,
         tmp_path / "out.pt",
     ]
@@ -130,6 +162,13 @@ def test_folders_load_without_the_package_and_give_the_same_bits(folders, tmp_pa
     assert AutoModel.from_pretrained(folders / "converted_backbone").config.window_padding == "end"
     assert CODE_FILES_V2 | {"config.json", "model.safetensors", "preprocessor_config.json"} == set(record["again"])
     assert torch.equal(record["pooled_again"], record["pooled"]["windowed"])
+    for name, auto_class in (("depth", AutoModelForDepthEstimation), ("segmenter", AutoModelForSemanticSegmentation)):
+        head = auto_class.from_pretrained(heads / name).eval()
+        assert type(head).__module__.startswith("transformers.")  # with the package, no code of the folder runs
+        with torch.no_grad():
+            torch.testing.assert_close(record["heads"][name], head(**inputs)[0])
+    assert record["head_again"] == sorted(CODE_FILES_HEADS | {"config.json", "model.safetensors"})
+    assert record["without_code"] == "KeyError('vitae')"
 
 
 def test_all_auto_classes_are_in_the_folder_whichever_class_was_saved(folders, tmp_path):
@@ -148,14 +187,23 @@ def test_all_auto_classes_are_in_the_folder_whichever_class_was_saved(folders, t
     assert processor["image_processor_type"] == "ViTAEImageProcessor"
 
 
-def test_the_code_files_import_nothing_but_what_every_user_has(folders):
+def test_the_code_files_import_nothing_but_what_every_user_has(folders, heads):
     from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
     allowed = {"huggingface_hub", "numpy", "PIL", "torch", "transformers"} | set(sys.stdlib_module_names)
     root = {path.name for path in Path(vitae_hf.__file__).parent.glob("*.py")}
-    assert {name for name in root if name.endswith(("_vitae.py", "_vitaev2.py"))} == CODE_FILES | CODE_FILES_V2
-    for folder, code_files in (("classifier", CODE_FILES), ("windowed", CODE_FILES_V2)):
-        assert {path.name for path in (folders / folder).glob("*.py")} == code_files
-        for path in (folders / folder).glob("*.py"):
+    family = {name for name in root if name.endswith(("_vitae.py", "_vitaev2.py"))}
+    assert family == CODE_FILES | CODE_FILES_V2 | CODE_FILES_HEADS
+    saved = {folders / "classifier": CODE_FILES, folders / "windowed": CODE_FILES_V2, heads / "depth": CODE_FILES_HEADS}
+    for folder, code_files in saved.items():
+        assert {path.name for path in folder.glob("*.py")} == code_files
+        for path in folder.glob("*.py"):
             assert set(get_imports(path)) <= allowed, path
             assert {f"{module}.py" for module in get_relative_imports(path)} <= code_files, path
+
+
+def test_what_is_no_head_of_the_library_is_named():
+    with pytest.raises(AttributeError, match="'DPTForDepth' is no network of transformers and no configuration of one"):
+        _ = heads_vitae.DPTForDepth
+    assert heads_vitae.GroundingDinoForObjectDetection._auto_class == "AutoModelForZeroShotObjectDetection"
+    assert heads_vitae.DPTConfig is DPTConfig and not transformers.DPTConfig._auto_class  # the library's is unchanged

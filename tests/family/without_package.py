@@ -1,6 +1,6 @@
 """Run by test_remote_code.py in a process that cannot import vitae_hf: what the Auto classes make of saved folders.
 
-python -S without_package.py FOLDER_OF_FOLDERS IMAGE OUTPUT.pt
+python -S without_package.py FOLDER_OF_FOLDERS FOLDER_OF_HEADS IMAGE OUTPUT.pt
 """
 
 import importlib.util
@@ -12,16 +12,18 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForDepthEstimation,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
     AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
     pipeline,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 assert importlib.util.find_spec("vitae_hf") is None
-folders, image, output = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+folders, heads, image, output = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 record = {
     "torchvision": importlib.util.find_spec("torchvision") is not None,
     "processor": {},
@@ -30,7 +32,12 @@ record = {
     "predicted": {},
     "reconstructed": {},
     "maps": {},
+    "heads": {},
 }
+try:  # before a folder with code has made the backbones known
+    AutoModelForDepthEstimation.from_pretrained(heads / "without_code")
+except Exception as error:
+    record["without_code"] = repr(error)
 for folder in sorted(folders.iterdir()):
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     assert config.model_type in ("vitae", "vitaev2")
@@ -67,4 +74,11 @@ record["auto_map"] = AutoConfig.from_pretrained(again, trust_remote_code=True).a
 with torch.no_grad():
     reloaded = AutoModel.from_pretrained(again, trust_remote_code=True).eval()
     record["pooled_again"] = reloaded(**inputs).pooler_output
+
+for name, auto_class in (("depth", AutoModelForDepthEstimation), ("segmenter", AutoModelForSemanticSegmentation)):
+    head = auto_class.from_pretrained(heads / name, trust_remote_code=True).eval()
+    with torch.no_grad():
+        record["heads"][name] = head(**inputs)[0]
+head.save_pretrained(again.with_name(f"{again.name}-head"))
+record["head_again"] = sorted(path.name for path in again.with_name(f"{again.name}-head").iterdir())
 torch.save(record, output)

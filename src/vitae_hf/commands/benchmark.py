@@ -125,7 +125,7 @@ def write(record: dict[str, Any], output: Path) -> None:
 
 def ways_of(result: dict[str, Any]) -> list[str]:
     """How a network ran, in words; none if it ran as loaded."""
-    ways = {"prepared": "prepared", "compiled": "compiled", "checkpointing": "checkpointed"}
+    ways = {"prepared": "prepared", "merged": "groups merged", "compiled": "compiled", "checkpointing": "checkpointed"}
     return [way for name, way in ways.items() if result.get(name)]
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from ..data.pictures import open_picture
 from ..environment import environment
 from ..evaluation.explanation import Explanation, class_of, draw, explain
 from ..failures import about, device
 from ..files import PICTURES
-from ..image_processing_vitae import read_image
 from ..loading import label_names, load_trained
 from . import command_parser
 
@@ -82,9 +82,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     failed = []
     for image, picture in zip(arguments.images, picture_paths(arguments.images, arguments.output)):
         try:
-            if not Path(image).is_file() and not image.startswith(("http://", "https://")):
-                raise FileNotFoundError("there is no such file")
-            pixels = read_image(image)
+            pixels = open_picture(image)
         except (OSError, ValueError) as error:
             print(f"error: {image}: {error}", file=sys.stderr)
             failed.append(image)

@@ -199,29 +199,56 @@ class Folder:
         return data
 
 
-def walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """All files below a folder, except hidden ones. Links to folders are followed, unless they lead to a folder above.
+class Circle(ValueError):
+    """A link leads to a folder above it."""
+
+
+def files_below(folder: Path, above: tuple[str, ...] = ()) -> Iterator[tuple[Path, Exception | None]]:
+    """All files below a folder, except hidden ones, in the order of their names; links to folders are followed.
+
+    What cannot be looked into is given with the reason: a folder that cannot be read, a name that is not UTF-8, a link
+    that leads to itself or to a folder above.
 
     Args:
         above: real paths of the folders above.
-
-    Raises:
-        ValueError: a name is not UTF-8.
     """
     real = os.path.realpath(folder)
     if real in above:
+        yield folder, Circle(f"{folder} leads to a folder above it")
         return
-    for entry in os.scandir(folder):
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        yield folder, error
+        return
+    for entry in entries:
         if entry.name.startswith((".", "__")):
             continue
+        path = Path(entry.path)
         try:
             entry.name.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the name of {entry.path!a} is no UTF-8 text: rename it") from error
-        if entry.is_dir():
-            yield from walk(Path(entry.path), (*above, real))
+            is_folder = entry.is_dir()
+        except UnicodeEncodeError:
+            yield path, ValueError(f"the name of {entry.path!a} is no UTF-8 text: rename it")
+        except OSError as error:
+            yield path, error
         else:
-            yield Path(entry.path)
+            yield from files_below(path, (*above, real)) if is_folder else [(path, None)]
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """As [`files_below`], but what cannot be looked into is an error; links that lead to a folder above are left out.
+
+    Raises:
+        ValueError: a name is not UTF-8.
+        OSError: a folder cannot be read.
+    """
+    for path, problem in files_below(folder):
+        if problem is None:
+            yield path
+        elif not isinstance(problem, Circle):
+            raise problem
 
 
 def kind_of(path: Path) -> str | None:
@@ -229,7 +256,7 @@ def kind_of(path: Path) -> str | None:
     if path.name in METADATA:
         return "metadata"
     ending = path.suffix.lower()
-    if ending in ImageFolder.EXTENSIONS:
+    if ending in ImageFolder.EXTENSIONS or ending == ".avif":  # which Pillow opens since release 11.3
         return "pictures"
     return ending if ending in SHARDS else None
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Decodes the pictures in the rows of a data set. Every error names the file, or the row if there is no file."""
 
+import os
 from collections.abc import Callable
 from io import BytesIO
 from typing import Any
@@ -9,7 +10,19 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..image_processing_vitae import to_rgb
+from ..image_processing_vitae import read_image, to_rgb
+
+
+def open_picture(name: str) -> PIL.Image.Image:
+    """The picture of a file or URL that somebody typed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError, ValueError: it cannot be read.
+    """
+    if not os.path.isfile(name) and not name.startswith(("http://", "https://")):
+        raise FileNotFoundError("there is no such file")
+    return read_image(name)
 
 
 def decode(row: dict[str, Any], num_labels: int | None = None, name: str = "a row") -> PIL.Image.Image:
@@ -54,11 +67,13 @@ def decode_image(image: dict[str, Any] | None, name: str, convert: Callable[[PIL
         ValueError: it is missing or damaged; the message has the file, or the name of the row.
     """
     image, where = image or {}, origin(image, name)
+    source = BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]
     try:
-        with PIL.Image.open(BytesIO(image["bytes"]) if image["bytes"] is not None else image["path"]) as picture:
+        with PIL.Image.open(source) as picture:
             return convert(picture)
     except Exception as error:  # Pillow's readers raise errors of every kind
-        raise ValueError(f"cannot read {where}: {error}") from error
+        said = str(error).replace(repr(source), repr(where))  # Pillow shows bytes by their address
+        raise ValueError(f"cannot read {where}: {said}") from error
 
 
 def as_pictures(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> np.ndarray:

@@ -54,7 +54,7 @@ class Shards:
 
     def read(self, shard: int, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Rows `start` to `stop - 1` of a shard: `{"image": {"bytes", "path"}, "label"}`, the picture undecoded."""
-        reader = _read_tar if self.paths[shard].endswith(".tar") else _read_parquet
+        reader = _read_tar if self.paths[shard].endswith(".tar") else read_parquet
         numbers = {text: number for number, text in enumerate(self.classes or ())}
         for row in reader(self.paths[shard], start, stop, self.image, self.label):
             if "label" in row:
@@ -101,7 +101,7 @@ def find_shards(
         image, label = columns["image"], columns["label"]
     with ThreadPoolExecutor(16) as pool:
         progress = {"total": len(paths), "desc": "counting rows", "unit": " shards", "disable": len(paths) < 9}
-        rows = tuple(tqdm(pool.map(_count_rows, paths), **progress))
+        rows = tuple(tqdm(pool.map(count_rows, paths), **progress))
         shards = Shards(paths, rows, image, label)
         if labelled and is_text(features[shards.label]):
             found = names or sorted(set().union(*pool.map(partial(_texts, shards), range(len(paths)))))
@@ -114,18 +114,19 @@ def _texts(shards: Shards, shard: int) -> set[str]:
     if shards.paths[shard].endswith(".tar"):
         labels = (row["label"] for row in shards.read(shard, 0, shards.rows[shard]))
     else:
-        with _open(shards.paths[shard]) as file:
+        with open_file(shards.paths[shard]) as file:
             labels = pyarrow.parquet.read_table(file, columns=[shards.label])[shards.label].to_pylist()
     return {label for label in labels if label is not None}
 
 
-def _open(path: str) -> Any:
+def open_file(path: str) -> Any:
     """A file by its path, whatever characters that has, or by its URL."""
     files, inner = fsspec.core.url_to_fs(path)
     return files.open(inner)
 
 
-def _count_rows(path: str) -> int:
+def count_rows(path: str) -> int:
+    """How many rows a shard has; [`find_shards`] says where that is known from."""
     files, inner = fsspec.core.url_to_fs(path)
     if path.endswith(".parquet"):
         with files.open(inner) as file:
@@ -137,10 +138,10 @@ def _count_rows(path: str) -> int:
         if file_name not in rows:
             raise ValueError(f"{sizes} has no number of rows for {file_name}")
         return rows[file_name]
-    return sum(1 for _ in _tar_samples(path))
+    return sum(1 for _ in tar_samples(path))
 
 
-def _tar_samples(path: str) -> Iterator[Iterator[tuple[re.Match[str], Any]]]:
+def tar_samples(path: str) -> Iterator[Iterator[tuple[re.Match[str], Any]]]:
     """The samples of a tar: successive members whose names are alike up to the first dot, as `(match, file)`."""
     archive = datasets.StreamingDownloadManager().iter_archive(path)
     members = ((match, file) for name, file in archive if (match := _NAME.match(name)))
@@ -148,7 +149,7 @@ def _tar_samples(path: str) -> Iterator[Iterator[tuple[re.Match[str], Any]]]:
 
 
 def _read_tar(path: str, start: int, stop: int, image: str, label: str | None) -> Iterator[dict[str, Any]]:
-    for index, group in enumerate(_tar_samples(path)):
+    for index, group in enumerate(tar_samples(path)):
         if index >= stop:
             return
         if index >= start:
@@ -163,8 +164,9 @@ def _read_tar(path: str, start: int, stop: int, image: str, label: str | None) -
             yield row
 
 
-def _read_parquet(path: str, start: int, stop: int, image: str, label: str | None) -> Iterator[dict[str, Any]]:
-    with _open(path) as opened:
+def read_parquet(path: str, start: int, stop: int, image: str, label: str | None) -> Iterator[dict[str, Any]]:
+    """Rows of a file, as [`Shards.read`] gives them, but with labels as they are."""
+    with open_file(path) as opened:
         file = pyarrow.parquet.ParquetFile(opened)
         first = 0
         for group in range(file.num_row_groups):

@@ -39,6 +39,7 @@ def dense_config(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
     if "rescaled_cells" in changes and not is_plain:
         raise ValueError("rescaled_cells is for the plain variants, such as vitae-b-rvsa; this network has stages")
     if is_plain:  # with a pyramid, its maps are the default
+        fields["reshape_hidden_states"] = True
         if "rescaled_cells" in changes:
             fields["feature_pyramid_channels"] = None
         elif not config.rescaled_cells:

@@ -31,6 +31,7 @@ from transformers import (
 
 from ..data.samples import ImageDataset, collate
 from ..presets import PRESETS, config_from_preset
+from ..training.merging import merge_groups
 from .inference import prepare_for_inference
 
 
@@ -71,6 +72,7 @@ class Setup:
         checkpointing: whether training uses gradient checkpointing.
         channels_last: whether weights and images are stored channels last.
         prepared: whether `prepare_for_inference` prepares the network; for presets in inference only.
+        merged: whether grouped convolutions merge groups where that is faster ([`merge_groups`]); for presets only.
         backend: what `torch.compile` compiles with, unless the network is prepared too.
     """
 
@@ -84,6 +86,7 @@ class Setup:
     checkpointing: bool = False
     channels_last: bool = False
     prepared: bool = False
+    merged: bool = False
     backend: str = "inductor"
 
 
@@ -153,9 +156,11 @@ class Workload:
         self.is_training = setup.mode == "training"
         model: Any = build_network(setup.network, setup.image_size).to(setup.device, dtype).to(memory_format=layout)
         if setup.prepared:
-            self.model: nn.Module = prepare_for_inference(model, compile=setup.compiled)
+            self.model: nn.Module = prepare_for_inference(model, compile=setup.compiled, merge_groups=setup.merged)
         else:
             self.model = model.train(self.is_training)
+            if setup.merged:
+                merge_groups(model)
         if setup.checkpointing:
             enable = getattr(model, "gradient_checkpointing_enable", None) or model.set_grad_checkpointing
             enable()
@@ -323,7 +328,7 @@ def measure_speed(setups: list[Setup], reference: str, rounds: int, least_second
         if setup in errors:
             records.append({**asdict(setup), "error": errors[setup]})
             continue
-        base = speeds.get(Setup(**{**asdict(setup), "network": reference, "prepared": False}))
+        base = speeds.get(Setup(**{**asdict(setup), "network": reference, "prepared": False, "merged": False}))
         record = record_of_speed(setup, work[setup], seconds[setup], speeds[setup], base, peaks)
         records.append(record | ({"peak_mib": peak_mib[setup], "idle_peak_mib": 0} if setup in peak_mib else {}))
     return records

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..layers_vitae import ViTAEConvLayer, ViTAEFamilyCell, ViTAEMLP, ViTAEPyramidReduction, is_untouched
+from ..training.merging import merged_weight
 from .folding import FoldedBatchNorm, is_plain
 
 
@@ -88,7 +89,8 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
     """A convolution and the activation after it, computed in one pass where that is faster.
 
     On processors with AMX, several narrow groups are merged into a wide one, with zeros between them. This multiplies
-    more numbers, but fills whole tiles.
+    more numbers, but fills whole tiles. In bfloat16, where stride and dilation have a common factor, the convolution
+    runs over every so many rows and columns of the map, with a smaller stride and a smaller dilation.
     """
 
     def __init__(self, conv: nn.Conv2d, activation: str):
@@ -100,17 +102,27 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
     @torch.no_grad()
     def pack(self, size: torch.Size) -> None:
         """Pack the weights for maps of this size. Packed for another size they can take four times as long."""
-        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-        has_tiles = capabilities.get("amx_bf16", False)
+        has_tiles = self.weight.dtype == torch.bfloat16 and has_amx()
         narrowest = min(self.in_channels, self.out_channels) // self.groups
-        fitting = AMX_TILE // narrowest if has_tiles and self.weight.dtype == torch.bfloat16 else 1
-        merged = math.gcd(self.groups, max(1, fitting))
-        blocks = self.weight.unflatten(0, (-1, merged, self.out_channels // self.groups)).movedim(1, -1)
-        weight = torch.diag_embed(blocks, dim1=1, dim2=3).flatten(0, 2).flatten(1, 2)  # zeros between merged groups
-        self.geometry: tuple[Any, ...] = self.padding, self.stride, self.dilation, self.groups // merged
+        merged = math.gcd(self.groups, max(1, AMX_TILE // narrowest if has_tiles else 1))
+        weight = merged_weight(self.weight, self.groups, merged)
+        step = math.gcd(*self.stride, *self.dilation) if has_tiles else 1
+        pads = [int(pad) for pad in self.padding]
+        reaches = [gap * (side - 1) for gap, side in zip(self.dilation, self.kernel_size)]
+        sides = [side + 2 * pad - reach - 1 for side, pad, reach in zip(size[2:], pads, reaches)]
+        self.read: tuple[Any, ...] = (..., *(slice(-pad % step, None, step) for pad in pads))  # of the map
+        # Padded by whole steps, the map may give a row or a column too many.
+        self.written: tuple[Any, ...] = (..., *(slice(side // stride + 1) for side, stride in zip(sides, self.stride)))
+        self.geometry: tuple[Any, ...] = (
+            [-(-pad // step) for pad in pads],
+            [stride // step for stride in self.stride],
+            [gap // step for gap in self.dilation],
+            self.groups // merged,
+        )
         is_one_pass_faster = self.groups == 1 or merged > 1
         self.fused: str = self.activation if is_one_pass_faster else "none"
-        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, size)
+        read = torch.empty(size, device="meta")[self.read].shape
+        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, read)
         self.packed_for: torch.Size = size[2:]
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
@@ -119,9 +131,16 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         if self.packed is None or self.packed_for != feature_map.shape[2:]:
             self.pack(feature_map.shape)
         output = torch.ops.mkldnn._convolution_pointwise.default(
-            feature_map, self.packed, self.bias, *self.geometry, self.fused, [], "none"
+            feature_map[self.read], self.packed, self.bias, *self.geometry, self.fused, [], "none"
         )
-        return output if self.fused == self.activation else ACTIVATIONS[self.activation](output)
+        output = output if self.fused == self.activation else ACTIVATIONS[self.activation](output)
+        return output[self.written]
+
+
+def has_amx() -> bool:
+    """Whether the processor multiplies whole tiles of bfloat16."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities.get("amx_bf16", False)
 
 
 def pack(module: nn.Module, name: str, activation: str = "none") -> None:

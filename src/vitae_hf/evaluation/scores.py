@@ -168,14 +168,20 @@ def all_figures(
         result = ReaLAccuracy().compute(predictions=predictions, references=real)
         figures["real_percent"] = result["real"] if result["images"] else None
         figures["real_images"] = result["images"]
+    return {**figures, **class_figures(matrix, names)}
+
+
+def class_figures(matrix: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """What [`all_figures`] says of the classes, from their confusion matrix `(classes, classes)`."""
     by_class = zip(names, matrix.diagonal().tolist(), matrix.sum(1).tolist())
-    figures["per_class"] = {
-        name: {"accuracy_percent": 100 * right / images if images else None, "correct": right, "images": images}
-        for name, right, images in by_class
+    return {
+        "per_class": {
+            name: {"accuracy_percent": 100 * right / images if images else None, "correct": right, "images": images}
+            for name, right, images in by_class
+        },
+        "most_confused": most_confused(matrix, names),
+        "confusion_matrix": matrix.tolist(),
     }
-    figures["most_confused"] = most_confused(matrix, names)
-    figures["confusion_matrix"] = matrix.tolist()
-    return figures
 
 
 def most_confused(matrix: np.ndarray, names: list[str], most: int = 20) -> list[dict[str, Any]]:

@@ -122,6 +122,10 @@ class ViTAETrainingArguments(TrainingArguments):
         default=True,
         metadata={"help": "Lay pixels and kernels out with channels last, for faster convolutions."},
     )
+    merge_groups: bool = field(
+        default=False,
+        metadata={"help": "Compute grouped convolutions with as many groups merged as is fastest here, measured once."},
+    )
     repeated_augmentation: int = field(
         default=1, metadata={"help": "How often a batch repeats each of its pictures, augmented anew each time."}
     )

@@ -30,11 +30,7 @@ class ReconstructionTrainer(ViTAETrainer):
     def __init__(self, model: PreTrainedModel, args: ViTAETrainingArguments, **kwargs: Any):
         args.label_names = ["pixel_values"]  # the library computes no loss in an evaluation that has no labels
         super().__init__(model, args, **kwargs)
-
-    @property
-    def mask_patch_size(self) -> int:
-        """Side in pixels of what is hidden or not."""
-        return self.model.config.patch_size
+        self.mask_patch_size: int = model.config.patch_size  # side in pixels of what is hidden or not
 
     def draw_noise(self, pixel_values: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """A number for each patch: those with the lowest numbers stay visible."""
@@ -71,12 +67,8 @@ class MaskedImageTrainer(ReconstructionTrainer):
         **kwargs: Any,
     ):
         super().__init__(model, args, **kwargs)
-        self._mask_patch_size = mask_patch_size
+        self.mask_patch_size = mask_patch_size
         self.mask_ratio = mask_ratio
-
-    @property
-    def mask_patch_size(self) -> int:
-        return self._mask_patch_size
 
     def masked_positions(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Which patches of the model are hidden: (B, 3, height, width), (B, masks) -> (B, N)."""

@@ -20,6 +20,7 @@ from .batch_norm import freeze_statistics, one_value_norms, share_statistics
 from .callbacks import ImageProgress, SeedEachProcess, StopOnSignal, Throughput
 from .checkpoints import WholeCheckpoints, last_checkpoint
 from .loaders import ImageLoaders, TellDatasetEpoch
+from .merging import merge_groups
 from .optimization import cosine_schedule, parameter_groups
 from .readback import Readback
 
@@ -68,6 +69,8 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
                     "`sync_batch_norm` needs GPUs, by torch; on CPUs use `frozen_batch_norm` or larger batches"
                 )
             torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        if self.args.merge_groups:
+            merge_groups(self.model)
         if self.args.channels_last and not self.is_fsdp_enabled:  # FSDP2 refuses weights in this layout
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-arg]  # hidden by a decorator
         self.augmentation = augmentation
