@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import torch
 from helpers import REPOSITORY, as_words, png
 from predictions import MODEL, rows_of, run_predict, write_folder, write_parquet, write_tar
 from transformers import AutoModelForImageClassification
@@ -64,6 +65,7 @@ def start(source: Path, output: Path, **variables: str) -> multiprocessing.Proce
 
     def main():
         os.environ.update(variables)
+        torch.set_num_threads(1)  # the threads of the parent's sums are not there in a fork
         run_predict(source, output=output, embeddings="float32", num_workers=1)
 
     process = multiprocessing.get_context("fork").Process(target=main)

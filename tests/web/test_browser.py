@@ -177,7 +177,7 @@ def test_an_unknown_model_gets_a_message_and_the_page_goes_on(open_page, outside
         field.send_keys(Keys.CONTROL, "a")
         field.send_keys(name, Keys.ENTER)
         wait(driver, lambda d, message=message: message in notice(d), message)
-        assert shown_picture(driver) is None
+        wait(driver, lambda d: shown_picture(d) is None, "no picture")
     assert {urlsplit(f"//{asked}").hostname for asked in outside.asked} == {"huggingface.co"}  # as was asked for
     outside.asked.clear()
     field.send_keys(Keys.CONTROL, "a")
