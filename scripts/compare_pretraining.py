@@ -51,7 +51,7 @@ PRETRAINING = {
 }
 KINDS = {
     "vitae-nano-mae": {**PRETRAINING, "preset": "vitae-nano-mae", "adam_beta2": 0.95},
-    "vitae-nano": {**PRETRAINING, "preset": "vitae-nano", "mask_patch_size": 16},
+    "vitae-nano": {**PRETRAINING, "preset": "vitae-nano", "mask_patch_size": 16, "learning_rate": 4e-3},
 }
 TRAINING = {
     **COMMON,

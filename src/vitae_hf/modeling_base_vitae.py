@@ -360,7 +360,7 @@ class ViTAEFamilyForMaskedImageModeling(ViTAEFamilyPreTrainedModel):
         images = seen = self.validate_pixel_values(pixel_values)
         if bool_masked_pos is not None:
             is_masked = self.masked_pixels(bool_masked_pos, images)
-            seen = torch.where(is_masked, self.mask_token.to(images.dtype), images)
+            seen = torch.where(is_masked, self.mask_token, images)
         outputs = self.base_model(seen, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         tokens = grid_tokens(outputs.last_hidden_state, self.config.has_class_token)
         height, width = (side // self.config.encoder_stride for side in images.shape[-2:])
