@@ -48,6 +48,16 @@ def test_the_loss_falls_on_real_images_without_labels(pretrained):
     assert losses[-1] == pytest.approx(record["eval_loss"], abs=1e-4) and record["eval_split"] == "held_out"
 
 
+@pytest.mark.slow
+def test_the_loss_of_vitaev2_falls_too(pictures, tmp_path):
+    rate = {"learning_rate": 3e-3, "max_steps": 60, "per_device_train_batch_size": 16, "preset": "vitaev2-nano"}
+    evaluation = {"eval_share": 0.1, "eval_on_start": True, "eval_strategy": "no"}
+    record = pretrain.main(options(dataset=pictures, output_dir=tmp_path, **rate, **evaluation))
+    history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    before = next(entry["eval_loss"] for entry in history if "eval_loss" in entry)
+    assert record["eval_loss"] < 0.8 * before
+
+
 def test_pictures_and_a_card_are_written(pretrained):
     folder, record = pretrained
     drawings = sorted((folder / "reconstructions").iterdir())
