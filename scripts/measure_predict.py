@@ -29,6 +29,7 @@ from transformers.utils import logging
 
 from vitae_hf import ViTAEImageProcessor, ViTAEImageProcessorPil, config_from_preset, prepare_for_inference
 from vitae_hf.commands.predict import default_dtype
+from vitae_hf.deployment.benchmarking import spread
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
 from vitae_hf.loading import load_trained
@@ -129,7 +130,7 @@ def measure(network: str, folder: Path, rounds: int) -> dict[str, Any]:
     return {
         "image_size": SIZES[network],
         "dtype": default_dtype("cpu"),
-        "pipeline": {**best, **spread(found["pipeline"])},
+        "pipeline": {**best, **rounded_spread(found["pipeline"])},
         **{way: figures_of(way, found) for way in ways},
     }
 
@@ -138,20 +139,19 @@ def figures_of(way: str, found: dict[str, list[float]]) -> dict[str, Any]:
     reading, model, end_to_end = (found[f"{way} {name}"] for name in ("reading", "model", "both"))
     rounds = list(zip(reading, model, end_to_end, found["pipeline"]))
     figures = {
-        "reading": spread(reading),
-        "model": spread(model),
-        "end_to_end": spread(end_to_end),
-        "over_smaller": spread([whole / min(one, other) for one, other, whole, _ in rounds]),
-        "over_pipeline": spread([whole / pipeline for _, _, whole, pipeline in rounds]),
+        "reading": rounded_spread(reading),
+        "model": rounded_spread(model),
+        "end_to_end": rounded_spread(end_to_end),
+        "over_smaller": rounded_spread([whole / min(one, other) for one, other, whole, _ in rounds]),
+        "over_pipeline": rounded_spread([whole / pipeline for _, _, whole, pipeline in rounds]),
     }
     if way == "all_cores_shared":
-        figures["shared_bound"] = spread([1 / (1 / one + 1 / other) for one, other, _, _ in rounds])
+        figures["shared_bound"] = rounded_spread([1 / (1 / one + 1 / other) for one, other, _, _ in rounds])
     return figures
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    named = {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
-    return {name: round(value, 3) for name, value in named.items()}
+def rounded_spread(values: list[float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in spread(values).items()}
 
 
 def measure_draft(folder: Path, size: int, count: int) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Where and when figures were measured: every command and script prints this beside its figures."""
+"""The machine: what it computes with, and where and when figures were measured, which every command prints."""
 
 import datetime
 import platform
@@ -11,6 +11,18 @@ from typing import Any
 
 import torch
 import transformers
+
+
+def cpu_capabilities() -> dict[str, Any]:
+    """What the processor has, by torch's names, such as `"amx_bf16"`; nothing where torch cannot tell."""
+    return getattr(torch.cpu, "get_capabilities", dict)()
+
+
+def has_bfloat16(device: str) -> bool:
+    """Whether a device multiplies in bfloat16, and does not only imitate it."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(cpu_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

@@ -69,6 +69,11 @@ def load_trained(
     return model.eval(), load_processor(source, image_size, crop_pct, model.config, **shared)
 
 
+def any_size_options(model: PreTrainedModel) -> dict[str, Any]:
+    """What a model must be called with to take images of any size: the plain variants interpolate their positions."""
+    return {"interpolate_pos_encoding": True} if getattr(model.config, "is_plain", False) else {}
+
+
 def fingerprint(model: PreTrainedModel) -> str:
     """SHA-256 of all weights with their names."""
     digest = hashlib.sha256()

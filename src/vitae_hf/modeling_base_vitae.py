@@ -213,6 +213,43 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
         return pixel_values
 
 
+class ViTAEFamilyForImageClassification(ViTAEFamilyPreTrainedModel):
+    """Base class of classifiers: a base model, and `classifier`, a linear layer on its pooled tokens."""
+
+    classifier: nn.Module
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ViTAEFamilyClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
+                As the base model takes it, like `interpolate_pos_encoding` and the other arguments.
+            labels (`torch.Tensor` of shape `(B,)`, or `(B, num_labels)` for multi-label, *optional*):
+                What to compute the loss against. `config.problem_type` names the loss; unset, it follows from the
+                number of labels and their dtype, as everywhere in transformers.
+
+        Returns:
+            [`ViTAEFamilyClassifierOutput`]: `loss` (with `labels`), `logits` `(B, num_labels)`, `pooler_output`
+            `(B, hidden_size)`, which the classifier reads, and, when asked for, `hidden_states` and `attentions`.
+        """
+        outputs = self.base_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ViTAEFamilyClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            pooler_output=outputs.pooler_output,
+        )
+
+
 class ViTAEFamilyBackbone(BackboneMixin, ViTAEFamilyPreTrainedModel):
     """Base class of backbones: feature maps of images of any size, and stages that are not trained.
 

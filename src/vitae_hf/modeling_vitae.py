@@ -42,7 +42,7 @@ from .layers_vitae import (
 )
 from .modeling_base_vitae import (
     ViTAEFamilyBackbone,
-    ViTAEFamilyClassifierOutput,
+    ViTAEFamilyForImageClassification,
     ViTAEFamilyForMaskedImageModeling,
     ViTAEFamilyPreTrainedModel,
 )
@@ -381,8 +381,10 @@ class ViTAEModel(ViTAEPreTrainedModel):
         return self.stages[0](hidden_states, height, width, **kwargs)
 
 
-class ViTAEForImageClassification(ViTAEPreTrainedModel):
+class ViTAEForImageClassification(ViTAEFamilyForImageClassification, ViTAEPreTrainedModel):
     """ViTAE with a linear classifier on the pooled tokens."""
+
+    config: ViTAEConfig
 
     def __init__(self, config: ViTAEConfig):
         super().__init__(config)
@@ -392,37 +394,6 @@ class ViTAEForImageClassification(ViTAEPreTrainedModel):
             nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
         )
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> ViTAEFamilyClassifierOutput:
-        r"""
-        Args:
-            pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
-                As in [`ViTAEModel.forward`], like `interpolate_pos_encoding` and the other arguments.
-            labels (`torch.Tensor` of shape `(B,)`, or `(B, num_labels)` for multi-label, *optional*):
-                What to compute the loss against. `config.problem_type` names the loss; unset, it follows from the
-                number of labels and their dtype, as everywhere in transformers.
-
-        Returns:
-            [`ViTAEFamilyClassifierOutput`]: `loss` (with `labels`), `logits` `(B, num_labels)`, `pooler_output`
-            `(B, hidden_size)`, which the classifier reads, and, when asked for, `hidden_states` and `attentions`.
-        """
-        outputs = self.vitae(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
-        return ViTAEFamilyClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            pooler_output=outputs.pooler_output,
-        )
 
 
 class ViTAEForMaskedImageModeling(ViTAEFamilyForMaskedImageModeling, ViTAEPreTrainedModel):

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention_vitae import ViTAEAttention
@@ -32,7 +32,7 @@ from .layers_vitae import (
 )
 from .modeling_base_vitae import (
     ViTAEFamilyBackbone,
-    ViTAEFamilyClassifierOutput,
+    ViTAEFamilyForImageClassification,
     ViTAEFamilyForMaskedImageModeling,
     ViTAEFamilyPreTrainedModel,
 )
@@ -157,8 +157,10 @@ class ViTAEv2Model(ViTAEv2PreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(1))
 
 
-class ViTAEv2ForImageClassification(ViTAEv2PreTrainedModel):
+class ViTAEv2ForImageClassification(ViTAEFamilyForImageClassification, ViTAEv2PreTrainedModel):
     """ViTAEv2 with a linear classifier on the mean of its tokens."""
+
+    config: ViTAEv2Config
 
     def __init__(self, config: ViTAEv2Config):
         super().__init__(config)
@@ -168,37 +170,6 @@ class ViTAEv2ForImageClassification(ViTAEv2PreTrainedModel):
             nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
         )
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        interpolate_pos_encoding: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> ViTAEFamilyClassifierOutput:
-        r"""
-        Args:
-            pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
-                As in [`ViTAEv2Model.forward`], like the other arguments.
-            labels (`torch.Tensor` of shape `(B,)`, or `(B, num_labels)` for multi-label, *optional*):
-                What to compute the loss against. `config.problem_type` names the loss; unset, it follows from the
-                number of labels and their dtype, as everywhere in transformers.
-
-        Returns:
-            [`ViTAEFamilyClassifierOutput`]: `loss` (with `labels`), `logits` `(B, num_labels)`, `pooler_output`
-            `(B, hidden_size)`, which the classifier reads, and, when asked for, `hidden_states` and `attentions`.
-        """
-        outputs = self.vitaev2(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-        logits = self.classifier(outputs.pooler_output)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
-        return ViTAEFamilyClassifierOutput(
-            loss=loss,
-            logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            pooler_output=outputs.pooler_output,
-        )
 
 
 class ViTAEv2ForMaskedImageModeling(ViTAEFamilyForMaskedImageModeling, ViTAEv2PreTrainedModel):

@@ -33,7 +33,7 @@ from ..evaluation.scores import (
 )
 from ..failures import about, device
 from ..loading import label_names, load_trained
-from . import command_parser
+from . import add_image_size, command_parser
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="Hub name or local folder of labelled images")
     parser.add_argument("--dataset_name", help="its configuration, if several")
     parser.add_argument("--split", help="default: validation, else test")
-    parser.add_argument("--image_size", type=int, nargs="+", help="side, or height and width, in pixels")
+    add_image_size(parser)
     parser.add_argument("--crop_pct", type=float, help="share of the resized side that the centre crop keeps")
     parser.add_argument("--batch_size", type=int, default=64, help="default: 64")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
@@ -56,8 +56,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="folder to write; default: outputs/evaluation-MODEL")
     arguments = parser.parse_args(argv)
-    if arguments.image_size and len(arguments.image_size) > 2:
-        parser.error("--image_size takes a side, or height and width")
     if arguments.output is None:
         arguments.output = Path("outputs") / f"evaluation-{Path(arguments.model_name_or_path).resolve().name}"
     return arguments

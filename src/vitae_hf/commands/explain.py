@@ -23,7 +23,7 @@ from ..evaluation.explanation import Explanation, class_of, draw, explain
 from ..failures import about, device
 from ..files import PICTURES
 from ..loading import label_names, load_trained
-from . import command_parser
+from . import add_image_size, command_parser
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -39,13 +39,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="folder to write; default: outputs/explanations",
     )
     parser.add_argument("--target", help="label to explain by Grad-CAM; default: the likeliest")
-    parser.add_argument("--image_size", type=int, nargs="+", help="side, or height and width, in pixels")
+    add_image_size(parser)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
     arguments.images = arguments.images or list(map(str, PICTURES))
-    if arguments.image_size and len(arguments.image_size) > 2:
-        parser.error("--image_size takes a side, or height and width")
     return arguments
 
 

@@ -21,7 +21,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..deployment.inference import prepare_for_inference
-from ..environment import environment
+from ..environment import environment, has_bfloat16
 from ..failures import about, device
 from ..loading import fingerprint, load_trained
 from ..messages import listed
@@ -30,7 +30,7 @@ from ..prediction.listing import Listing
 from ..prediction.parts import PART_ROWS, Parts
 from ..prediction.rows import Predictor, usable_cores
 from ..prediction.run import Run
-from . import command_parser
+from . import add_image_size, command_parser
 
 
 logger = logging.get_logger(__name__)
@@ -46,7 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--format", choices=["parquet", "csv"], default="parquet", help="default: parquet")
     parser.add_argument("--top_k", type=int, default=5, help="labels in a row; default: 5")
     parser.add_argument("--embeddings", choices=["float16", "float32"], help="add what the classifier reads")
-    parser.add_argument("--image_size", type=int, nargs="+", help="side, or height and width, in pixels")
+    add_image_size(parser)
     parser.add_argument("--crop_pct", type=float, help="share of the resized side that the centre crop keeps")
     parser.add_argument("--batch_size", type=int, help="default: 32 on a CPU, 128 on a GPU")
     parser.add_argument("--num_workers", type=int, help="processes that read pictures; default: by the cores")
@@ -61,8 +61,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--draft", action="store_true", help="decode large JPEGs at a lower scale, which changes pixels"
     )
     arguments = parser.parse_args(argv)
-    if arguments.image_size and len(arguments.image_size) > 2:
-        parser.error("--image_size takes a side, or height and width")
     for name in ("top_k", "batch_size", "rows_per_part"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
@@ -83,10 +81,7 @@ def default_device() -> str:
 
 def default_dtype(device: str) -> str:
     """bfloat16 where the device multiplies in it, else float32."""
-    if torch.device(device).type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")) else "float32"
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def settings_of(arguments: argparse.Namespace, model: PreTrainedModel, predictor: Predictor) -> dict[str, Any]:

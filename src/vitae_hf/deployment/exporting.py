@@ -23,7 +23,7 @@ from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..files import find_model, whole_folder
-from ..loading import check_source, load_trained
+from ..loading import any_size_options, check_source, load_trained
 from .folding import fold_batch_norms
 
 
@@ -118,8 +118,7 @@ def return_logits_only(model: PreTrainedModel) -> None:
 
 def forward_inputs(model: PreTrainedModel, pixel_values: torch.Tensor) -> dict[str, Any]:
     """The arguments of `forward` for images of any size: the plain variants must interpolate their positions."""
-    inputs = {"pixel_values": pixel_values}
-    return inputs | {"interpolate_pos_encoding": True} if model.config.is_plain else inputs
+    return {"pixel_values": pixel_values, **any_size_options(model)}
 
 
 def export_model(model: PreTrainedModel, format: str, quantizer: Any = None) -> Any:

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from ..environment import cpu_capabilities
 from ..layers_vitae import ViTAEConvLayer, ViTAEFamilyCell, ViTAEMLP, ViTAEPyramidReduction, is_untouched
 from ..training.merging import merged_weight
 from .folding import FoldedBatchNorm, is_plain
@@ -106,7 +107,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         narrowest = min(self.in_channels, self.out_channels) // self.groups
         merged = math.gcd(self.groups, max(1, AMX_TILE // narrowest if has_tiles else 1))
         weight = merged_weight(self.weight, self.groups, merged)
-        step = math.gcd(*self.stride, *self.dilation) if has_tiles else 1
+        step = self.step = math.gcd(*self.stride, *self.dilation) if has_tiles else 1
         pads = [int(pad) for pad in self.padding]
         reaches = [gap * (side - 1) for gap, side in zip(self.dilation, self.kernel_size)]
         sides = [side + 2 * pad - reach - 1 for side, pad, reach in zip(size[2:], pads, reaches)]
@@ -130,17 +131,18 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
             return ACTIVATIONS[self.activation](super().forward(feature_map))
         if self.packed is None or self.packed_for != feature_map.shape[2:]:
             self.pack(feature_map.shape)
+        if self.step > 1:
+            feature_map = feature_map[self.read]
         output = torch.ops.mkldnn._convolution_pointwise.default(
-            feature_map[self.read], self.packed, self.bias, *self.geometry, self.fused, [], "none"
+            feature_map, self.packed, self.bias, *self.geometry, self.fused, [], "none"
         )
         output = output if self.fused == self.activation else ACTIVATIONS[self.activation](output)
-        return output[self.written]
+        return output if self.step == 1 else output[self.written]
 
 
 def has_amx() -> bool:
     """Whether the processor multiplies whole tiles of bfloat16."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return capabilities.get("amx_bf16", False)
+    return cpu_capabilities().get("amx_bf16", False)
 
 
 def pack(module: nn.Module, name: str, activation: str = "none") -> None:

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel
 from ..attention_vitae import join_windows, split_into_windows
 from ..data.pictures import as_pictures
 from ..layers_vitae import ViTAEFamilyCell, ViTAEFamilyReductionCell, grid_tokens, tokens_to_map
-from ..loading import label_names
+from ..loading import any_size_options, label_names
 from ..messages import listed
 from ..modeling_base_vitae import ViTAEFamilyPreTrainedModel
 from ..rotated_windows_vitae import ViTAERotatedWindowAttention
@@ -242,7 +242,7 @@ class _Logits(nn.Module):
     def __init__(self, model: ViTAEFamilyPreTrainedModel):
         super().__init__()
         self.model = model
-        self.options = {"interpolate_pos_encoding": True} if model.config.is_plain else {}
+        self.options = any_size_options(model)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Does nothing: the gradients belong to whoever trains the model."""

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ..data.samples import ImageDataset, collate
+from ..loading import any_size_options
 from .metrics import ReaLAccuracy, TopKAccuracy, confusion_matrix
 
 
@@ -119,7 +120,7 @@ def predict(
         ValueError: no picture can be read, or a score is not finite.
     """
     model.eval()
-    options = {"interpolate_pos_encoding": True} if getattr(model.config, "is_plain", False) else {}
+    options = any_size_options(model)
     loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=_collate_with_presence)
     batches: list[torch.Tensor] = []
     present: list[bool] = []

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..layers_vitae import grid_tokens
-from ..loading import label_names
+from ..loading import any_size_options, label_names
 from ..modeling_vitae import ViTAEForPreTraining
 from .reading import Batch, as_item, chunks, read
 
@@ -190,7 +190,7 @@ class Predictor:
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Logits, if there is a classifier, and features: what a classifier reads or would read."""
         model: Any = self.model
-        any_size = {"interpolate_pos_encoding": True} if getattr(model.config, "is_plain", False) else {}
+        any_size = any_size_options(model)
         if isinstance(model, ViTAEForPreTraining):  # the mean of all patches, none of which is masked
             return None, model.encode(pixel_values, **any_size)[:, 1:].mean(1)
         if self.has_classifier:

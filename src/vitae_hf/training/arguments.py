@@ -12,6 +12,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..environment import has_bfloat16
 from ..files import find_recipe
 from ..presets import config_from_preset
 from .optimization import scaled_ema_decay, scaled_learning_rate
@@ -168,7 +169,7 @@ class ViTAETrainingArguments(TrainingArguments):
     def _follow_machine(self) -> None:
         """Set what the user left open to what is fastest here."""
         has_gpu = torch.cuda.is_available() and not self.use_cpu
-        has_bf16 = has_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        has_bf16 = has_gpu and has_bfloat16("cuda")
         if self.bf16 is None:
             self.bf16 = has_bf16 and not self.fp16
         if self.tf32 is None and has_bf16:  # the same generations of GPUs have both
