@@ -20,7 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("train a classifier, from scratch or from a trained model", "train"),
-    "pretrain": Command("pretrain a masked autoencoder on pictures without labels", "train"),
+    "pretrain": Command("pretrain a network on pictures without labels", "train"),
     "segment": Command("train UperNet to say what each pixel of a picture is", "train"),
     "detect": Command("train a detector to find objects in pictures, by boxes or masks", "detection"),
     "evaluate": Command("measure a classifier on labelled pictures, overall and by class", "train"),

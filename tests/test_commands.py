@@ -91,7 +91,7 @@ TAKES_DATA = {
     "detect": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "evaluate": ["--model_name_or_path", "model", "--dataset", "{}", "--output", "out"],
     "compare_fashion_mnist": ["--data", "{}", "--output", "out"],
-    "compare_mae": ["--data", "{}", "--output", "out.json"],
+    "compare_pretraining": ["--preset", "vitae-nano", "--data", "{}", "--output", "out.json"],
     "measure_loading": ["--dataset", "{}"],
     "measure_export": ["--photographs", "{}", "--presets"],
     "build_fashion_mnist": ["{}", "--output", "out"],
@@ -117,8 +117,8 @@ WRITES = {
     "build_model_cards": ["--output", "{}"],
     "demo": ["--output", "{}"],
     "compare_fashion_mnist": ["--data", DATA, "--output", "{}"],
-    "compare_mae": ["--output", "{}.json"],
     "compare_detection": ["--max_steps", "1", "--output", "{}"],
+    "compare_pretraining": ["--preset", "vitae-nano", "--output", "{}.json"],
 }
 
 

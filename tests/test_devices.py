@@ -17,7 +17,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoBackbone, AutoModelForImageClassification
 
-from vitae_hf import PRESETS, ViTAEForPreTraining, ViTAEImageProcessor, config_from_preset, prepare_for_inference
+from vitae_hf import (
+    PRESETS,
+    ViTAEForMaskedImageModeling,
+    ViTAEForPreTraining,
+    ViTAEImageProcessor,
+    config_from_preset,
+    prepare_for_inference,
+)
 from vitae_hf.dense.backbone import dense_config
 from vitae_hf.dense.segmentation.model import new_segmenter
 from vitae_hf.deployment import folding, packing
@@ -43,6 +50,7 @@ NETWORKS = {
     for kind, make_config in CONFIGS.items()
 }
 NETWORKS["autoencoder"] = (ViTAEForPreTraining, partial(class_token_config, conv_kernel_size=1))
+NETWORKS["masked"] = (ViTAEForMaskedImageModeling, CONFIGS["pyramid"])
 
 
 @pytest.fixture(params=NETWORKS)
@@ -58,6 +66,9 @@ def outputs_of(model: nn.Module, height: int = 64, width: int = 64):
     inputs = {"pixel_values": torch.empty(2, 3, height, width, dtype=model.dtype, device=model.device)}
     if isinstance(getattr(model, "classifier", None), nn.Linear):
         inputs |= {"labels": torch.zeros(2, dtype=torch.long, device=model.device), **any_size(model)}
+    elif hasattr(model, "mask_token"):
+        patches = height * width // model.config.patch_size**2
+        inputs["bool_masked_pos"] = torch.ones(2, patches, dtype=torch.bool, device=model.device)
     elif hasattr(model, "decode_head"):
         inputs["labels"] = torch.zeros(2, height, width, dtype=torch.long, device=model.device)
     return model(**inputs)

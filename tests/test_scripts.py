@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import build_fashion_mnist
 import build_pretraining_cost
 import compare_fashion_mnist
-import compare_mae
+import compare_pretraining
 import datasets
 import measure_export
 import measure_features
@@ -227,36 +227,56 @@ def test_the_comparison_of_networks_chooses_rates_on_held_out_images_and_resumes
     assert max(sizes.values()) < 1.05 * min(sizes.values())
 
 
-def test_the_comparison_with_pretraining_gives_both_ways_the_same_images_and_updates(fashion, tmp_path, monkeypatch):
+@pytest.mark.parametrize("preset", ["vitae-nano-mae", "vitae-nano"])
+def test_the_comparison_with_pretraining_gives_both_ways_the_same_images_and_updates(
+    preset, fashion, tmp_path, monkeypatch
+):
     def top1(parsed) -> float:
         pretrained = parsed.run.model_name_or_path is not None
-        return 50 + pretrained + parsed.training.seed % 1000 - 10 * (parsed.training.learning_rate == 1e-3)
+        best_rate = 1e-3 if pretrained else 2e-3
+        return 50 + pretrained + parsed.training.seed % 1000 - 10 * (parsed.training.learning_rate != best_rate)
 
     pretraining, training = Runs(Pretraining), Runs(Classification, top1)
-    monkeypatch.setattr(compare_mae, "pretrain", pretraining)
-    monkeypatch.setattr(compare_mae, "train", training)
+    monkeypatch.setattr(compare_pretraining, "pretrain", pretraining)
+    monkeypatch.setattr(compare_pretraining, "train", training)
     words = ["--data", str(fashion[0]), "--output", str(tmp_path / "found.json"), "--work", str(tmp_path / "work")]
-    words += ["--share", "0.05", "--learning_rates", "1e-3", "2e-3", "--seeds", "1", "2"]
-    record = compare_mae.main([*words, "--pretraining_epochs", "4", "--epochs", "7"])
-    assert record["learning_rates"] == {"scratch": 2e-3, "pretrained": 2e-3}
-    assert record["top1_percent"]["scratch"] == {"mean": 51.5, "lowest": 51, "highest": 52}
-    assert record["top1_percent"]["pretrained"] == {"mean": 52.5, "lowest": 52, "highest": 53}
+    words += ["--preset", preset, "--learning_rates", "1e-3", "2e-3", "--seeds", "1", "2", "--pretraining_epochs", "4"]
+    shares = ["--share_epochs", "0.05:7", "0.1:3"]
+    record = compare_pretraining.main([*words, *shares])
+    rows = {(row["share"], row["way"]): row for row in record["summary"]}
+    assert rows[0.05, "scratch"] == rows[0.1, "scratch"] | {"share": 0.05} and len(rows) == 4
+    found = {"learning_rate": 2e-3, "seeds": 2, "mean": 51.5, "lowest": 51, "highest": 52}
+    assert rows[0.1, "scratch"] == {"share": 0.1, "way": "scratch", **found}
+    found = {"learning_rate": 1e-3, "seeds": 2, "mean": 52.5, "lowest": 52, "highest": 53}
+    assert rows[0.1, "pretrained"] == {"share": 0.1, "way": "pretrained", **found}
     assert [parsed.training.seed for parsed in pretraining.done] == [1000, 1, 2]
-    assert {parsed.training.num_train_epochs for parsed in pretraining.done} == {4}
-    for data in training.data[:4]:
+    assert {(parsed.run.preset, parsed.training.num_train_epochs) for parsed in pretraining.done} == {(preset, 4)}
+    for data, images_each in zip(training.data[:8], [60] * 4 + [120] * 4):
         check_held_out(data, fashion[0])
-        assert {name: len(split) for name, split in data.items()} == {"train": 60, "test": 1000}
-    for scratch, pretrained in zip(training.done[4::2], training.done[5::2]):
-        assert scratch.run.preset == "vitae-nano-mae"
+        assert {name: len(split) for name, split in data.items()} == {"train": images_each, "test": 1000}
+    for scratch, pretrained in zip(training.done[8::2], training.done[9::2]):
+        assert scratch.run.preset == preset and scratch.run.dataset == str(fashion[0])
         assert pretrained.run.model_name_or_path == str(tmp_path / "work" / f"pretrained-{scratch.training.seed}")
-        for name in ("seed", "num_train_epochs", "learning_rate", "per_device_train_batch_size"):
+        for name in ("seed", "num_train_epochs", "per_device_train_batch_size"):
             assert getattr(scratch.training, name) == getattr(pretrained.training, name)
-        assert scratch.run.train_share == pretrained.run.train_share == 0.05 and scratch.run.dataset == str(fashion[0])
-    assert len(training.done) == 8
-    assert compare_mae.main([*words, "--pretraining_epochs", "4", "--epochs", "7"])["top1_percent"]["scratch"]
-    assert len(training.done) == 8 and len(pretraining.done) == 3
+        assert scratch.run.train_share == pretrained.run.train_share
+        assert (scratch.run.train_share, scratch.training.num_train_epochs) in {(0.05, 7), (0.1, 3)}
+    assert len(training.done) == 16
+    assert compare_pretraining.main([*words, *shares])["summary"] == record["summary"]
+    assert len(training.done) == 16 and len(pretraining.done) == 3  # nothing anew
     with pytest.raises(ValueError, match="is of another training, .*: choose another --output and --work"):
-        compare_mae.main([*words, "--pretraining_epochs", "4", "--epochs", "8"])
+        compare_pretraining.main([*words, "--share_epochs", "0.05:7", "0.1:4"])
+
+
+def triple(settings: dict) -> int:
+    return 3 * settings["seed"] + 1000 * torch.get_num_threads()
+
+
+@pytest.mark.slow
+def test_runs_of_a_comparison_share_processes_of_one_thread():
+    jobs = {seed: {"seed": seed} for seed in range(3)}
+    results = dict(compare_pretraining.as_they_end(triple, jobs, processes=2))
+    assert results == {0: 1000, 1: 1003, 2: 1006}
 
 
 def briefly(functions: dict, rounds: int, least_seconds: float, device: str):

@@ -21,7 +21,14 @@ from helpers import (
 from safetensors.torch import save_file
 from transformers import ViTConfig, ViTForImageClassification
 
-from vitae_hf import ViTAEBackbone, ViTAEForPreTraining, ViTAEModel, ViTAEv2Backbone, config_from_preset
+from vitae_hf import (
+    ViTAEBackbone,
+    ViTAEForMaskedImageModeling,
+    ViTAEForPreTraining,
+    ViTAEModel,
+    ViTAEv2Backbone,
+    config_from_preset,
+)
 from vitae_hf.messages import listed, printable
 from vitae_hf.model_folders import check_model, weight_files
 from vitae_hf.web.visitors import Models
@@ -192,6 +199,7 @@ def test_the_good_folder_goes_through_both(good, told, tmp_path):
         lambda: ViTAEModel(pyramid_config()),
         lambda: ViTAEv2Backbone(windowed_config()),
         lambda: ViTAEForPreTraining(class_token_config(conv_kernel_size=1)),
+        lambda: ViTAEForMaskedImageModeling(pyramid_config()),
         lambda: ViTAEBackbone(rotated_config(depths=(4,), global_attn_indexes=(1, 3), rescaled_cells=(0, 1, 2, 3))),
         lambda: ViTForImageClassification(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)),
     ],

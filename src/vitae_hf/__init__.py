@@ -8,6 +8,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForImageSegmentation,
+    AutoModelForMaskedImageModeling,
     AutoModelForObjectDetection,
     AutoModelForPreTraining,
 )
@@ -29,24 +30,32 @@ from .modeling_rcnn_vitae import RCNNForObjectDetection
 from .modeling_vitae import (
     ViTAEBackbone,
     ViTAEForImageClassification,
+    ViTAEForMaskedImageModeling,
     ViTAEForPreTraining,
     ViTAEModel,
     ViTAEPreTrainedModel,
 )
-from .modeling_vitaev2 import ViTAEv2Backbone, ViTAEv2ForImageClassification, ViTAEv2Model, ViTAEv2PreTrainedModel
+from .modeling_vitaev2 import (
+    ViTAEv2Backbone,
+    ViTAEv2ForImageClassification,
+    ViTAEv2ForMaskedImageModeling,
+    ViTAEv2Model,
+    ViTAEv2PreTrainedModel,
+)
 from .prediction.rows import predict
 from .presets import PRESETS, config_from_preset
 
 
 __version__ = "0.2.0.dev0"
 
-for config_class, model_class, classifier_class, backbone_class in (
-    (ViTAEConfig, ViTAEModel, ViTAEForImageClassification, ViTAEBackbone),
-    (ViTAEv2Config, ViTAEv2Model, ViTAEv2ForImageClassification, ViTAEv2Backbone),
+for config_class, model_class, classifier_class, masked_class, backbone_class in (
+    (ViTAEConfig, ViTAEModel, ViTAEForImageClassification, ViTAEForMaskedImageModeling, ViTAEBackbone),
+    (ViTAEv2Config, ViTAEv2Model, ViTAEv2ForImageClassification, ViTAEv2ForMaskedImageModeling, ViTAEv2Backbone),
 ):
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModel.register(config_class, model_class, exist_ok=True)
     AutoModelForImageClassification.register(config_class, classifier_class, exist_ok=True)
+    AutoModelForMaskedImageModeling.register(config_class, masked_class, exist_ok=True)
     AutoBackbone.register(config_class, backbone_class, exist_ok=True)
     AutoImageProcessor.register(
         config_class,
@@ -69,6 +78,7 @@ __all__ = [
     "ViTAEBackbone",
     "ViTAEConfig",
     "ViTAEForImageClassification",
+    "ViTAEForMaskedImageModeling",
     "ViTAEForPreTraining",
     "ViTAEImageProcessor",
     "ViTAEImageProcessorPil",
@@ -77,6 +87,7 @@ __all__ = [
     "ViTAEv2Backbone",
     "ViTAEv2Config",
     "ViTAEv2ForImageClassification",
+    "ViTAEv2ForMaskedImageModeling",
     "ViTAEv2Model",
     "ViTAEv2PreTrainedModel",
     "config_from_preset",

@@ -158,6 +158,21 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         attribute = getattr(cls, cls.attribute_map.get(name, name), None)
         return isinstance(attribute, property) and attribute.fset is None
 
+    def update(self, config_dict: dict[str, Any]) -> None:
+        """[`PreTrainedConfig.update`]. What follows from the fields may be among the values, if it is what follows.
+
+        Programs write back what they have read, as the library's example for masked image modelling does.
+
+        Raises:
+            ValueError: a value that follows from fields is another one.
+        """
+        for name, value in config_dict.items():
+            if self.is_derived(name):
+                follows = getattr(self, name)
+                require(value == follows, name, f"be {follows}, which follows from other fields", value)
+            else:
+                setattr(self, name, value)
+
     @property
     def feature_map_names(self) -> list[str]:
         """Names of the maps that a backbone can return."""
@@ -181,6 +196,16 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
     def total_stride(self) -> int:
         """Both sides of an image must be multiples of this many pixels."""
         return math.prod(self.strides)
+
+    @property
+    def patch_size(self) -> PatchSize:
+        """Side in pixels of the patches that can be masked one by one: the stride of the first stage."""
+        return PatchSize(self.strides[0])
+
+    @property
+    def encoder_stride(self) -> int:
+        """The library's name for `total_stride` where images are reconstructed: the side in pixels of a last token."""
+        return self.total_stride
 
     @property
     def is_plain(self) -> bool:
@@ -427,6 +452,7 @@ class ViTAEConfig(ViTAEFamilyConfig):
         "AutoConfig": "configuration_vitae.ViTAEConfig",
         "AutoModel": "modeling_vitae.ViTAEModel",
         "AutoModelForImageClassification": "modeling_vitae.ViTAEForImageClassification",
+        "AutoModelForMaskedImageModeling": "modeling_vitae.ViTAEForMaskedImageModeling",
         "AutoModelForPreTraining": "modeling_vitae.ViTAEForPreTraining",
         "AutoBackbone": "modeling_vitae.ViTAEBackbone",
     }
@@ -529,13 +555,6 @@ class ViTAEConfig(ViTAEFamilyConfig):
         """Rows and columns of the last stage for images of `image_size`."""
         height, width = self.image_height_width
         return height // self.total_stride, width // self.total_stride
-
-    @property
-    def patch_size(self) -> PatchSize:
-        """Side of a patch in pixels. Other variants than the plain ones raise an `AttributeError`."""
-        if not self.is_plain:
-            raise AttributeError("only the plain variants have a `patch_size`")
-        return PatchSize(self.strides[0])
 
     @property
     def base_model_fsdp_plan(self) -> dict[str, str]:  # type: ignore[override]  # as above

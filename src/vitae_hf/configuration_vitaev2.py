@@ -104,6 +104,7 @@ class ViTAEv2Config(ViTAEFamilyConfig):
         "AutoConfig": "configuration_vitaev2.ViTAEv2Config",
         "AutoModel": "modeling_vitaev2.ViTAEv2Model",
         "AutoModelForImageClassification": "modeling_vitaev2.ViTAEv2ForImageClassification",
+        "AutoModelForMaskedImageModeling": "modeling_vitaev2.ViTAEv2ForMaskedImageModeling",
         "AutoBackbone": "modeling_vitaev2.ViTAEv2Backbone",
     }
     code_files: ClassVar[tuple[str, ...]] = (

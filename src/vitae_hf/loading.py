@@ -14,6 +14,7 @@ from transformers import (
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
     AutoModelForObjectDetection,
     AutoModelForPreTraining,
     AutoModelForUniversalSegmentation,
@@ -51,7 +52,8 @@ def load_trained(
         name: as [`find_model`] takes it.
         image_size, crop_pct: of the image processor, see [`load_processor`].
         dtype: of the weights; `"auto"`: as they were saved.
-        headless: take a network without a classifier too, if one was saved: a base model, a backbone or an autoencoder.
+        headless: take a network without a classifier too, if one was saved: a base model, a backbone or one that was
+            pretrained without labels.
         detectors: take a detector too, if one was saved.
         options: for `from_pretrained`.
 
@@ -122,6 +124,7 @@ def saved_class(source: str, **options: Any) -> Any:
         return MODEL_FOR_BACKBONE_MAPPING[type(config)]
     classes = {
         "ForImageClassification": AutoModelForImageClassification,
+        "ForMaskedImageModeling": AutoModelForMaskedImageModeling,
         "ForPreTraining": AutoModelForPreTraining,
         "ForObjectDetection": AutoModelForObjectDetection,
         "ForUniversalSegmentation": AutoModelForUniversalSegmentation,

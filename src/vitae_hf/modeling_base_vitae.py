@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""The base classes of the models and backbones of ViTAE and ViTAEv2.
+"""The base classes of the models, backbones and masked image models of ViTAE and ViTAEv2.
 
 The shape key is in `layers_vitae.py`.
 """
@@ -14,7 +14,12 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import (
+    BackboneOutput,
+    BaseModelOutputWithPooling,
+    ImageClassifierOutput,
+    MaskedImageModelingOutput,
+)
 from transformers.modeling_utils import PreTrainedModel, load_state_dict
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
@@ -22,7 +27,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .attention_vitae import ViTAEAttention
 from .configuration_vitae import ViTAEFamilyConfig
-from .layers_vitae import ViTAEFamilyReductionCell
+from .layers_vitae import ViTAEFamilyReductionCell, grid_tokens, tokens_to_map, unflatten
 
 
 def nearest_multiples(side: int, stride: int) -> list[int]:
@@ -113,8 +118,8 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Modules that only some classes of a family have. A class without one ignores its weights when it loads a folder.
-    optional_parts: tuple[str, ...] = ("classifier",)
+    # What only some classes of a family have. A class without a part ignores its weights when it loads a folder.
+    optional_parts: tuple[str, ...] = ("classifier", "decoder", "mask_token")
 
     def __init__(self, config: ViTAEFamilyConfig, *args: Any, **kwargs: Any):
         config.validate()  # a second time, since fields may have been set after the configuration was made
@@ -148,7 +153,7 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
         # The names are set on this model and not on its class, which would hand them to every model that contains it.
         for part in model.optional_parts:
             if getattr(model, part, None) is None and getattr(model.base_model, part, None) is None:
-                model._keys_to_ignore_on_load_unexpected.add(rf"^({model.base_model_prefix}\.)?{part}\.")
+                model._keys_to_ignore_on_load_unexpected.add(rf"^({model.base_model_prefix}\.)?{part}(\.|$)")
         try:
             loaded = PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
         except Exception as error:
@@ -330,6 +335,102 @@ class ViTAEFamilyBackbone(BackboneMixin, ViTAEFamilyPreTrainedModel):
             feature_maps.append(feature_map)
         return BackboneOutput(
             feature_maps=tuple(feature_maps),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def masked_pixel_loss(
+    pixel_values: torch.Tensor, reconstruction: torch.Tensor, is_masked: torch.Tensor
+) -> torch.Tensor:
+    """Mean absolute error of the masked pixels, in float32; 0 if there are none.
+
+    Args:
+        pixel_values, reconstruction: `(B, channels, height, width)`.
+        is_masked: `(B, 1, height, width)`.
+
+    Source: Xie et al. 2022, "SimMIM: A Simple Framework for Masked Image Modeling", section 3.4.
+    """
+    error = (reconstruction.float() - pixel_values.float()).abs().mean(1, keepdim=True)
+    return (error * is_masked).sum() / is_masked.sum().clamp(min=1)
+
+
+class ViTAEFamilyForMaskedImageModeling(ViTAEFamilyPreTrainedModel):
+    """Base class of networks that see images with masked patches and predict the pixels behind the masks.
+
+    A mask is a learned colour in place of the pixels. Its token of SimMIM would come after the patch embeddings, but
+    the first convolutions here overlap, and would show to the tokens beside a mask what is behind it. The colour begins
+    as zero, the mean colour by which images are normalised. The decoder is one linear layer.
+
+    Source: Xie et al. 2022, SimMIM (arXiv 2111.09886), figure 1. Masks of the mean colour before the first convolution:
+    Li et al. 2023, "Architecture-Agnostic Masked Image Modeling: From ViT back to CNN" (arXiv 2205.13943), figure 3.
+    """
+
+    accepts_loss_kwargs = False  # the loss is a mean over the batch; the Trainer averages those of accumulated batches
+
+    def __init__(self, config: ViTAEFamilyConfig):
+        super().__init__(config)
+        side = config.encoder_stride
+        self.mask_token: nn.Parameter = nn.Parameter(torch.zeros(1, config.num_channels, 1, 1))
+        self.decoder: nn.Sequential = nn.Sequential(
+            nn.Conv2d(config.hidden_size, side**2 * config.num_channels, 1), nn.PixelShuffle(side)
+        )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            init.zeros_(self.mask_token)
+        else:
+            super()._init_weights(module)
+
+    def masked_pixels(self, bool_masked_pos: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Which pixels the masked patches cover: (B, N) -> (B, 1, height, width)."""
+        side = self.config.patch_size
+        batch, _, height, width = pixel_values.shape
+        rows, columns = height // side, width // side
+        if bool_masked_pos.shape != (batch, rows * columns):
+            raise ValueError(
+                f"`bool_masked_pos` must be (batch, patches of {side}×{side} pixels), here {(batch, rows * columns)};"
+                f" got {tuple(bool_masked_pos.shape)}"
+            )
+        grid = unflatten(bool_masked_pos.bool(), 1, (1, rows, columns))
+        return grid.repeat_interleave(side, 2).repeat_interleave(side, 3)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedImageModelingOutput:
+        r"""
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, num_channels, height, width)`):
+                As in the base model, like `interpolate_pos_encoding` and the other arguments.
+            bool_masked_pos (`torch.BoolTensor` of shape `(B, N)`, *optional*):
+                Which of the N patches of `config.patch_size` pixels a side are masked, row by row. Default: none; then
+                there is no loss.
+
+        Returns:
+            `MaskedImageModelingOutput`: `loss` (with `bool_masked_pos`), the mean absolute error of the masked pixels;
+            `reconstruction`, images like `pixel_values`; and, when asked for, `hidden_states` and `attentions`. Only
+            the masked pixels of a reconstruction mean something, since the loss does not see the others.
+
+        Raises:
+            ValueError: the shape of `pixel_values` or of `bool_masked_pos` is not as above.
+        """
+        images = seen = self.validate_pixel_values(pixel_values)
+        if bool_masked_pos is not None:
+            is_masked = self.masked_pixels(bool_masked_pos, images)
+            seen = torch.where(is_masked, self.mask_token, images)
+        outputs = self.base_model(seen, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        tokens = grid_tokens(outputs.last_hidden_state, self.config.has_class_token)
+        height, width = (side // self.config.encoder_stride for side in images.shape[-2:])
+        reconstruction = self.decoder(tokens_to_map(tokens, height, width))
+        return MaskedImageModelingOutput(
+            loss=None if bool_masked_pos is None else masked_pixel_loss(images, reconstruction, is_masked),
+            reconstruction=reconstruction,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )

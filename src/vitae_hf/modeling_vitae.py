@@ -40,7 +40,12 @@ from .layers_vitae import (
     map_to_tokens,
     tokens_to_map,
 )
-from .modeling_base_vitae import ViTAEFamilyBackbone, ViTAEFamilyForImageClassification, ViTAEFamilyPreTrainedModel
+from .modeling_base_vitae import (
+    ViTAEFamilyBackbone,
+    ViTAEFamilyForImageClassification,
+    ViTAEFamilyForMaskedImageModeling,
+    ViTAEFamilyPreTrainedModel,
+)
 from .rotated_windows_vitae import ViTAERotatedWindowAttention
 
 
@@ -207,7 +212,12 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
         "ViTAEDecoderLayer",
     ]
     _keep_in_fp32_modules_strict = ["random_projection"]
-    optional_parts: tuple[str, ...] = ("classifier", "decoder", "feature_pyramid", "layernorm", "pooler")
+    optional_parts: tuple[str, ...] = (
+        *ViTAEFamilyPreTrainedModel.optional_parts,
+        "feature_pyramid",
+        "layernorm",
+        "pooler",
+    )
     _can_record_outputs = {"hidden_states": [ViTAEStage, ViTAEPlainStage], "attentions": ViTAEAttention}
 
     @torch.no_grad()
@@ -383,6 +393,20 @@ class ViTAEForImageClassification(ViTAEFamilyForImageClassification, ViTAEPreTra
         self.classifier: nn.Module = (
             nn.Linear(config.hidden_size, config.num_labels) if config.num_labels else nn.Identity()
         )
+        self.post_init()
+
+
+class ViTAEForMaskedImageModeling(ViTAEFamilyForMaskedImageModeling, ViTAEPreTrainedModel):
+    """ViTAE with a linear decoder that predicts the pixels of masked patches, to learn from images without labels.
+
+    For all variants. Those with a class token have [`ViTAEForPreTraining`] too, whose encoder skips what is masked.
+    """
+
+    config: ViTAEConfig
+
+    def __init__(self, config: ViTAEConfig):
+        super().__init__(config)
+        self.vitae: ViTAEModel = ViTAEModel(config, add_pooling_layer=False)
         self.post_init()
 
 
@@ -669,12 +693,14 @@ class ViTAEBackbone(ViTAEFamilyBackbone, ViTAEPreTrainedModel):
 
 ViTAEModel.register_for_auto_class("AutoModel")
 ViTAEForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+ViTAEForMaskedImageModeling.register_for_auto_class("AutoModelForMaskedImageModeling")
 ViTAEForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 ViTAEBackbone.register_for_auto_class("AutoBackbone")
 
 __all__ = [
     "ViTAEBackbone",
     "ViTAEForImageClassification",
+    "ViTAEForMaskedImageModeling",
     "ViTAEForPreTraining",
     "ViTAEModel",
     "ViTAEPreTrainedModel",

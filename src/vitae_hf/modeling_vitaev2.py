@@ -30,7 +30,12 @@ from .layers_vitae import (
     pyramid_size,
     tokens_to_map,
 )
-from .modeling_base_vitae import ViTAEFamilyBackbone, ViTAEFamilyForImageClassification, ViTAEFamilyPreTrainedModel
+from .modeling_base_vitae import (
+    ViTAEFamilyBackbone,
+    ViTAEFamilyForImageClassification,
+    ViTAEFamilyForMaskedImageModeling,
+    ViTAEFamilyPreTrainedModel,
+)
 
 
 class ViTAEv2ReductionCell(ViTAEFamilyReductionCell):
@@ -167,6 +172,17 @@ class ViTAEv2ForImageClassification(ViTAEFamilyForImageClassification, ViTAEv2Pr
         self.post_init()
 
 
+class ViTAEv2ForMaskedImageModeling(ViTAEFamilyForMaskedImageModeling, ViTAEv2PreTrainedModel):
+    """ViTAEv2 with a linear decoder that predicts the pixels of masked patches, to learn from images without labels."""
+
+    config: ViTAEv2Config
+
+    def __init__(self, config: ViTAEv2Config):
+        super().__init__(config)
+        self.vitaev2: ViTAEv2Model = ViTAEv2Model(config)
+        self.post_init()
+
+
 class ViTAEv2Backbone(ViTAEFamilyBackbone, ViTAEv2PreTrainedModel):
     """ViTAEv2 as a backbone for detection and segmentation, with maps of strides 4, 8, 16 and 32."""
 
@@ -183,6 +199,13 @@ class ViTAEv2Backbone(ViTAEFamilyBackbone, ViTAEv2PreTrainedModel):
 
 ViTAEv2Model.register_for_auto_class("AutoModel")
 ViTAEv2ForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+ViTAEv2ForMaskedImageModeling.register_for_auto_class("AutoModelForMaskedImageModeling")
 ViTAEv2Backbone.register_for_auto_class("AutoBackbone")
 
-__all__ = ["ViTAEv2Backbone", "ViTAEv2ForImageClassification", "ViTAEv2Model", "ViTAEv2PreTrainedModel"]
+__all__ = [
+    "ViTAEv2Backbone",
+    "ViTAEv2ForImageClassification",
+    "ViTAEv2ForMaskedImageModeling",
+    "ViTAEv2Model",
+    "ViTAEv2PreTrainedModel",
+]

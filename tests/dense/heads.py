@@ -214,10 +214,9 @@ ONE_SIZE = Failure(
     "It joins each map with one of half its size, and the maps of all cells have one size: take the feature pyramid.",
     "Sizes of tensors must match except in dimension 1. Expected size 8 but got size 4",
 )
-NEEDS_TOKENS = "It takes the tokens of a plain network, and this backbone gives maps."
-NO_PATCHES = Failure(NEEDS_TOKENS, "patch_size")
 NO_TOKENS = Failure(
-    NEEDS_TOKENS, r"too many values to unpack|Sizes of tensors must match except in dimension 0|permute\(sparse_coo\)"
+    "It takes the tokens of a plain network, and this backbone gives maps.",
+    r"too many values to unpack|Sizes of tensors must match except in dimension 0|permute\(sparse_coo\)",
 )
 
 
@@ -227,7 +226,7 @@ def failure(name: str, kind: str) -> Failure | None:
         return ONE_SIZE
     if HEADS[name].takes not in (TOKENS, BARE_TOKENS) or kind == CELLS:
         return None
-    return NO_TOKENS if kind == PYRAMID or name == "Depth Anything" else NO_PATCHES
+    return NO_TOKENS
 
 
 def unasked(config) -> str:

@@ -116,7 +116,6 @@ def test_frozen_stages_count_cells_where_cells_are_stages():
 def test_the_size_of_a_patch_divides_and_has_two_sides():
     patch_size = class_token_config().patch_size
     assert patch_size == 16 and 224 // patch_size == 14 and (patch_size[0], patch_size[1]) == (16, 16)
-    assert not hasattr(pyramid_config(), "patch_size")
 
 
 def test_the_presets_maps_have_the_documented_strides():

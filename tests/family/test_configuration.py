@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import GOLDEN, REPOSITORY, class_token_config, pyramid_config, windowed_config
+from helpers import GOLDEN, REPOSITORY, class_token_config, pyramid_config
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, UperNetConfig
@@ -194,13 +194,17 @@ def test_what_a_file_holds_is_kept_whatever_its_name(tiny_config, tmp_path):
     assert type(config).from_dict({**saved, **derived}).to_dict() == type(config).from_dict(saved).to_dict()
 
 
-def test_only_class_token_configurations_have_a_patch_size(tmp_path):
-    config = class_token_config()
-    assert config.patch_size == 16 and config_from_preset("vitae-nano-mae").patch_size == 8
-    assert "patch_size" not in config.to_dict()
+def test_patch_size_and_encoder_stride_follow_from_the_strides_and_can_be_written_back(tiny_config, tmp_path):
+    config = tiny_config()
+    expected = (16, 16) if config.is_plain else (4, 16)
+    assert (config.patch_size, config.encoder_stride) == expected
+    assert not {"patch_size", "encoder_stride"} & set(config.to_dict())
     config.save_pretrained(tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path).patch_size == 16
-    assert not any(hasattr(other, "patch_size") for other in (pyramid_config(), windowed_config()))
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    loaded.update({"image_size": 96, "patch_size": expected[0], "encoder_stride": expected[1]})
+    assert (loaded.image_size, loaded.patch_size, loaded.encoder_stride) == (96, *expected)
+    with pytest.raises(ValueError, match="`encoder_stride` must be 16, which follows from other fields, got 32"):
+        loaded.update({"encoder_stride": 32})
 
 
 @pytest.mark.parametrize("given", ["id2label", "label2id"])

@@ -24,6 +24,7 @@ from transformers import (
     AutoModel,
     AutoModelForDepthEstimation,
     AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
     AutoModelForSemanticSegmentation,
 )
 
@@ -32,11 +33,13 @@ from vitae_hf import (
     ViTAEBackbone,
     ViTAEConfig,
     ViTAEForImageClassification,
+    ViTAEForMaskedImageModeling,
     ViTAEForPreTraining,
     ViTAEImageProcessor,
     ViTAEImageProcessorPil,
     ViTAEModel,
     ViTAEv2ForImageClassification,
+    ViTAEv2ForMaskedImageModeling,
     config_from_preset,
     heads_vitae,
 )
@@ -59,7 +62,7 @@ CODE_FILES_HEADS = (CODE_FILES | CODE_FILES_V2 | {"heads_vitae.py"}) - {"image_p
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Classifiers of every kind, a base model, a backbone and a masked autoencoder, some of them converted."""
+    """Classifiers of every kind, a base model, a backbone and networks pretrained without labels, some converted."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("remote") / "folders"
     models = {
@@ -70,6 +73,8 @@ def folders(tmp_path_factory):
         "rotated_backbone": ViTAEBackbone(rotated_config(rescaled_cells=(0, 1, 1, 1))),
         "windowed": ViTAEv2ForImageClassification(windowed_config()),
         "autoencoder": ViTAEForPreTraining(class_token_config(conv_kernel_size=1)),
+        "masked": ViTAEForMaskedImageModeling(pyramid_config()),
+        "masked_windowed": ViTAEv2ForMaskedImageModeling(windowed_config()),
     }
     for name, model in models.items():
         model.save_pretrained(root / name)
@@ -144,11 +149,17 @@ def test_folders_load_without_the_package_and_give_the_same_bits(folders, heads,
                 model = ViTAEForPreTraining.from_pretrained(folder)
                 noise = torch.arange((model.config.image_size / model.config.patch_size) ** 2)[None]
                 assert torch.equal(record["predicted"][folder.name], model(**inputs, noise=noise).logits)
+            elif folder.name in record["reconstructed"]:
+                model = AutoModelForMaskedImageModeling.from_pretrained(folder).eval()
+                masked = torch.arange(16 * 16)[None] < 100
+                outputs = model(**inputs, bool_masked_pos=masked)
+                assert torch.equal(record["reconstructed"][folder.name], outputs.reconstruction)
             elif folder.name in record["logits"]:
                 model = AutoModelForImageClassification.from_pretrained(folder).eval()
                 assert torch.equal(record["logits"][folder.name], model(**inputs).logits)
     assert set(record["predicted"]) == {"autoencoder", "converted_autoencoder"} and len(record["logits"]) == 4
     assert set(record["maps"]) == {"rotated_backbone"}
+    assert set(record["reconstructed"]) == {"masked", "masked_windowed"}
     assert AutoModel.from_pretrained(folders / "converted_backbone").config.window_padding == "end"
     assert CODE_FILES_V2 | {"config.json", "model.safetensors", "preprocessor_config.json"} == set(record["again"])
     assert torch.equal(record["pooled_again"], record["pooled"]["windowed"])
@@ -165,8 +176,9 @@ def test_all_auto_classes_are_in_the_folder_whichever_class_was_saved(folders, t
     ViTAEConfig().save_pretrained(tmp_path / "config_only")
     for folder in [*folders.iterdir(), tmp_path / "config_only"]:
         auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
-        names = {"Backbone", "Config", "Model", "ModelForImageClassification"}
-        names |= set() if folder.name in ("windowed", "converted_backbone") else {"ModelForPreTraining"}
+        names = {"Backbone", "Config", "Model", "ModelForImageClassification", "ModelForMaskedImageModeling"}
+        is_v2 = folder.name in ("windowed", "masked_windowed", "converted_backbone")
+        names |= set() if is_v2 else {"ModelForPreTraining"}
         assert set(auto_map) == {f"Auto{name}" for name in names}
         for reference in auto_map.values():
             module, name = reference.split(".")

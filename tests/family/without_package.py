@@ -14,6 +14,7 @@ from transformers import (
     AutoModel,
     AutoModelForDepthEstimation,
     AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
     AutoModelForPreTraining,
     AutoModelForSemanticSegmentation,
     pipeline,
@@ -29,6 +30,7 @@ record = {
     "pooled": {},
     "logits": {},
     "predicted": {},
+    "reconstructed": {},
     "maps": {},
     "heads": {},
 }
@@ -53,6 +55,10 @@ for folder in sorted(folders.iterdir()):
             autoencoder = AutoModelForPreTraining.from_pretrained(folder, trust_remote_code=True)
             noise = torch.arange((config.image_size / config.patch_size) ** 2)[None]
             record["predicted"][folder.name] = autoencoder(**inputs, noise=noise).logits
+        elif config.architectures[0].endswith("ForMaskedImageModeling"):
+            masked = AutoModelForMaskedImageModeling.from_pretrained(folder, trust_remote_code=True).eval()
+            hidden = torch.arange((config.image_size // config.patch_size) ** 2)[None] < 100
+            record["reconstructed"][folder.name] = masked(**inputs, bool_masked_pos=hidden).reconstruction
         elif config.architectures[0].endswith("ForImageClassification"):
             model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True).eval()
             record["logits"][folder.name] = model(**inputs).logits

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save, save_file
 
 from vitae_hf import (
     ViTAEForImageClassification,
+    ViTAEForMaskedImageModeling,
     ViTAEImageProcessor,
     config_from_preset,
     convert_original_state_dict,
@@ -256,6 +257,16 @@ def test_a_revision_can_be_pinned(hub, client, folder, tmp_path):
         record = client.load("org/pinned", tmp_path / "out.pt", revision)
         assert torch.equal(record["logits"], compute_outputs(source, IMAGE))
     assert not torch.equal(compute_outputs(folder, IMAGE), compute_outputs(other, IMAGE))
+
+
+def test_a_masked_image_model_is_compared_by_what_it_reconstructs(tmp_path):
+    model = ViTAEForMaskedImageModeling(config_from_preset("vitae-nano")).eval()
+    model.save_pretrained(tmp_path)
+    processor = ViTAEImageProcessor(size=64)
+    processor.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model(**processor(IMAGE, return_tensors="pt")).reconstruction
+    assert torch.equal(compute_outputs(tmp_path, IMAGE), expected.flatten(1))
 
 
 # Converting by name

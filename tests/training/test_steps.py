@@ -22,7 +22,7 @@ from transformers import AutoModelForImageClassification, TrainerCallback, Train
 
 pytest.importorskip("datasets")  # which a bare machine with a GPU may lack
 
-from vitae_hf import ViTAEForPreTraining
+from vitae_hf import ViTAEForMaskedImageModeling, ViTAEForPreTraining
 from vitae_hf.data.augmentation import AugmentationArguments, DeviceAugmentation, DeviceNormalization, soft_target_loss
 from vitae_hf.data.samples import collate
 from vitae_hf.dense.backbone import dense_config
@@ -33,7 +33,7 @@ from vitae_hf.training import callbacks, trainer
 from vitae_hf.training.arguments import ViTAETrainingArguments
 from vitae_hf.training.callbacks import StopOnSignal
 from vitae_hf.training.readback import Readback
-from vitae_hf.training.reconstruction import ReconstructionTrainer
+from vitae_hf.training.reconstruction import MaskedImageTrainer, ReconstructionTrainer
 from vitae_hf.training.trainer import ViTAETrainer
 
 
@@ -83,9 +83,11 @@ def events(monkeypatch) -> list[str]:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
+WITHOUT_LABELS = {"data_collator": collate, "augmentation": DeviceNormalization()}
 KINDS = {
     ViTAETrainer: {"data_collator": collate, "compute_loss_func": soft_target_loss},
-    ReconstructionTrainer: {"data_collator": collate, "augmentation": DeviceNormalization()},
+    ReconstructionTrainer: WITHOUT_LABELS,
+    MaskedImageTrainer: {**WITHOUT_LABELS, "mask_patch_size": 16, "mask_ratio": 0.6},
     SegmentationTrainer: {"data_collator": collate_masks},
 }
 
@@ -132,6 +134,12 @@ def test_a_step_of_accumulated_batches(events, tmp_path):
 def test_a_masked_autoencoders_step(events, tmp_path):
     model = ViTAEForPreTraining(class_token_config(conv_kernel_size=1, norm_pix_loss=True))
     assert_on_meta(train(ReconstructionTrainer, model, pictures(), tmp_path))
+    assert events == ["asked", "backward", "read", "update"] * 2
+
+
+def test_a_masked_image_models_step(events, tmp_path):
+    model = ViTAEForMaskedImageModeling(pyramid_config(drop_path_rate=0.1))
+    assert_on_meta(train(MaskedImageTrainer, model, pictures(), tmp_path))
     assert events == ["asked", "backward", "read", "update"] * 2
 
 

@@ -1,14 +1,16 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Pretrain a plain variant as a masked autoencoder, on images without labels.
+"""Pretrain a network on images without labels, by letting it predict what is masked in them.
 
     vitae pretrain --config mae-b --dataset FOLDER --output_dir outputs/mae-b
     vitae train --config vitae-b --model_name_or_path outputs/mae-b --dataset LABELLED …
 
+A variant with a class token becomes a masked autoencoder, whose encoder sees only the visible patches (MAE). All others
+see the whole image, in which a colour covers the masked patches (SimMIM): recipe `mim-vitaev2-s`.
 `--dataset` is a Hub name or a folder of images, in parquet files, tars or any folders; labels are not read. A recipe is
 a YAML file of these arguments; the command line overrides it. The library's `TrainingArguments`,
 `--resume_from_checkpoint last` and SIGTERM do what they do in `vitae train`. At the end the folder holds the
 model, `eval_results.json`, `training_curves.png`, a model card, and in `reconstructions/` a picture for each
-evaluation, which TensorBoard shows too: images, the patches that the encoder saw, and their reconstruction.
+evaluation, which TensorBoard shows too: images, the patches that the network saw, and their reconstruction.
 """
 
 from dataclasses import dataclass, field
@@ -17,15 +19,17 @@ from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import ModelCard
+from transformers import AutoModelForMaskedImageModeling, PreTrainedModel
 from transformers.training_args import OptimizerNames
 
 from .. import ViTAEForPreTraining, ViTAEImageProcessor, config_from_preset
 from ..data.augmentation import AugmentationArguments, DeviceNormalization, training_transform
 from ..data.samples import collate
 from ..data.sources import load_images
+from ..decoder_vitae import random_mask
 from ..hub.cards import TEMPLATES, pretraining_card
 from ..training.arguments import ImageArguments, ViTAETrainingArguments
-from ..training.reconstruction import DrawReconstructions, ReconstructionTrainer
+from ..training.reconstruction import DrawReconstructions, MaskedImageTrainer, ReconstructionTrainer
 from ..training.run import Task, exit_status, run_task
 from ..training.splits import evaluation_images, find_stream, load_splits, training_images
 
@@ -34,12 +38,19 @@ from ..training.splits import evaluation_images, find_stream, load_splits, train
 class PretrainingArguments(ImageArguments):
     """What to pretrain on what images."""
 
-    preset: str = field(metadata={"help": "A name of PRESETS with a class token."})
+    preset: str = field(metadata={"help": "A name of PRESETS."})
     eval_share: float = field(
         default=0.02, metadata={"help": "Share of the images to hold out where no split is there to evaluate."}
     )
-    mask_ratio: float = field(default=0.75, metadata={"help": "Share of the patches to hide."})
-    norm_pix_loss: bool = field(default=False, metadata={"help": "Predict pixels normalised by patch."})
+    mask_ratio: float | None = field(
+        default=None, metadata={"help": "Share of the patches to hide; default: 0.75 with a class token, else 0.6."}
+    )
+    mask_patch_size: int | None = field(
+        default=None, metadata={"help": "Without a class token: side in pixels of what to hide; default: 32."}
+    )
+    norm_pix_loss: bool = field(
+        default=False, metadata={"help": "With a class token: predict pixels normalised by patch."}
+    )
     drop_path_rate: float = 0.0
     min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest share of an image in a crop."})
     flip_prob: float = 0.5
@@ -49,12 +60,38 @@ class PretrainingArguments(ImageArguments):
     def __post_init__(self) -> None:
         if self.pictures < 1:
             raise ValueError(f"--pictures must be at least 1, got {self.pictures}")
-        config_from_preset(self.preset)  # an unknown one is an error now, not after the data have been read
+        config = config_from_preset(self.preset)  # an unknown one is an error now, not after the data have been read
+        self.is_autoencoder: bool = config.has_class_token
+        if self.mask_ratio is None:
+            self.mask_ratio = 0.75 if self.is_autoencoder else 0.6
+        if not self.is_autoencoder:
+            self.mask_patch_size = 32 if self.mask_patch_size is None else self.mask_patch_size
+            self._check_masks(self.image_size or config.image_size, config.patch_size)
+        elif self.mask_patch_size is not None:
+            raise ValueError(
+                f"--mask_patch_size does not go with {self.preset}: a variant with a class token becomes a masked"
+                f" autoencoder, which hides patches of its own, of {config.patch_size} pixels"
+            )
+
+    def _check_masks(self, image_size: Any, patch_size: int) -> None:
+        side: Any = self.mask_patch_size
+        ratio: Any = self.mask_ratio
+        if self.norm_pix_loss:
+            raise ValueError(
+                f"--norm_pix_loss does not go with {self.preset}: a variant without a class token predicts pixels as"
+                " they are"
+            )
+        if side < 1 or side % patch_size or image_size % side:
+            raise ValueError(
+                f"--mask_patch_size must divide the side of the images, {image_size}, and be a multiple of"
+                f" {patch_size}, the patches of {self.preset}; got {side}"
+            )
+        random_mask(torch.zeros(1, (image_size // side) ** 2), ratio)  # which says if all or none are hidden
 
 
 @dataclass
 class Pretraining(Task[ReconstructionTrainer]):
-    """A masked autoencoder of images without labels."""
+    """A network that learns from images without labels: a masked autoencoder or a masked image model."""
 
     run: PretrainingArguments
     training: ViTAETrainingArguments
@@ -65,10 +102,15 @@ class Pretraining(Task[ReconstructionTrainer]):
         "push_to_hub": "--push_to_hub does not work here: publish what was fine-tuned",
     }
 
-    def build_model(self) -> ViTAEForPreTraining:
-        size = {} if self.run.image_size is None else {"image_size": self.run.image_size}
-        fields = {name: getattr(self.run, name) for name in ("mask_ratio", "norm_pix_loss", "drop_path_rate")}
-        config: Any = config_from_preset(self.run.preset, conv_kernel_size=1, **size, **fields)
+    def build_model(self) -> PreTrainedModel:
+        run = self.run
+        fields: dict[str, Any] = {"drop_path_rate": run.drop_path_rate}
+        if run.image_size is not None:
+            fields["image_size"] = run.image_size
+        if not run.is_autoencoder:
+            return AutoModelForMaskedImageModeling.from_config(config_from_preset(run.preset, **fields))
+        fields |= {"conv_kernel_size": 1, "mask_ratio": run.mask_ratio, "norm_pix_loss": run.norm_pix_loss}
+        config: Any = config_from_preset(run.preset, **fields)
         return ViTAEForPreTraining(config)
 
     def build_trainer(self) -> ReconstructionTrainer:
@@ -81,9 +123,13 @@ class Pretraining(Task[ReconstructionTrainer]):
         augmentation = AugmentationArguments(auto_augment=None, color_jitter=0.0, **crops)
         transform = training_transform(model.config.image_height_width, augmentation)
         source = splits[run.train_split] if shards is None else shards
-        trainer = ReconstructionTrainer(
+        masks: dict[str, Any] = {}
+        if not run.is_autoencoder:
+            masks = {"mask_patch_size": run.mask_patch_size, "mask_ratio": run.mask_ratio}
+        trainer = (ReconstructionTrainer if run.is_autoencoder else MaskedImageTrainer)(
             model,
             training,
+            **masks,
             data_collator=collate,
             train_dataset=training_images(run, training, source, transform),
             eval_dataset=evaluation_images(run, splits[run.eval_split], processor),
@@ -121,11 +167,13 @@ class Pretraining(Task[ReconstructionTrainer]):
         return pretraining_card(
             TEMPLATES / "pretraining.md",
             preset=self.run.preset,
-            encoder_parameters=model.vitae.num_parameters(),
+            is_autoencoder=self.run.is_autoencoder,
+            encoder_parameters=model.base_model.num_parameters(),
             decoder_parameters=sum(parameter.numel() for parameter in model.decoder.parameters()),
             size=model.config.image_size,
-            mask_ratio=model.config.mask_ratio,
-            norm_pix_loss=model.config.norm_pix_loss,
+            mask_ratio=self.run.mask_ratio,
+            mask_patch_size=trainer.mask_patch_size,
+            norm_pix_loss=self.run.norm_pix_loss,
             loss=record["eval_loss"],
             picture=self.drawing.path.relative_to(self.training.output_dir),
             **values,

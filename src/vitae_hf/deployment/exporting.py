@@ -97,7 +97,8 @@ def load_for_export(source: str | Path) -> tuple[PreTrainedModel, BaseImageProce
     check_source(find_model(source))
     config = AutoConfig.from_pretrained(find_model(source))
     architecture = (config.architectures or [""])[0]
-    if config.model_type not in FAMILY or architecture.endswith(("Backbone", "ForPreTraining")):
+    others = ("Backbone", "ForMaskedImageModeling", "ForPreTraining")
+    if config.model_type not in FAMILY or architecture.endswith(others):
         raise ValueError(
             f"{source} holds {architecture or config.model_type}: only classifiers and headless models of ViTAE and"
             " ViTAEv2 are exported"

@@ -231,17 +231,18 @@ def printed_results(accuracy: Accuracy, url: str) -> list[EvalResult]:
 
 
 def pretraining_card(template: Path, *, dataset: str, **values: Any) -> ModelCard:
-    """The card of a masked autoencoder.
+    """The card of a network that was pretrained without labels.
 
     Args:
         template: Jinja file in `templates/`.
         dataset: Hub name or folder.
         values: whatever else the template names.
     """
+    kind = "masked-autoencoder" if values["is_autoencoder"] else "masked-image-modeling"
     data = ModelCardData(
         model_name=str(values["model_name"]),
         library_name="transformers",
-        tags=["vitae", "vision", "masked-autoencoder"],
+        tags=["vitae", "vision", kind],
         datasets=None if Path(dataset).exists() else [dataset],
     )
     return ModelCard.from_template(data, template_path=str(template), dataset=dataset, **values)

@@ -62,8 +62,8 @@ def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> to
         options: for `from_pretrained`: `revision`, `cache_dir`, `token`.
 
     Returns:
-        `(1, classes)`, `(1, hidden size)`, or, one row, all values of a backbone's maps, of an encoder's tokens, or of
-        a detector's boxes or classes.
+        `(1, classes)`, `(1, hidden size)`, or, one row, all values of a backbone's maps, of an encoder's tokens, of a
+        reconstruction, or of a detector's boxes or classes.
 
     Raises:
         ValueError: the weights lack tensors of the network, or hold values that are not finite.
@@ -77,7 +77,7 @@ def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> to
     outputs = model(pixel_values)
     if "feature_maps" in outputs:
         return torch.cat([feature_map.flatten(1) for feature_map in outputs.feature_maps], dim=1)
-    for name in ("pred_boxes", "class_queries_logits"):
+    for name in ("pred_boxes", "class_queries_logits", "reconstruction"):
         if name in outputs:
             return outputs[name].flatten(1)
     return outputs.logits if "logits" in outputs else outputs.pooler_output

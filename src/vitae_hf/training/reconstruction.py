@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Training of masked autoencoders, and pictures of how they reconstruct the patches that were hidden from them."""
+"""Training on images without labels, and pictures of how a network reconstructs the patches hidden from it."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,12 @@ import numpy as np
 import PIL.Image
 import torch
 from matplotlib.figure import Figure
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from ..data.pictures import as_pictures
-from ..decoder_vitae import patch_statistics, patchify, unpatchify
+from ..decoder_vitae import patch_statistics, patchify, random_mask, unpatchify
 from ..modeling_vitae import ViTAEForPreTraining
 from .arguments import ViTAETrainingArguments
 from .trainer import ViTAETrainer
@@ -25,17 +25,71 @@ class ReconstructionTrainer(ViTAETrainer):
     An evaluation leaves the random state as it was, so that training goes on as if there had been none.
     """
 
-    model: ViTAEForPreTraining
+    model: Any  # a masked autoencoder; subclasses train others
 
-    def __init__(self, model: ViTAEForPreTraining, args: ViTAETrainingArguments, **kwargs: Any):
+    def __init__(self, model: PreTrainedModel, args: ViTAETrainingArguments, **kwargs: Any):
         args.label_names = ["pixel_values"]  # the library computes no loss in an evaluation that has no labels
         super().__init__(model, args, **kwargs)
+        self.mask_patch_size: int = model.config.patch_size  # side in pixels of what is hidden or not
+
+    def draw_noise(self, pixel_values: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """A number for each patch: those with the lowest numbers stay visible."""
+        patches = pixel_values[0, 0].numel() // self.mask_patch_size**2
+        return torch.rand(len(pixel_values), patches, device=pixel_values.device, generator=generator)
+
+    def reconstruct(
+        self, model: Any, pixel_values: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See [`reconstruct`]."""
+        return reconstruct(model, pixel_values, noise)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(self.args.seed)
             return super().evaluation_loop(*args, **kwargs)
+
+
+class MaskedImageTrainer(ReconstructionTrainer):
+    """The same for a masked image model, which is told what to hide.
+
+    Args:
+        mask_patch_size: side in pixels of what is hidden or not, a multiple of the model's patches.
+        mask_ratio: the share that is hidden.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: ViTAETrainingArguments,
+        mask_patch_size: int,
+        mask_ratio: float,
+        **kwargs: Any,
+    ):
+        super().__init__(model, args, **kwargs)
+        self.mask_patch_size = mask_patch_size
+        self.mask_ratio = mask_ratio
+
+    def masked_positions(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Which patches of the model are hidden: (B, 3, height, width), (B, masks) -> (B, N)."""
+        scale = self.mask_patch_size // self.model.config.patch_size
+        _, _, mask = random_mask(noise, self.mask_ratio)
+        grid = mask.bool().unflatten(1, (-1, pixel_values.shape[-1] // self.mask_patch_size))
+        return grid.repeat_interleave(scale, 1).repeat_interleave(scale, 2).flatten(1)
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        pixel_values = inputs["pixel_values"]
+        masked = self.masked_positions(pixel_values, self.draw_noise(pixel_values))
+        return super().compute_loss(model, {**inputs, "bool_masked_pos": masked}, *args, **kwargs)
+
+    @torch.no_grad()
+    def reconstruct(
+        self, model: Any, pixel_values: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        masked = self.masked_positions(pixel_values, noise)
+        is_masked = model.masked_pixels(masked, pixel_values)
+        predicted = model(pixel_values, bool_masked_pos=masked).reconstruction.float()
+        return pixel_values.masked_fill(is_masked, float("nan")), torch.where(is_masked, predicted, pixel_values)
 
 
 @torch.no_grad()
@@ -115,16 +169,13 @@ class DrawReconstructions(TrainerCallback):
         self.pixel_values = pixel_values
         self.image_mean = image_mean
         self.image_std = image_std
-        num_patches = pixel_values[0, 0].numel() // trainer.model.config.total_stride**2
-        self.noise: torch.Tensor = torch.rand(
-            len(pixel_values), num_patches, generator=torch.Generator().manual_seed(0)
-        )
+        self.noise: torch.Tensor = trainer.draw_noise(pixel_values, torch.Generator().manual_seed(0))
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         model: Any = self.trainer.evaluated_model
         pixel_values, noise = self.pixel_values.to(args.device), self.noise.to(args.device)
         # All processes compute it, since each may hold a part of the weights; one draws.
-        blank, pasted = reconstruct(model.eval(), pixel_values, noise)
+        blank, pasted = self.trainer.reconstruct(model.eval(), pixel_values, noise)
         if not state.is_world_process_zero:
             return
         tensors = {"input": self.pixel_values, "visible": blank, "reconstruction": pasted}
