@@ -58,7 +58,7 @@ chromium:  ## Debian's, and its driver, unless they are here
 	    { $(SUDO) apt-get update && $(SUDO) apt-get install --yes --no-install-recommends chromium chromium-driver; }
 
 test-slow: $(VENV)/installed  ## checks that take minutes
-	$(RUN) -m pytest -m slow
+	$(RUN) -m pytest -m slow -n 2 --dist worksteal
 
 test-pages: $(VENV)/installed  ## the documentation's commands in the shell at full length, about ten minutes
 	$(RUN) -m pytest --whole README.md docs
