@@ -11,7 +11,7 @@ from transformers import AutoBackbone, RTDetrConfig, RTDetrForObjectDetection, S
 
 from vitae_hf import config_from_preset
 from vitae_hf.dense.backbone import dense_config
-from vitae_hf.dense.detection.models import HeadSize, detector_backbone, make_processor, new_detector
+from vitae_hf.dense.detection.models import DETECTORS, HeadSize, detector_backbone, make_processor, new_detector
 from vitae_hf.evaluation.detections import find_objects
 
 
@@ -117,3 +117,15 @@ def test_a_detector_in_half_precision_gives_scores_and_boxes_in_whole():
     processor = make_processor("rt_detr", {"height": 64, "width": 64})
     found = find_objects(model, processor, PIL.Image.new("RGB", (40, 30)), threshold=0.0)
     assert found["scores"].dtype == found["boxes"].dtype == torch.float32 and len(found["scores"]) == 5
+
+
+@pytest.mark.parametrize("name", ["rt_detr", "deformable_detr"])
+def test_a_new_head_begins_with_the_weights_of_the_librarys_own(name, monkeypatch):
+    backbone, kind = detector_backbone(config_from_preset("vitae-nano"), name), DETECTORS[name]
+    own = {"config_class": kind.config_class.__base__, "model_class": kind.model_class.__base__}
+    states = []
+    for detector_kind in (kind, kind._replace(**own)):
+        monkeypatch.setitem(DETECTORS, name, detector_kind)
+        torch.manual_seed(0)
+        states.append(new_detector(name, backbone, {0: "a", 1: "b"}, HeadSize(64, 2, 20)).state_dict())
+    assert all(torch.equal(states[0][weight], value) for weight, value in states[1].items())

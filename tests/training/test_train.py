@@ -28,7 +28,7 @@ from vitae_hf.files import RECIPES
 from vitae_hf.hub.variants import VARIANTS
 
 
-OTHERS = ("mae", "upernet", "mask-rcnn", "rt-detr")  # of other commands
+OTHERS = ("mae", "mim", "upernet", "mask-rcnn", "rt-detr")  # of other commands
 TRAINING = sorted(path for path in RECIPES.glob("*.yaml") if not path.stem.startswith(OTHERS))
 
 
