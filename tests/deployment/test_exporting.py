@@ -132,6 +132,14 @@ def test_an_int8_program_is_smaller_and_names_the_same_classes(folders, export_o
     assert sizes[1] < 0.7 * sizes[0]
 
 
+@pytest.mark.slow
+def test_a_program_that_does_not_run_is_refused_by_a_sentence(folders, tmp_path):
+    """ONNX Runtime has no int8 product with what rotated windows multiply by."""
+    with pytest.raises(ValueError, match="the int8 program for onnx does not run here: .*DynamicQuantizeMatMul"):
+        export_folder(folders["rotated"], "onnx", PICTURES, tmp_path / "out", int8=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_disagrees_leaves_nothing_behind_and_an_earlier_export_as_it_was(folders, export_onnx, monkeypatch):
     export_onnx("class_token")
     source, program = folders["class_token"], folders["class_token"] / "onnx" / "model.onnx"

@@ -24,7 +24,7 @@ from torch import nn
 from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from ..failures import EXTRAS
+from ..failures import EXTRAS, first_line
 from ..files import find_model, whole_folder
 from ..layers_vitae import ViTAEConvLayer
 from ..loading import any_size_options, check_source, load_trained
@@ -351,12 +351,17 @@ def verify(
         For each batch its size and the figures of [`compare`].
 
     Raises:
-        ValueError: the outputs differ by more than `TOLERANCES` has for programs of this dtype.
+        ValueError: the program does not run, or its outputs differ by more than `TOLERANCES` has for programs of this
+            dtype.
     """
     name, limit = TOLERANCES[dtype]
     checks = []
     for start, batch, rows, columns in shapes_to_compare(model, format, len(pictures)):
-        figures = compare(exported, model, read_batch(processor, pictures[start:], batch, rows, columns))
+        pixel_values = read_batch(processor, pictures[start:], batch, rows, columns)
+        try:
+            figures = compare(exported, model, pixel_values)
+        except RuntimeError as error:
+            raise ValueError(f"the {dtype} program for {format} does not run here: {first_line(error)}") from error
         checks.append({"batch": batch, "height": rows, "width": columns, **figures})
         if not figures[name] <= limit:  # also if the figure is not a number
             raise ValueError(
