@@ -5,17 +5,14 @@
 that they add: what they save carries the code of the backbones, and loads with `trust_remote_code=True`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 import transformers
-from torch import nn
 from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as init
 
 from .configuration_vitae import ViTAEConfig
 from .configuration_vitaev2 import ViTAEv2Config
+from .modeling_base_vitae import initialize_every_module
 from .modeling_vitae import ViTAEBackbone
 from .modeling_vitaev2 import ViTAEv2Backbone
 
@@ -37,23 +34,6 @@ def auto_class_of(library_class: Any) -> str:
     return "AutoModel"
 
 
-@torch.no_grad()
-@init.guard_torch_init_functions()
-def initialize_weights(self: PreTrainedModel) -> None:
-    """Initialise every module, as the library does in its own classes.
-
-    In classes of others it leaves out modules without weights of their own, and with them what a head does to the
-    weights of its parts. RT-DETR's boxes then begin wrong, and it hardly learns.
-    """
-
-    def apply(module: nn.Module, initialize: Callable[[nn.Module], None]) -> None:
-        for child in module.children():
-            apply(child, child._initialize_weights if isinstance(child, PreTrainedModel) else initialize)
-        initialize(module)
-
-    apply(self, self._initialize_weights)
-
-
 def __getattr__(name: str) -> Any:
     """The class of the library of this name, as a class of this module."""
     library_class = getattr(transformers, name, None)
@@ -61,7 +41,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"{name!r} is no network of transformers and no configuration of one")
     head: Any = type(name, (library_class,), {"__module__": __name__})
     if issubclass(head, PreTrainedModel):
-        head.initialize_weights = initialize_weights
+        head.initialize_weights = initialize_every_module
     head.register_for_auto_class(auto_class_of(library_class))
     globals()[name] = head
     return head

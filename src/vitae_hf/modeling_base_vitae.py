@@ -5,7 +5,7 @@ The shape key is in `layers_vitae.py`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -67,6 +67,23 @@ def check_four_bits(model: nn.Module) -> None:
             f" outputs multiples of 32; {len(unfit)} of {len(layers)} layers are not, such as {name} with"
             f" {layer.in_features} and {layer.out_features}: name them in `llm_int8_skip_modules`, or load in 8 bits"
         )
+
+
+@torch.no_grad()
+@init.guard_torch_init_functions()
+def initialize_every_module(self: PreTrainedModel) -> None:
+    """`initialize_weights` of a model, as the library has it for its own classes.
+
+    In classes of others it leaves out modules without weights of their own, and with them what `_init_weights` does
+    there to the weights of their parts. RT-DETR's boxes, and the proposals of Mask R-CNN, then begin wrong.
+    """
+
+    def apply(module: nn.Module, initialize: Callable[[nn.Module], None]) -> None:
+        for child in module.children():
+            apply(child, child._initialize_weights if isinstance(child, PreTrainedModel) else initialize)
+        initialize(module)
+
+    apply(self, self._initialize_weights)
 
 
 @contextmanager

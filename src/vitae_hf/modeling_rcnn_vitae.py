@@ -18,6 +18,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_rcnn_vitae import RCNNConfig
+from .modeling_base_vitae import initialize_every_module
 from .modeling_vitae import ViTAEBackbone
 from .modeling_vitaev2 import ViTAEv2Backbone
 
@@ -58,6 +59,7 @@ class RCNNForObjectDetection(PreTrainedModel):
 
     config: RCNNConfig
     main_input_name = "pixel_values"
+    initialize_weights = initialize_every_module
     input_modalities: tuple[str, ...] = ("image",)  # type: ignore[assignment]  # as the library's own models have it
     supports_gradient_checkpointing = True
 

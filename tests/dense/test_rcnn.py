@@ -66,6 +66,12 @@ def torchvisions(model) -> MaskRCNN:
     return whole.eval()
 
 
+def test_where_boxes_are_proposed_a_new_network_begins_with_narrow_weights():
+    head = network().rpn.head
+    layers = [layer for layer in head.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert len(layers) == 3 and all(0.005 < layer.weight.std() < 0.015 for layer in layers)
+
+
 @torch.no_grad()
 def test_boxes_and_masks_are_those_of_torchvisions_own_model():
     model = network().eval()
