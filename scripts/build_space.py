@@ -17,11 +17,12 @@ import sys
 from pathlib import Path
 
 import gradio
-import yaml
 
 import vitae_hf
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import size_of
+from vitae_hf.hub.cards import space_card
 from vitae_hf.web.visitors import MODEL_FILES, Models
 
 
@@ -57,10 +58,8 @@ def requirements(setup: Path) -> list[str]:
 
 
 def card(model: str, on_hub: bool) -> str:
-    """The README of the Space. The Hub reads the settings of the Space from its front matter."""
-    fields = {
-        "title": f"What does {model.split('/')[-1]} see?",
-        "emoji": "👀",
+    """The README of the Space."""
+    settings = {
         "colorFrom": "purple",
         "colorTo": "yellow",
         "sdk": "gradio",
@@ -68,16 +67,12 @@ def card(model: str, on_hub: bool) -> str:
         "python_version": f"{sys.version_info.major}.{sys.version_info.minor}",
         "app_file": "app.py",
         **({"models": [model], "preload_from_hub": [model]} if on_hub else {}),
-        "license": "apache-2.0",
-        "short_description": "Attention and convolutions of ViTAE, cell by cell",
-        "tags": ["vitae", "image-classification", "explainability"],
     }
-    front = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
     text = (
         f"Classifies a picture with {model} and shows what the network looks at: attention, Grad-CAM, and how much\n"
         "attention and convolutions add in each cell. The licence above is that of the code.\n"
     )
-    return f"---\n{front}---\n\n{text}"
+    return space_card(model, settings, "Attention and convolutions of ViTAE, cell by cell", "explainability", text)
 
 
 def build(model: str, output: Path) -> None:
@@ -109,13 +104,11 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args(argv)
     build(arguments.model, arguments.output)
-    files = sorted(path for path in arguments.output.rglob("*") if path.is_file())
-    size = sum(path.stat().st_size for path in files)
     return {
         "output": str(arguments.output),
         "model": arguments.model,
-        "files": len(files),
-        "bytes": size,
+        "files": sum(path.is_file() for path in arguments.output.rglob("*")),
+        "bytes": size_of(arguments.output),
         **environment(),
     }
 

@@ -46,6 +46,11 @@ def find_model(name: str | Path) -> str:
     return str(name if Path(name).is_dir() else carried.get(str(name), name))
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of all files in a folder and below."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
     """A new folder to write into, which becomes `output` when the block ends without an error.

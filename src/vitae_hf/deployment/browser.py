@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..failures import first_line
-from ..files import PACKAGE
+from ..files import PACKAGE, size_of
+from ..hub.cards import space_card
 from .exporting import (
     MANIFEST,
     check_format,
@@ -239,11 +239,9 @@ def write_page(folder: Path, runtime: Path) -> None:
 
 
 def write_card(folder: Path) -> None:
-    """Write the README of a Space into a folder with a page. The Hub reads the settings of the Space from it."""
+    """Write the README of a Space into a folder with a page."""
     name = json.loads((folder / MANIFEST).read_text())["name"]
-    fields = {
-        "title": f"What does {name.split('/')[-1]} see?",
-        "emoji": "👀",
+    settings = {
         "colorFrom": "green",
         "colorTo": "gray",
         "sdk": "static",
@@ -253,16 +251,13 @@ def write_card(folder: Path) -> None:
             "cross-origin-embedder-policy": "require-corp",
             "cross-origin-resource-policy": "cross-origin",
         },
-        "license": "apache-2.0",
-        "short_description": "ViTAE names what is in a picture, in your browser",
-        "tags": ["vitae", "image-classification", "transformers.js"],
     }
-    front = yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
     text = (
         f"Classifies a picture with {name} in the visitor's browser, which keeps the picture to itself.\n"
         "The licence above is that of the page; ONNX Runtime Web, in `onnxruntime`, is under the MIT licence.\n"
     )
-    (folder / "README.md").write_text(f"---\n{front}---\n\n{text}")
+    description = "ViTAE names what is in a picture, in your browser"
+    (folder / "README.md").write_text(space_card(name, settings, description, "transformers.js", text))
 
 
 def export_for_browser(
@@ -304,7 +299,7 @@ def export_for_browser(
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         if runtime_files:
             write_page(unfinished, runtime_files)
-        size = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
+        size = size_of(unfinished)
     return {
         "output": str(output),
         "format": "web",

@@ -25,7 +25,7 @@ from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..failures import EXTRAS, first_line
-from ..files import find_model, whole_folder
+from ..files import find_model, size_of, whole_folder
 from ..layers_vitae import ViTAEConvLayer
 from ..loading import any_size_options, check_source, load_trained
 from ..model_folders import FAMILY
@@ -430,7 +430,7 @@ def export_folder(
         write_model(model, format, unfinished, int8_quantizer() if int8 else None)
         reason = RUNTIMES[format].why_not_here() if format in RUNTIMES else None
         checks = [] if reason else verify(load_exported(unfinished), model, processor, pictures, dtype, format)
-        size = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
+        size = size_of(unfinished)
     return {
         "output": str(output),
         "format": format,

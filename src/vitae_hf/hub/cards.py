@@ -230,6 +230,27 @@ def printed_results(accuracy: Accuracy, url: str) -> list[EvalResult]:
     ]
 
 
+def space_card(model: str, settings: dict[str, Any], description: str, tag: str, text: str) -> str:
+    """The README of a Space that shows a classifier. The Hub reads the settings of the Space from its front matter.
+
+    Args:
+        model: its name, with or without its owner.
+        settings: the fields of this kind of Space: its `sdk`, colours, and so on.
+        description: in a few words.
+        tag: what the Space is about, besides ViTAE and classification.
+        text: below the front matter.
+    """
+    fields = {
+        "title": f"What does {model.split('/')[-1]} see?",
+        "emoji": "👀",
+        **settings,
+        "license": "apache-2.0",
+        "short_description": description,
+        "tags": ["vitae", "image-classification", tag],
+    }
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n\n{text}"
+
+
 def pretraining_card(template: Path, *, dataset: str, **values: Any) -> ModelCard:
     """The card of a network that was pretrained without labels.
 
