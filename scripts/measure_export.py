@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,24 +56,28 @@ def export_all(source: Path, root: Path) -> dict[str, dict]:
     }
 
 
-def load_all(source: Path, records: dict[str, dict]) -> dict:
-    """Load all programs, and the torch model in float32 and bfloat16; float32 is the first."""
+def session_options() -> Any:
+    """Of ONNX Runtime, for as many threads as torch has."""
     import onnxruntime  # here, so that `measure_formats.py` runs without
 
-    threads = torch.get_num_threads()
-    session_options = onnxruntime.SessionOptions()
-    session_options.intra_op_num_threads = threads
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
     # Waiting threads would slow down the others.
-    session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def load_all(source: Path, records: dict[str, dict]) -> dict:
+    """Load all programs, and the torch model in float32 and bfloat16; float32 is the first."""
     model, _ = load_for_export(source)
     runs = {
         "torch_float32": prepare_for_inference(copy.deepcopy(model)),
         "torch_bfloat16": prepare_for_inference(model, dtype=torch.bfloat16),
     }
     for name in ("onnx", "onnx_int8"):
-        runs[name] = load_exported(records[name]["output"], session_options=session_options)
+        runs[name] = load_exported(records[name]["output"], session_options=session_options())
     for name, precision in (("openvino_float32", "f32"), ("openvino_bfloat16", "bf16")):
-        config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads}
+        config = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         runs[name] = load_exported(records["openvino"]["output"], config=config)
     return runs
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measure_export import predictor, write_golden
+from measure_export import predictor, session_options, write_golden
 from transformers import AutoModelForImageClassification, BitsAndBytesConfig, TorchAoConfig
 
 from vitae_hf import prepare_for_inference
@@ -57,13 +57,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 def thread_options(format: str, threads: int) -> dict[str, Any]:
     """The options of `load_exported` for a number of threads; those of torch follow torch."""
     if format == "onnx":
-        import onnxruntime
-
-        session_options = onnxruntime.SessionOptions()
-        session_options.intra_op_num_threads = threads
-        # Waiting threads would slow down the others.
-        session_options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return {"session_options": session_options}
+        return {"session_options": session_options()}
     if format == "executorch":
         from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
 

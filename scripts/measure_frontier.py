@@ -26,6 +26,7 @@ import onnxruntime
 import openvino
 import torch
 from matplotlib.figure import Figure
+from measure_export import session_options
 from transformers import PreTrainedModel
 from transformers.exporters.auto import AutoExportConfig, AutoHfExporter
 
@@ -103,11 +104,7 @@ def in_torch(network: str, dtype: torch.dtype, batch_size: int) -> Run:
 
 
 def in_onnx_runtime(path: Path, batch_size: int) -> Run:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Waiting threads would slow down the others.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, session_options(), providers=["CPUExecutionProvider"])
     pixels = np.random.default_rng(0).standard_normal((batch_size, 3, *SIZE), np.float32)
     return partial(session.run, None, {session.get_inputs()[0].name: pixels})
 
