@@ -361,9 +361,10 @@ def test_the_loss_falls_on_real_images_without_labels(pretrained):
     assert record["eval_split"] == "held_out" and record["skipped"] == 0 and record["images_per_s"] > 0
 
 
-def test_every_evaluation_hides_the_same_patches_and_leaves_the_random_state(pretrained, tmp_path):
+@pytest.mark.parametrize("kind", [{"preset": "vitae-nano-mae"}, {"preset": "vitae-nano", "mask_patch_size": 16}])
+def test_every_evaluation_hides_the_same_patches_and_leaves_the_random_state(pretrained, tmp_path, kind):
     root, _ = pretrained
-    arguments = options(dataset=root / "images", preset="vitae-nano-mae", output_dir=tmp_path, eval_share=0.1)
+    arguments = options(dataset=root / "images", output_dir=tmp_path, eval_share=0.1, **kind)
     trainer = Pretraining.parse(arguments).build_trainer()
     losses = []
     for seed in (1, 2):
