@@ -1,0 +1,156 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""What `compare_claims.py` found, as tables and pictures: means and ranges over the seeds."""
+
+import statistics
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+GEOMETRY = ("scale", "resolution", "shift", "rotation")
+DAMAGES = ("noise", "blur", "contrast", "occlusion")
+AXES = {
+    "scale": "side of the garment in the frame (pixels)",
+    "resolution": "side of the frame (pixels)",
+    "shift": "shift (pixels)",
+    "rotation": "turn (degrees)",
+    "noise": "standard deviation of noise",
+    "blur": "standard deviation of blur (pixels)",
+    "contrast": "contrast left",
+    "occlusion": "side of the square (pixels)",
+}
+SIZES_FOR_ALL = ("64", "96", "128")  # the frames that every network can take
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Mean and range."""
+    if not values:
+        return "–"
+    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def mean_of(curve: dict[str, float]) -> float:
+    return statistics.mean(curve.values())
+
+
+def kept(record: dict, change: str) -> float:
+    """What a run keeps of its accuracy, in percent, on average over the strengths of a change."""
+    curve, clean = record["curves"][change], record["curves"]["scale"]["32"]
+    if change == "resolution":
+        curve = {size: curve[size] for size in SIZES_FOR_ALL}
+    return 100 * mean_of(curve) / clean if clean else 0.0
+
+
+def of(results: dict, network: str, share: float) -> list[dict]:
+    return [run for run in results["runs"] if (run["network"], run["share"]) == (network, share)]
+
+
+def rows(header: list[str], cells: list[list[str]]) -> list[str]:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def pieces_table(results: dict) -> list[str]:
+    """For each network its accuracy, and what it keeps of it on changed pictures."""
+    header = ["network", "parameters", "rate", "seeds", "top-1, %", *(f"kept: {name}" for name in AXES)]
+    cells = []
+    for network, parameters in results["parameters"].items():
+        if runs := [run for run in of(results, network, 0.1) if "curves" in run]:
+            start = [network, f"{parameters:,}", f"{runs[0]['learning_rate']:g}", str(len(runs))]
+            changes = [spread([kept(run, change) for run in runs]) for change in AXES]
+            cells.append([*start, spread([run["top1_percent"] for run in runs]), *changes])
+    return rows(header, cells) if cells else []
+
+
+def matched_table(results: dict) -> list[str]:
+    """Accuracy on damaged pictures of networks that were stopped at about the same accuracy on whole ones."""
+    header = ["network", "seeds", "whole pictures", *DAMAGES]
+    cells = []
+    for network in results["parameters"]:
+        if found := [run["matched"] for run in of(results, network, 0.1) if "matched" in run]:
+            damages = [spread([mean_of(one[damage]) for one in found]) for damage in DAMAGES]
+            cells.append([network, str(len(found)), spread([one["top1_percent"] for one in found]), *damages])
+    return rows(header, cells) if cells else []
+
+
+def data_table(results: dict) -> list[str]:
+    """Accuracy of the whole networks, by the share of the training images."""
+    shares = sorted({run["share"] for run in results["runs"]})
+    networks = [
+        name for name in results["parameters"] if any(of(results, name, share) for share in shares if share != 0.1)
+    ]
+    cells = [
+        [network, *(spread([run["top1_percent"] for run in of(results, network, share)]) for share in shares)]
+        for network in networks
+    ]
+    return rows(["network", *(f"{share:.0%}" for share in shares)], cells) if cells else []
+
+
+def band(axis, xs: list[float], columns: list[list[float]], label: str) -> None:
+    """A line through the means and a band over the range."""
+    line = axis.plot(xs, [statistics.mean(column) for column in columns], marker=".", label=label)[0]
+    axis.fill_between(xs, list(map(min, columns)), list(map(max, columns)), alpha=0.15, color=line.get_color())
+
+
+def draw_changes(results: dict, changes: tuple[str, ...], networks: list[str], path: Path) -> None:
+    """Accuracy over the strength of each change."""
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    for axis, change in zip(figure.subplots(2, 2).flat, changes):
+        for network in networks:
+            curves = [run["curves"][change] for run in of(results, network, 0.1) if "curves" in run]
+            strengths = [name for name in (curves[0] if curves else ()) if curves[0][name] is not None]
+            if strengths:
+                columns = [[curve[name] for curve in curves] for name in strengths]
+                band(axis, list(map(float, strengths)), columns, network)
+        axis.set(xlabel=AXES[change], ylabel="top-1 (%)", title=change)
+        axis.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def draw_learning(results: dict, path: Path) -> None:
+    """Accuracy over the share of the images, and that of the first seed on the largest share over pictures and time."""
+    shares = sorted({run["share"] for run in results["runs"]})
+    largest = shares[-1]
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    by_share, by_pictures, by_seconds = figure.subplots(1, 3)
+    for network in results["parameters"]:
+        done = [(share, of(results, network, share)) for share in shares]
+        done = [(share, runs) for share, runs in done if runs]
+        if len(done) < 2:
+            continue
+        columns = [[run["top1_percent"] for run in runs] for _, runs in done]
+        band(by_share, [100 * share for share, _ in done], columns, network)
+        if runs := of(results, network, largest):
+            seen, seconds, top1 = zip(*runs[0]["curve"])
+            by_pictures.plot([count / 60_000 for count in seen], top1, label=network)
+            by_seconds.plot(seconds, top1, label=network)
+    by_share.set(xscale="log", xlabel="training images used (%)", ylabel="top-1 on the test images (%)")
+    by_pictures.set(
+        xlabel=f"pictures seen, in 60,000 ({largest:.0%} of the images)", ylabel="top-1 on held-out images (%)"
+    )
+    by_seconds.set(xscale="log", xlabel="seconds of training, one thread", ylabel="top-1 on held-out images (%)")
+    for axis in figure.axes:
+        axis.grid(alpha=0.3)
+    by_share.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def write_report(results: dict, path: Path) -> None:
+    """Write tables beside the JSON file, and pictures as soon as there is something to draw."""
+    titles = {
+        "Pieces, scale and damage": pieces_table(results),
+        "Damage at equal accuracy": matched_table(results),
+        "Data": data_table(results),
+    }
+    parts = ["\n".join([f"## {title}", "", *table, ""]) for title, table in titles.items() if table]
+    path.with_suffix(".md").write_text("\n".join(parts))
+    networks = list(results["parameters"])
+    whole = [name for name in networks if "," not in name]
+    if any("curves" in run for run in results["runs"]):
+        for name, changes in {"geometry": GEOMETRY, "damage": DAMAGES}.items():
+            draw_changes(results, changes, whole, path.with_name(f"{path.stem}_{name}.png"))
+        pieces = [name for name in networks if name.split(",")[0] == "vitae-nano"]
+        draw_changes(results, GEOMETRY, pieces, path.with_name(f"{path.stem}_pieces.png"))
+    if any(run["share"] != 0.1 for run in results["runs"]):
+        draw_learning(results, path.with_name(f"{path.stem}_learning.png"))

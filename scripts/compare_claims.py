@@ -1,0 +1,266 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Does the architecture keep its promises? Small networks with pieces taken out, on pictures that are changed.
+
+    make data-fashion-mnist
+    python scripts/compare_claims.py --data data/fashion_mnist --processes 2 --output results/claims
+
+Trains `vitae-nano`, `vitaev2-nano`, their ablations, Swin and ViT of equal size on garments of one size in the middle
+of a frame, and tests them on garments that are larger, smaller, moved, turned or damaged. `--parts pieces` does so on
+10 % of Fashion-MNIST, `--parts data` trains the whole networks on 1 to 100 %.
+
+Every run ends when the accuracy on held-out training images has not risen for a while; the best average of the weights
+until then counts. The learning rate of each network is chosen on the same held-out images out of powers of two, such
+that its neighbours on both sides are no better. The test images only give the final figures. A comparison that was
+stopped goes on after its last finished runs. Writes OUTPUT.json, OUTPUT.md and pictures.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from claims_networks import NETWORKS, WHOLE
+from claims_pictures import CHANGES, DAMAGES, FRAME, Labelled, changed, framed, load, share_of
+from claims_report import write_report
+from compare_pretraining import as_they_end
+from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import PreTrainedModel, set_seed
+
+from vitae_hf.environment import environment
+from vitae_hf.failures import run_command
+
+
+RECIPE = {
+    "batch_size": 64,
+    "warmup_updates": 100,
+    "weight_decay": 0.05,
+    "label_smoothing": 0.1,
+    "average_decay": 0.99,
+    "updates_between_tests": 100,
+    "held_out": 2000,
+    "changed_test_images": 2000,
+    "matched_percent": 75.0,
+}
+FIRST_EXPONENTS = (-1, 0, 1, 2)  # of the learning rates that each network is tried with
+LOWEST, HIGHEST = -5, 5
+SEED_FOR_RATES = 1000  # the comparison uses others
+SHARES = {"pieces": (0.1,), "data": (0.01, 0.03, 0.1, 0.3, 1.0)}
+
+
+def batches(images: Labelled, size: int) -> Iterator[Labelled]:
+    """Random batches without end, each picture once in an epoch, every other one mirrored: values from -1 to 1."""
+    pictures, labels = images
+    while True:
+        for chosen in torch.randperm(len(labels)).split(size):
+            if len(chosen) == min(size, len(labels)):
+                mirrored = torch.rand(len(chosen), 1, 1, 1) < 0.5
+                batch = pictures[chosen]
+                yield networks_input(torch.where(mirrored, batch.flip(-1), batch)), labels[chosen]
+
+
+def networks_input(pictures: torch.Tensor) -> torch.Tensor:
+    """(N, 1, H, W) from 0 to 1 -> (N, 3, H, W) from -1 to 1."""
+    return (pictures * 2 - 1).expand(-1, 3, -1, -1)
+
+
+@torch.inference_mode()
+def accuracy(network: PreTrainedModel, pictures: torch.Tensor, labels: torch.Tensor) -> float:
+    """Top-1 in percent."""
+    network.eval()
+    other = {} if pictures.shape[-1] == FRAME else {"interpolate_pos_encoding": True}
+    parts = zip(pictures.split(250), labels.split(250))
+    right = sum((network(networks_input(x), **other).logits.argmax(1) == y).sum().item() for x, y in parts)
+    return round(100 * right / len(labels), 3)
+
+
+def takes(network: PreTrainedModel, size: int) -> bool:
+    """Whether a network can run on frames of this side in pixels."""
+    config = network.config
+    if config.model_type == "swin":  # its last map must fill a window
+        return size >= config.window_size * config.patch_size * 2 ** (len(config.depths) - 1)
+    return size % getattr(config, "total_stride", config.patch_size) == 0
+
+
+def optimizer_for(network: PreTrainedModel, learning_rate: float) -> torch.optim.Optimizer:
+    """AdamW; vectors do not decay."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": RECIPE["weight_decay"]},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+class Training:
+    """A run: the network, the average of its weights, and the accuracy of that on held-out images as it learns."""
+
+    def __init__(self, settings: dict, images: Labelled, held_out: Labelled):
+        set_seed(settings["seed"])
+        self.network = NETWORKS[settings["network"]]()
+        self.average = AveragedModel(
+            self.network, multi_avg_fn=get_ema_multi_avg_fn(RECIPE["average_decay"]), use_buffers=True
+        )
+        self.optimizer = optimizer_for(self.network, settings["learning_rate"])
+        self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 0.01, 1.0, RECIPE["warmup_updates"])
+        self.batches = batches(images, RECIPE["batch_size"])
+        self.held_out = held_out
+        self.curve: list[tuple[int, float, float]] = []  # pictures and seconds so far, accuracy
+        self.best = self.matched = self.average.module
+
+    def update(self) -> int:
+        pictures, labels = next(self.batches)
+        loss = cross_entropy(self.network(pictures).logits, labels, label_smoothing=RECIPE["label_smoothing"])
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.update_parameters(self.network)
+        return len(labels)
+
+    def run(self, tests: int, patience: int) -> None:
+        """Train until the accuracy has not risen in the last `patience` tests, or there were `tests` of them."""
+        seen, seconds, highest, since = 0, 0.0, -1.0, 0
+        while len(self.curve) < tests and since < patience:
+            start = time.perf_counter()
+            self.network.train()
+            seen += sum(self.update() for _ in range(RECIPE["updates_between_tests"]))
+            seconds += time.perf_counter() - start
+            top1 = accuracy(self.average.module, *self.held_out)
+            if highest < RECIPE["matched_percent"] <= top1:
+                self.matched = copy.deepcopy(self.average.module)
+            if top1 > highest:
+                self.best, highest, since = copy.deepcopy(self.average.module), top1, 0
+            else:
+                since += 1
+            self.curve.append((seen, round(seconds, 1), top1))
+
+
+def curves(network: PreTrainedModel, images: Labelled, changes: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
+    """Accuracy on changed test images, by change and strength; none where the network cannot take the size."""
+    pictures, labels = (part[: RECIPE["changed_test_images"]] for part in images)
+    found: dict[str, dict[str, float | None]] = {}
+    for change in changes:
+        found[change] = {}
+        for strength, make in changed(pictures, change).items():
+            is_possible = change != "resolution" or takes(network, int(strength))
+            found[change][str(strength)] = accuracy(network, make(), labels) if is_possible else None
+    return found
+
+
+def train_once(settings: dict) -> dict:
+    """One run: its curve, its accuracy on the test images, and for `--parts pieces` that on changed ones."""
+    rest, kept, test = load(settings["data"], RECIPE["held_out"])
+    images = share_of(rest, settings["share"], settings["seed"])
+    training = Training(settings, (framed(images[0]), images[1]), (framed(kept[0]), kept[1]))
+    training.run(settings["tests"], settings["patience"])
+    record = {"curve": training.curve, "held_out_percent": max(top1 for *_, top1 in training.curve)}
+    if settings["part"] == "rates":
+        return record
+    record["top1_percent"] = accuracy(training.best, framed(test[0]), test[1])
+    if settings["share"] == SHARES["pieces"][0]:
+        record["curves"] = curves(training.best, test, tuple(CHANGES))
+        if record["held_out_percent"] >= RECIPE["matched_percent"]:
+            record["matched"] = curves(training.matched, test, DAMAGES)
+            record["matched"]["top1_percent"] = accuracy(training.matched, framed(test[0]), test[1])
+    return record
+
+
+class Comparison:
+    """The runs so far, kept in a JSON file after each."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.arguments, self.path = arguments, arguments.output.with_suffix(".json")
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the first run
+        self.results = {"recipe": RECIPE, "parameters": {}, "rates": [], "runs": []}
+        if self.path.exists():
+            self.results = json.loads(self.path.read_text())
+            if self.results["recipe"] != RECIPE:
+                raise ValueError(f"{self.path} is of another recipe, {self.results['recipe']}: choose another --output")
+        for name in arguments.networks:
+            self.results["parameters"][name] = NETWORKS[name]().num_parameters()
+
+    def save(self) -> None:
+        self.results.update({**environment(), "processes": self.arguments.processes})
+        temporary = self.path.with_suffix(".partial")
+        temporary.write_text(json.dumps(self.results) + "\n")
+        temporary.replace(self.path)
+        write_report(self.results, self.path)
+
+    def do(self, kind: str, runs: list[dict], **settings) -> list[dict]:
+        """The records of these runs; those that have not been done before are done."""
+        records = self.results[kind]
+        jobs = {
+            tuple(run.items()): {**run, **settings, "data": self.arguments.data, "part": kind}
+            for run in runs
+            if not any(run.items() <= record.items() for record in records)
+        }
+        for run, figures in as_they_end(train_once, jobs, self.arguments.processes):
+            records.append({**dict(run), **figures})
+            self.save()
+            print(json.dumps({**dict(run), "held_out_percent": figures["held_out_percent"]}), flush=True)
+        return [record for run in runs for record in records if run.items() <= record.items()]
+
+    def choose_rates(self) -> dict[str, float]:
+        """For each network the power of two, times 0.001, whose neighbours on both sides are no better.
+
+        Raises:
+            RuntimeError: there is none from `LOWEST` to `HIGHEST`.
+        """
+        arguments, share = self.arguments, SHARES["pieces"][0]
+        tried = dict.fromkeys(arguments.networks, FIRST_EXPONENTS)
+        while True:
+            runs = [
+                {"network": network, "share": share, "learning_rate": 1e-3 * 2.0**exponent, "seed": SEED_FOR_RATES}
+                for network, exponents in tried.items()
+                for exponent in exponents
+            ]
+            records = self.do("rates", runs, tests=arguments.rate_tests, patience=arguments.rate_tests)
+            rates, wider = {}, {}
+            for network, exponents in tried.items():
+                mine = [record for record in records if record["network"] == network]
+                best = max(range(len(mine)), key=lambda index: mine[index]["held_out_percent"])
+                rates[network] = mine[best]["learning_rate"]
+                first, last = exponents[0] - (best == 0), exponents[-1] + (best == len(mine) - 1)
+                wider[network] = tuple(range(first, last + 1))
+            if wider == tried:
+                return rates
+            if any(exponents[0] < LOWEST or exponents[-1] > HIGHEST for exponents in wider.values()):
+                raise RuntimeError(
+                    f"the best learning rate is beyond {1e-3 * 2**LOWEST:g} to {1e-3 * 2**HIGHEST:g}: {rates}"
+                )
+            tried = wider
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of `make data-fashion-mnist`, or the like")
+    parser.add_argument("--output", type=Path, required=True, help="path without suffix")
+    parser.add_argument("--parts", nargs="+", choices=SHARES, default=list(SHARES))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tests", type=int, default=100, help="how often a run is tested on held-out images at most")
+    parser.add_argument("--patience", type=int, default=8, help="how many tests without a higher accuracy end a run")
+    parser.add_argument("--rate_tests", type=int, default=6, help="how long the runs are that choose a learning rate")
+    parser.add_argument("--processes", type=int, default=1, help="how many runs go on at once, in one thread each")
+    arguments = parser.parse_args(argv)
+    comparison = Comparison(arguments)
+    rates = comparison.choose_rates()
+    for seed in arguments.seeds:  # all networks with a seed before the next, so that a stopped comparison is fair
+        runs = [
+            {"network": network, "share": share, "learning_rate": rates[network], "seed": seed}
+            for part in arguments.parts
+            for share in SHARES[part]
+            for network in (arguments.networks if part == "pieces" else filter(WHOLE.__contains__, arguments.networks))
+        ]
+        comparison.do("runs", runs, tests=arguments.tests, patience=arguments.patience)
+    comparison.save()
+    return {"runs": len(comparison.results["runs"]), "learning_rates": rates, **environment()}
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,123 @@
+"""The comparison of networks whose pieces are taken out: what it builds, what it shows them, and how it goes on."""
+
+import json
+
+import claims_pictures
+import compare_claims
+import pytest
+import torch
+from claims_networks import NETWORKS
+from helpers import DATA
+
+from vitae_hf.layers_vitae import ViTAEFamilyNormalCell, ViTAEPyramidReduction
+
+
+@pytest.mark.parametrize("preset", ["vitae-nano", "vitaev2-nano"])
+def test_ablations_lack_what_their_name_says_and_learn_with_all_that_is_left(preset):
+    torch.manual_seed(0)
+    pictures = torch.randn(2, 3, 64, 64)
+    sizes = {}
+    for name, build in NETWORKS.items():
+        if not name.startswith(preset):
+            continue
+        network = build()
+        sizes[name] = network.num_parameters()
+        network(pictures).logits.logsumexp(1).sum().backward()
+        assert all(p.grad is not None for p in network.parameters() if p.requires_grad), name
+        convs = [
+            conv for module in network.modules() if isinstance(module, ViTAEPyramidReduction) for conv in module.convs
+        ]
+        sees_scales = any(conv.dilation != (1, 1) for conv in convs)
+        overlaps = any(conv.kernel_size > conv.stride for conv in convs)
+        branches = any("conv_branch" in weight for weight, _ in network.named_parameters())
+        assert sees_scales == ("dilations of 1" not in name and "no pyramid" not in name), name
+        assert overlaps == ("no pyramid" not in name) and branches == ("no branch" not in name), name
+    equal = [size for name, size in sizes.items() if not name.endswith(("no branch", "no pyramid"))]
+    assert max(equal) < 1.03 * min(equal) and min(sizes.values()) < 0.8 * min(equal)
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("vitae-nano, branch before attention", ["branch", "attention", "mlp"]),
+        ("vitae-nano, branch after attention", ["attention", "branch", "mlp"]),
+    ],
+)
+def test_the_order_of_a_cell_is_that_of_its_name(name, order):
+    """Each part gets the sum of the tokens and of what came before."""
+    cell = next(module for module in NETWORKS[name]().modules() if isinstance(module, ViTAEFamilyNormalCell))
+    cell.layernorm_before = cell.layernorm_after = torch.nn.Identity()
+    seen = []
+
+    def part(label, factor):
+        def compute(tokens, *_):
+            seen.append((label, tokens.flatten()[0].item()))
+            return factor * tokens
+
+        return compute
+
+    cell.convolve = part("branch", 1.0)
+    cell.attention = torch.nn.Module()
+    cell.attention.forward = lambda tokens, *_: (part("attention", 1.0)(tokens), None)
+    cell.mlp = torch.nn.Module()
+    cell.mlp.forward = part("mlp", 1.0)
+    result = cell(torch.ones(1, 16, 64), 4, 4)
+    assert seen == list(zip(order, (1.0, 2.0, 4.0))) and result.flatten()[0] == 8
+
+
+def test_changes_leave_the_picture_as_it_was_trained_on_at_their_mildest_strength():
+    images = claims_pictures.load(DATA, 200)[2][0][:8]
+    trained = claims_pictures.framed(images)
+    assert trained.shape == (8, 1, 64, 64) and trained[:, :, :16].max() == 0 and trained.max() > 0.9
+    for change, unchanged in {"scale": 32, "resolution": 64, "shift": 0, "rotation": 0}.items():
+        pictures = {strength: make() for strength, make in claims_pictures.changed(images, change).items()}
+        assert torch.equal(pictures[unchanged], trained), change
+        assert all(0 <= picture.min() and picture.max() <= 1 for picture in pictures.values())
+    large = claims_pictures.framed(images, 64)
+    assert large.mean() == pytest.approx(4 * trained.mean().item(), rel=0.02)
+    moved = claims_pictures.shifted(images, 16)
+    assert moved.sum() == pytest.approx(trained.sum().item()) and torch.equal(
+        moved[0, :, :, 16:], trained[0, :, :, :-16]
+    )
+    for damage in claims_pictures.DAMAGES:
+        parts = list(claims_pictures.changed(images, damage).values())
+        errors = [(make() - trained).abs().mean().item() for make in parts]
+        assert errors == sorted(errors) and errors[0] > 0, damage
+
+
+@pytest.mark.slow
+def test_a_comparison_chooses_rates_between_worse_ones_tests_changes_and_goes_on(tmp_path, monkeypatch):
+    """With little data. The accuracy of the runs that choose rates is made up: the best lies off the first grid."""
+    small = {"updates_between_tests": 4, "warmup_updates": 2, "held_out": 60, "changed_test_images": 10}
+    monkeypatch.setattr(compare_claims, "RECIPE", {**compare_claims.RECIPE, **small, "matched_percent": 5.0})
+    monkeypatch.setitem(compare_claims.SHARES, "data", (0.01, 0.1))
+    train_once, done = compare_claims.train_once, []
+
+    def made_up(settings):
+        done.append(settings)
+        if settings["part"] == "runs":
+            return train_once(settings)
+        distance = abs(settings["learning_rate"] - (8e-3 if settings["network"] == "swin" else 1e-3))
+        return {"curve": [], "held_out_percent": 50 - 100 * distance}
+
+    monkeypatch.setattr(compare_claims, "train_once", made_up)
+    words = ["--data", str(DATA), "--output", str(tmp_path / "claims"), "--networks", "vitae-nano", "swin"]
+    words += ["--seeds", "0", "--tests", "2", "--parts", "pieces"]
+    assert compare_claims.main(words)["learning_rates"] == {"vitae-nano": 1e-3, "swin": 8e-3}
+    tried = [settings["learning_rate"] for settings in done if settings["network"] == "swin"]
+    assert tried[:6] == [5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3]
+    results = json.loads((tmp_path / "claims.json").read_text())
+    for run in results["runs"]:
+        assert len(run["curve"]) == 2 and run["curve"][1][0] == 2 * 4 * 64
+        assert set(run["curves"]) == set(claims_pictures.CHANGES) and set(run["matched"]) >= set(
+            claims_pictures.DAMAGES
+        )
+        assert (run["curves"]["resolution"]["48"] is None) == (run["network"] == "swin")
+    report = (tmp_path / "claims.md").read_text()
+    assert "| swin | 215,926 | 0.008 | 1 |" in report and (tmp_path / "claims_geometry.png").stat().st_size > 10_000
+    count = len(done)
+    compare_claims.main(words)
+    assert len(done) == count  # nothing anew
+    compare_claims.main([*words, "--networks", "vitae-nano", "--parts", "data"])
+    assert [settings["share"] for settings in done[count:]] == [0.01]
+    assert "| vitae-nano |" in (tmp_path / "claims.md").read_text().split("## Data")[1]
