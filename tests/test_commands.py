@@ -22,7 +22,8 @@ PICTURE = ASSETS / "sneaker.png"
 WRAPPERS = {"evaluate_model": "evaluate", "pretrain_mae": "pretrain", "train_segmentation": "segment"}
 WRAPPERS |= {"train_detection": "detect"}
 WRAPPERS |= {"push_to_hub": "push", "verify_checkpoint": "verify", "convert_original_checkpoint": "convert"}
-SCRIPTS = sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py") if path.stem != "gpu_parts")
+PARTS_OF_SCRIPTS = ("gpu_parts", "claims_networks", "claims_pictures", "claims_report")
+SCRIPTS = sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py") if path.stem not in PARTS_OF_SCRIPTS)
 
 
 def load(name: str):
@@ -90,6 +91,7 @@ TAKES_DATA = {
     "segment": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "detect": ["--preset", "vitae-nano", "--dataset", "{}", "--output_dir", "out", "--report_to", "none"],
     "evaluate": ["--model_name_or_path", "model", "--dataset", "{}", "--output", "out"],
+    "compare_claims": ["--data", "{}", "--output", "out"],
     "compare_fashion_mnist": ["--data", "{}", "--output", "out"],
     "compare_pretraining": ["--preset", "vitae-nano", "--data", "{}", "--output", "out.json"],
     "measure_loading": ["--dataset", "{}"],
@@ -116,6 +118,7 @@ WRITES = {
     "build_garment_scenes": ["--scenes", "1", "1", "--output", "{}"],
     "build_model_cards": ["--output", "{}"],
     "demo": ["--output", "{}"],
+    "compare_claims": ["--data", DATA, "--output", "{}"],
     "compare_fashion_mnist": ["--data", DATA, "--output", "{}"],
     "compare_detection": ["--max_steps", "1", "--output", "{}"],
     "compare_pretraining": ["--preset", "vitae-nano", "--output", "{}.json"],

@@ -147,6 +147,7 @@ def test_a_convolution_over_every_so_many_rows_computes_the_same(size, kernel_si
     assert packed.packed is not None and packed.read[-1].step == math.gcd(stride, dilation)
 
 
+@pytest.mark.slow
 def test_compiled_it_computes_the_same():
     model = used(AutoModelForImageClassification.from_config(config_from_preset("vitaev2-nano")))
     expected = logits(model)

@@ -163,7 +163,10 @@ def test_positions_are_interpolated_only_when_asked_and_as_vit_does(tiny_config)
     "implementation",
     [
         "sdpa",
-        pytest.param("flex_attention", marks=pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")),
+        pytest.param(
+            "flex_attention",
+            marks=[pytest.mark.slow, pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")],
+        ),
     ],
 )
 @torch.no_grad()  # flex attention has no backward pass on a CPU
@@ -269,7 +272,7 @@ ONE_WINDOWED_STAGE = {  # tracing the shapes of several takes minutes
         class_token_config(),
         pytest.param(windowed_config(**ONE_WINDOWED_STAGE), marks=pytest.mark.slow),
         rotated_config(window_size=2),  # such a program takes no grid of a single row or column of windows
-        windowed_config(**ONE_WINDOWED_STAGE, window_padding="end"),
+        pytest.param(windowed_config(**ONE_WINDOWED_STAGE, window_padding="end"), marks=pytest.mark.slow),
     ],
     ids=[*CONFIGS, "padded_at_the_end"],
 )
@@ -338,6 +341,7 @@ def test_the_checkpoint_function_of_a_cell_can_be_patched():
     assert not hasattr(cell, "_gradient_checkpointing_func")
 
 
+@pytest.mark.slow
 def test_compiled_checkpointing_counts_each_batch_once(tiny_config):
     model = AutoModelForImageClassification.from_config(
         tiny_config(drop_path_rate=0.0, reduction_dropout_prob=0.0)

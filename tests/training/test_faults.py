@@ -50,6 +50,7 @@ def curve(output) -> list[tuple]:
     return [(entry["step"], entry["loss"], entry["learning_rate"]) for entry in log if "loss" in entry]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_and_then_killed_ends_as_if_nothing_had_happened(tmp_path):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     expected = last_line(subprocess.run(command(undisturbed), capture_output=True, text=True, check=False))

@@ -95,6 +95,7 @@ def logged_updates(runs: Path) -> list[list[int]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_under_the_other_launcher_and_its_model_loads_by_name(pictures, tmp_path):
     output = tmp_path / "outputs" / "vitae-t"
     with HubServer(tmp_path / "hub") as hub:
