@@ -130,6 +130,7 @@ def test_commands_of_the_wheel_work_outside_any_checkout(outside):
     assert converted["preset"] == "vitae-nano" and len(converted["verified"]) == 5
 
 
+@pytest.mark.slow
 def test_the_page_of_the_wheel_classifies_with_the_model_that_ships(outside):
     folder, environment = outside
     with serving([sys.executable, "-S", "-m", "vitae_hf", "app"], cwd=folder, **environment) as address:

@@ -293,6 +293,7 @@ def test_the_speed_of_loading_counts_the_batches_after_the_first(fashion, tmp_pa
     assert json.loads((tmp_path / "found.json").read_text()) == json.loads(json.dumps(record))
 
 
+@pytest.mark.slow
 def test_a_search_and_a_probe_of_random_features_are_timed(tmp_path):
     words = f"--rows 3000 --probe_rows 200 --width 16 --pictures 1 2 --output {tmp_path / 'found.json'}"
     record = measure_features.main(words.split())
@@ -314,6 +315,7 @@ def test_predicting_is_measured_beside_its_parts_and_the_pipeline(tmp_path, monk
     assert json.loads((tmp_path / "found.json").read_text())["pixels"] == [500, 375]
 
 
+@pytest.mark.slow
 def test_a_step_of_training_is_compared_with_the_plain_networks(tmp_path, monkeypatch):
     monkeypatch.setattr(measure_step, "interleave", briefly)
     words = f"--presets vitae-t --batch_size 2 --rounds 1 --threads 1 --output {tmp_path / 'found.json'}"

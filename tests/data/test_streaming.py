@@ -58,7 +58,9 @@ def rows(batches) -> list[int]:
     return [int(pixels[0, 0, 0]) // 5 for batch in batches for pixels in batch["pixel_values"]]
 
 
-@pytest.mark.parametrize("world_size, workers", [(1, 0), (1, 3), (2, 1), (4, 0), (4, 3)])
+@pytest.mark.parametrize(
+    "world_size, workers", [(1, 0), (1, 3), (2, 1), (4, 0), pytest.param(4, 3, marks=pytest.mark.slow)]
+)
 def test_each_row_is_seen_once_in_an_epoch_by_any_processes_and_workers(folder, world_size, workers):
     shards = find_shards(folder)
     assert shards.rows == SHARD_SIZES

@@ -36,6 +36,7 @@ def few_scenes(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_script_learns_saves_draws_and_its_folder_segments(few_scenes, tmp_path):
     """It learns four scenes by heart; what it makes of new ones takes minutes, see the slow test."""
     learning = {"learning_rate": 1e-2, "warmup_steps": 5, "min_scale": 1, "max_scale": 1, "distortion_prob": 0}

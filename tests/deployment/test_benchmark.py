@@ -64,6 +64,7 @@ def test_a_size_that_a_network_cannot_take_is_named_and_the_others_figures_are_k
     assert len(record["results"]) == 6
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_fresh_process():
     held = torch.ones(2**29, dtype=torch.uint8)  # 512 MiB of this process
     measured = benchmark.memory_in_own_process(Setup("vitae-nano", (64, 64), 2, "training"))

@@ -57,7 +57,10 @@ def logits(model, pixel_values: torch.Tensor) -> np.ndarray:
     return model(**forward_inputs(model, pixel_values)).logits.numpy()
 
 
-@pytest.mark.parametrize("kind", list(CONFIGS))
+@pytest.mark.parametrize(
+    "kind",
+    ["pyramid", "class_token", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("windowed", "rotated"))],
+)
 def test_an_onnx_program_computes_the_same_at_any_size_and_refuses_remainders(folders, export_onnx, kind):
     checks = export_onnx(kind)["checks"]
     model, processor = model_of(folders[kind]), ViTAEImageProcessorPil()
@@ -75,7 +78,10 @@ def test_an_onnx_program_computes_the_same_at_any_size_and_refuses_remainders(fo
         session.run(None, {"pixel_values": np.zeros((1, 3, 64, 4 * stride + 1), np.float32)})
 
 
-@pytest.mark.parametrize(("kind", "format"), [("windowed", "torch"), ("class_token", "openvino")])
+@pytest.mark.parametrize(
+    ("kind", "format"),
+    [pytest.param("windowed", "torch", marks=pytest.mark.slow), ("class_token", "openvino")],
+)
 def test_other_formats_compute_the_same_when_loaded_again(folders, kind, format):
     if format == "openvino":
         pytest.importorskip("openvino")
@@ -121,6 +127,7 @@ def test_the_example_needs_no_torch_and_says_what_the_pipeline_says(folders, exp
     assert label == expected["label"] and float(score) == pytest.approx(expected["score"], abs=2e-4)
 
 
+@pytest.mark.slow
 def test_an_int8_program_is_smaller_and_names_the_same_classes(folders, export_onnx):
     export_onnx("windowed")
     source = folders["windowed"]

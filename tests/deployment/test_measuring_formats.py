@@ -20,6 +20,7 @@ def row(name: str) -> dict:
     return measure_formats.one_row(SimpleNamespace(row=name, source=NANO, photographs=pictures, rounds=1, threads=1))
 
 
+@pytest.mark.slow
 def test_rows_are_measured_in_processes_of_their_own_and_one_that_crashes_leaves_the_others(tmp_path):
     words = ["--networks", "vitae-nano", "--formats", "onnx", "torch_float32", "--python", "onnx=/bin/false"]
     words += ["--rounds", "1", "--threads", "1", "--output", str(tmp_path / "found")]

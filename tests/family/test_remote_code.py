@@ -113,7 +113,11 @@ def heads(folders):
     return root
 
 
-@pytest.mark.parametrize("torchvision", [True, False], ids=["with_torchvision", "without_torchvision"])
+@pytest.mark.parametrize(
+    "torchvision",
+    [pytest.param(True, marks=pytest.mark.slow), False],
+    ids=["with_torchvision", "without_torchvision"],
+)
 def test_folders_load_without_the_package_and_give_the_same_bits(folders, heads, tmp_path, torchvision):
     if not torchvision and version.parse(transformers.__version__) < version.parse("5.23"):
         pytest.skip("this AutoImageProcessor needs torchvision whatever the processor")

@@ -324,6 +324,7 @@ def test_a_classifier_with_rotated_windows_computes_what_its_authors_do(tmp_path
             assert_close(found[block], golden, block)
 
 
+@pytest.mark.slow
 def test_a_backbone_with_rotated_windows_computes_what_its_authors_do(tmp_path, monkeypatch):
     save_run(golden_state_dict("rvsa-vitae-b_seg"), tmp_path / "run.pth")
     record = convert.main([str(tmp_path / "run.pth"), "--output", str(tmp_path / "out"), "--verify"])

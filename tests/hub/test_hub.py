@@ -591,7 +591,9 @@ def test_damage_in_the_cache_is_found_by_name(hub, client, folder):
     assert "org/nothing is not on the Hub" in client.refusal("verify", "org/nothing")
 
 
-@pytest.mark.parametrize("detector", ["rt_detr", pytest.param("mask2former", marks=pytest.mark.slow), "mask_rcnn"])
+@pytest.mark.parametrize(
+    "detector", ["rt_detr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mask2former", "mask_rcnn"))]
+)
 def test_a_detector_is_published_by_its_run_or_by_itself_and_found_by_name(hub, client, tmp_path, detector):
     words = ["--preset", "vitae-nano", "--dataset", SCENES, "--output_dir", tmp_path / "out"]
     words += ["--detector", detector, "--head_channels", 32, "--decoder_layers", 1, "--num_queries", 5]

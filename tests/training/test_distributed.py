@@ -326,6 +326,7 @@ def test_the_script_trains_in_two_processes_as_slurm_starts_it(tmp_path):
     assert "requeue" not in (tmp_path / "scontrol.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_preempted_slurm_job_saves_at_one_step_and_queues_again(tmp_path):
     """SIGTERM on its way through the script, srun and torchrun to two processes in the middle of training."""
     out = tmp_path / "out"
