@@ -4,11 +4,12 @@
 import statistics
 from pathlib import Path
 
+from claims_networks import WHOLE
+from claims_pictures import DAMAGES
 from matplotlib.figure import Figure
 
 
 GEOMETRY = ("scale", "resolution", "shift", "rotation")
-DAMAGES = ("noise", "blur", "contrast", "occlusion")
 AXES = {
     "scale": "side of the garment in the frame (pixels)",
     "resolution": "side of the frame (pixels)",
@@ -22,11 +23,11 @@ AXES = {
 SIZES_FOR_ALL = ("64", "96", "128")  # the frames that every network can take
 
 
-def spread(values: list[float], digits: int = 1) -> str:
+def spread(values: list[float]) -> str:
     """Mean and range."""
     if not values:
         return "–"
-    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+    return f"{statistics.mean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
 
 
 def mean_of(curve: dict[str, float]) -> float:
@@ -146,7 +147,7 @@ def write_report(results: dict, path: Path) -> None:
     parts = ["\n".join([f"## {title}", "", *table, ""]) for title, table in titles.items() if table]
     path.with_suffix(".md").write_text("\n".join(parts))
     networks = list(results["parameters"])
-    whole = [name for name in networks if "," not in name]
+    whole = [name for name in networks if name in WHOLE]
     if any("curves" in run for run in results["runs"]):
         for name, changes in {"geometry": GEOMETRY, "damage": DAMAGES}.items():
             draw_changes(results, changes, whole, path.with_name(f"{path.stem}_{name}.png"))
