@@ -13,10 +13,12 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForDepthEstimation,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
     AutoModelForObjectDetection,
     AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
@@ -32,8 +34,13 @@ OUR_PROCESSORS = (ViTAEImageProcessor, ViTAEImageProcessorPil)
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "token")
 DENSE = ("Detection", "Segmentation", "Estimation")
 """How the library's names of classes end that say where in a picture something is."""
-DETECTORS = ("ForObjectDetection", "ForUniversalSegmentation")
-"""Those of them that [`load_trained`] takes."""
+DENSE_CLASSES: dict[str, Any] = {
+    "ForObjectDetection": AutoModelForObjectDetection,
+    "ForUniversalSegmentation": AutoModelForUniversalSegmentation,
+    "ForSemanticSegmentation": AutoModelForSemanticSegmentation,
+    "ForDepthEstimation": AutoModelForDepthEstimation,
+}
+"""Those of them that [`load_trained`] takes, and what loads them."""
 
 
 def load_trained(
@@ -43,7 +50,7 @@ def load_trained(
     *,
     dtype: str = "float32",
     headless: bool = False,
-    detectors: bool = False,
+    dense: bool = False,
     **options: Any,
 ) -> tuple[PreTrainedModel, Any]:
     """A model with all its trained weights, in evaluation mode, and its image processor.
@@ -54,7 +61,7 @@ def load_trained(
         dtype: of the weights; `"auto"`: as they were saved.
         headless: take a network without a classifier too, if one was saved: a base model, a backbone or one that was
             pretrained without labels.
-        detectors: take a detector too, if one was saved.
+        dense: take a detector, a segmenter or a network for depth too, if one was saved.
         options: for `from_pretrained`.
 
     Returns:
@@ -69,9 +76,10 @@ def load_trained(
     source = find_model(name)
     check_source(source, **options)
     shared = {option: options[option] for option in (*HUB_OPTIONS, "trust_remote_code") if option in options}
-    kinds = ["a classifier", *["a network without a head"] * headless, *["a detector"] * detectors]
-    check_task(source, " or ".join(kinds), DETECTORS if detectors else (), **shared)
-    model_class = saved_class(source, **shared) if headless or detectors else AutoModelForImageClassification
+    kinds = ["a classifier", *["a network without a head"] * headless]
+    kinds += ["a detector", "a segmenter", "a network for depth"] * dense
+    check_task(source, " or ".join(kinds), tuple(DENSE_CLASSES) if dense else (), **shared)
+    model_class = saved_class(source, **shared) if headless or dense else AutoModelForImageClassification
     model, loading = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(loading["missing_keys"]):
         if headless:
@@ -126,8 +134,7 @@ def saved_class(source: str, **options: Any) -> Any:
         "ForImageClassification": AutoModelForImageClassification,
         "ForMaskedImageModeling": AutoModelForMaskedImageModeling,
         "ForPreTraining": AutoModelForPreTraining,
-        "ForObjectDetection": AutoModelForObjectDetection,
-        "ForUniversalSegmentation": AutoModelForUniversalSegmentation,
+        **DENSE_CLASSES,
     }
     return next((auto_class for head, auto_class in classes.items() if head in saved), AutoModel)
 

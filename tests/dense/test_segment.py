@@ -118,9 +118,3 @@ def test_cells_for_maps_are_refused_where_there_are_stages(few_scenes, tmp_path)
 def test_a_model_to_begin_with_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match="either --preset, to train from scratch, or --model_name_or_path"):
         segment_command.Segmentation.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
-
-
-def test_publishing_is_refused_before_anything_is_read(tmp_path):
-    words = ["--dataset", "x", "--preset", "vitae-nano", "--output_dir", str(tmp_path), "--push_to_hub"]
-    with pytest.raises(ValueError, match="--push_to_hub is for classifiers; publish a segmenter by its `push_to_hub`"):
-        segment_command.main(words)

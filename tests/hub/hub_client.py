@@ -2,7 +2,7 @@
 
     {"command": "push", "arguments": […], "token": …}         -> {"status", "stdout", "stderr"}
     {"library": "org/name", "folder": …, "token": …}                -> {}; pushed by model and Trainer (`…-trainer`)
-    {"find": "org/name", "task": …, "image": …}                     -> {"found"}: objects, without their masks
+    {"find": "org/name", "task": …, "image": …}                     -> {"found"}: objects, of their masks the CRC
     {"load": "org/name", "revision": …, "image": …, "output": …}    -> {}; tensors in the file `output`
 
 Works without vitae_hf, by `trust_remote_code`, where it is not installed.
@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from zlib import crc32
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
@@ -58,9 +59,10 @@ def load(name: str, revision: str | None, image: str, output: str) -> dict:
 def find(name: str, task: str, image: str) -> dict:
     import vitae_hf  # noqa: F401
 
-    options = {"subtask": "instance"} if task == "image-segmentation" else {}
-    found = pipeline(task, model=name)(image, threshold=0.0, **options)
-    return {"found": [{key: value for key, value in one.items() if key != "mask"} for one in found]}
+    ask = pipeline(task, model=name)
+    has_instances = hasattr(ask.image_processor, "post_process_instance_segmentation")
+    found = ask(image, threshold=0.0, **({"subtask": "instance"} if has_instances else {}))
+    return {"found": [{**one, "mask": crc32(one["mask"].tobytes()) if "mask" in one else None} for one in found]}
 
 
 def push_with_the_library(name: str, folder: str, token: str) -> dict:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from helpers import (
     IMAGE,
     REPOSITORY,
     autoencoder_weights,
+    class_token_config,
     original_weights,
     pyramid_config,
     python_path_without,
@@ -32,6 +34,7 @@ from vitae_hf import (
     config_from_preset,
     convert_original_state_dict,
 )
+from vitae_hf.heads_vitae import DPTConfig, DPTForDepthEstimation
 from vitae_hf.hub.checksums import SUMS_NAME, sha256, verify_checkpoint, write_sums
 from vitae_hf.hub.publishing import check_folder, compute_outputs
 
@@ -591,22 +594,70 @@ def test_damage_in_the_cache_is_found_by_name(hub, client, folder):
     assert "org/nothing is not on the Hub" in client.refusal("verify", "org/nothing")
 
 
+@dataclass
+class Run:
+    """A command that trains something else than a classifier, and what it publishes.
+
+    `task` is of the pipeline that uses it; `code` a file that its folder loads by, `picture` one that its card shows.
+    """
+
+    command: str
+    words: tuple
+    code: str
+    picture: str
+    task: str | None = None
+
+
+SMALL_HEAD = ("--preset", "vitae-nano", "--dataset", SCENES, "--head_channels", 32)
+SMALL_DETECTOR = (*SMALL_HEAD, "--decoder_layers", 1, "--num_queries", 5, "--image_size", 32, "--pictures", 1)
+RUNS = {
+    "rt_detr": Run("detect", SMALL_DETECTOR, "heads_vitae.py", "predictions.png", "object-detection"),
+    "mask2former": Run("detect", SMALL_DETECTOR, "heads_vitae.py", "predictions.png", "image-segmentation"),
+    "mask_rcnn": Run("detect", SMALL_DETECTOR, "modeling_rcnn_vitae.py", "predictions.png", "object-detection"),
+    "upernet": Run(
+        "segment",
+        (*SMALL_HEAD, "--short_side", 32, "--crop_size", 32, "--overlays", 1),
+        "heads_vitae.py",
+        "overlays.png",
+        "image-segmentation",
+    ),
+    "masked": Run(
+        "pretrain",
+        ("--preset", "vitae-nano", "--dataset", DATA, "--image_size", 32, "--mask_patch_size", 16, "--pictures", 1),
+        "modeling_vitae.py",
+        "reconstructions.png",
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    "detector", ["rt_detr", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mask2former", "mask_rcnn"))]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if run.command == "detect" else [])  # they save as the segmenter does
+        for name, run in RUNS.items()
+    ],
 )
-def test_a_detector_is_published_by_its_run_or_by_itself_and_found_by_name(hub, client, tmp_path, detector):
-    words = ["--preset", "vitae-nano", "--dataset", SCENES, "--output_dir", tmp_path / "out"]
-    words += ["--detector", detector, "--head_channels", 32, "--decoder_layers", 1, "--num_queries", 5]
-    words += ["--image_size", 32, "--max_steps", 1]
-    words += ["--per_device_train_batch_size", 2, "--per_device_eval_batch_size", 80, "--report_to", "none"]
-    answer = client.run("detect", *words, "--push_to_hub", "--hub_model_id", f"org/{detector}", "--pictures", 1)
+def test_what_is_no_classifier_is_published_by_its_run_or_by_itself_and_found_by_name(hub, client, tmp_path, name):
+    run = RUNS[name]
+    words = [*run.words, "--output_dir", tmp_path / "out", "--max_steps", 1, "--report_to", "none"]
+    words += ["--detector", name] if run.command == "detect" else []
+    words += ["--per_device_train_batch_size", 2, "--per_device_eval_batch_size", 80]
+    answer = client.run(run.command, *words, "--push_to_hub", "--hub_model_id", f"org/{name}")
     assert answer["status"] == 0, answer["stderr"][-3000:]
     record = json.loads(answer["stdout"].splitlines()[-1])
-    assert record["same_logits"] and record["hub_commit"] == hub.repository(f"org/{detector}").refs["main"]
-    names = set(hub.repository(f"org/{detector}").find("main")["files"])
-    code = "modeling_rcnn_vitae.py" if detector == "mask_rcnn" else "heads_vitae.py"
-    assert {"model.safetensors", "README.md", "predictions.png", code} <= names
-    client.push(tmp_path / "out", "--repo_id", f"org/{detector}-again")
-    task = "image-segmentation" if detector == "mask2former" else "object-detection"
-    by_name = client.ask(find=f"org/{detector}-again", task=task, image=str(IMAGE))["found"]
-    assert len(by_name) and by_name == client.ask(find=str(tmp_path / "out"), task=task, image=str(IMAGE))["found"]
+    assert record["same_logits"] and record["hub_commit"] == hub.repository(f"org/{name}").refs["main"]
+    files = set(hub.repository(f"org/{name}").find("main")["files"])
+    shown = re.findall(r"!\[[^]]*\]\((.*?)\)", hub.content(f"org/{name}", "README.md").decode())
+    assert run.picture in shown and {"model.safetensors", run.code, *shown} <= files
+    client.push(tmp_path / "out", "--repo_id", f"org/{name}-again")
+    if run.task is not None:
+        by_name = client.ask(find=f"org/{name}-again", task=run.task, image=str(IMAGE))["found"]
+        assert by_name and by_name == client.ask(find=str(tmp_path / "out"), task=run.task, image=str(IMAGE))["found"]
+
+
+def test_a_network_for_depth_is_compared_by_its_map(tmp_path):
+    backbone = class_token_config(cell_stages=True, reshape_hidden_states=False, out_indices=[1, 2])
+    model = DPTForDepthEstimation(DPTConfig(backbone_config=backbone, neck_hidden_sizes=[8, 8], fusion_hidden_size=8))
+    model.save_pretrained(tmp_path)
+    ViTAEImageProcessor(size=64).save_pretrained(tmp_path)
+    assert compute_outputs(tmp_path, IMAGE).shape == (1, 64 * 64)

@@ -40,9 +40,8 @@ from ..dense.detection.trainer import DetectionTrainer
 from ..dense.detection.transforms import BoxAugmentationArguments, ObjectTransform, evaluation_transform
 from ..evaluation.detections import draw_found, find_objects
 from ..failures import about
-from ..files import PICTURES, find_model
+from ..files import find_model
 from ..hub.cards import TEMPLATES, model_card
-from ..hub.publishing import publish
 from ..loading import label_names
 from ..training.arguments import StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
@@ -199,11 +198,6 @@ class Detection(Task[DetectionTrainer]):
             metrics=trainer.figures,
             **values,
         )
-
-    def publish(self, folder: Path) -> dict[str, Any]:
-        training = self.training
-        name = str(training.hub_model_id)
-        return publish(folder, name, PICTURES[0], token=training.hub_token, revision=training.hub_revision)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

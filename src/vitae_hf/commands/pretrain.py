@@ -9,10 +9,12 @@ see the whole image, in which a colour covers the masked patches (SimMIM): recip
 `--dataset` is a Hub name or a folder of images, in parquet files, tars or any folders; labels are not read. A recipe is
 a YAML file of these arguments; the command line overrides it. The library's `TrainingArguments`,
 `--resume_from_checkpoint last` and SIGTERM do what they do in `vitae train`. At the end the folder holds the
-model, `eval_results.json`, `training_curves.png`, a model card, and in `reconstructions/` a picture for each
-evaluation, which TensorBoard shows too: images, the patches that the network saw, and their reconstruction.
+model, `eval_results.json`, `training_curves.png`, `reconstructions.png` and a model card, and in `reconstructions/` a
+picture for each evaluation, which TensorBoard shows too: images, the patches that the network saw, and their
+reconstruction. `--push_to_hub` then publishes what was evaluated.
 """
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -98,8 +100,7 @@ class Pretraining(Task[ReconstructionTrainer]):
 
     command: ClassVar[str] = "vitae pretrain"
     refused: ClassVar[dict[str, str]] = {
-        "label_smoothing_factor": "--label_smoothing_factor does not work here: there are no labels",
-        "push_to_hub": "--push_to_hub does not work here: publish what was fine-tuned",
+        "label_smoothing_factor": "--label_smoothing_factor does not work here: there are no labels"
     }
 
     def build_model(self) -> PreTrainedModel:
@@ -152,7 +153,8 @@ class Pretraining(Task[ReconstructionTrainer]):
         return {"picture": str(self.drawing.path)}
 
     def draw(self, trainer: ReconstructionTrainer, record: dict[str, Any]) -> list[Path]:
-        return [self.drawing.path]
+        """`reconstructions.png`, the picture of the last evaluation."""
+        return [Path(shutil.copy(self.drawing.path, Path(self.training.output_dir) / "reconstructions.png"))]
 
     def settings(self, trainer: ReconstructionTrainer) -> dict[str, Any]:
         run, training = self.run, self.training
@@ -175,7 +177,6 @@ class Pretraining(Task[ReconstructionTrainer]):
             mask_patch_size=trainer.mask_patch_size,
             norm_pix_loss=self.run.norm_pix_loss,
             loss=record["eval_loss"],
-            picture=self.drawing.path.relative_to(self.training.output_dir),
             **values,
         )
 

@@ -11,6 +11,7 @@ or label: a class at each pixel, 255 for none. The backbone begins with a traine
 `TrainingArguments` works; resuming, SIGTERM, averaged weights and layer-wise decay are as in `vitae train`. At the
 end the folder holds the model (`ema/` with averaged weights, if there are any), `eval_results.json`,
 `segmentation_metrics.json` with the figures of each class, `overlays.png`, `training_curves.png` and a model card.
+`--push_to_hub` then publishes what was evaluated.
 """
 
 import json
@@ -21,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from huggingface_hub import ModelCard
-from transformers import SegformerImageProcessor, UperNetForSemanticSegmentation
+from transformers import SegformerImageProcessor
 from transformers.trainer_utils import SchedulerType
 
 from .. import config_from_preset
@@ -33,6 +34,7 @@ from ..dense.segmentation.trainer import SegmentationTrainer
 from ..dense.segmentation.transforms import MaskAugmentationArguments, evaluation_sample, segmentation_transform
 from ..failures import about
 from ..files import find_model
+from ..heads_vitae import UperNetForSemanticSegmentation
 from ..hub.cards import FIGURES, TEMPLATES, model_card
 from ..loading import label_names
 from ..training.arguments import StartArguments, ViTAETrainingArguments
@@ -86,8 +88,7 @@ class Segmentation(Task[SegmentationTrainer]):
         "dataloader_drop_last": True,  # BatchNorm cannot normalise a last batch of one
     }
     refused: ClassVar[dict[str, str]] = {
-        "label_smoothing_factor": "--label_smoothing_factor does not go with segmentation",
-        "push_to_hub": "--push_to_hub is for classifiers; publish a segmenter by its `push_to_hub`",
+        "label_smoothing_factor": "--label_smoothing_factor does not go with segmentation"
     }
     accuracies: ClassVar[tuple[str, ...]] = tuple(metric for _, _, metric in FIGURES[KIND])
 

@@ -16,7 +16,6 @@ what was evaluated, as `vitae push` does.
 
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 from huggingface_hub import ModelCard
@@ -28,9 +27,8 @@ from ..data.samples import IGNORED_LABEL, collate
 from ..data.sources import class_names, draw_by_class, load_labelled_images, read_class_names
 from ..evaluation.metrics import TopKAccuracy
 from ..failures import about
-from ..files import PICTURES, find_model
+from ..files import find_model
 from ..hub.cards import FIGURES, TEMPLATES, model_card
-from ..hub.publishing import publish
 from ..loading import check_task
 from ..training.arguments import ImageArguments, StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
@@ -140,11 +138,6 @@ class Classification(Task[ViTAETrainer]):
             metrics={"top1": record["top1_percent"], "top5": record["top5_percent"], "loss": record["eval_loss"]},
             **values,
         )
-
-    def publish(self, folder: Path) -> dict[str, Any]:
-        training = self.training
-        name = str(training.hub_model_id)
-        return publish(folder, name, PICTURES[0], token=training.hub_token, revision=training.hub_revision)
 
 
 def accuracy(result: EvalPrediction) -> dict[str, float]:

@@ -56,19 +56,19 @@ def code_files(folder: Path) -> list[str]:
 
 @torch.no_grad()
 def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> torch.Tensor:
-    """The logits for an image, or what a network without a classifier gives, as users of `source` get them.
+    """The logits for an image, or what a network without any gives, as users of `source` get them.
 
     Args:
         options: for `from_pretrained`: `revision`, `cache_dir`, `token`.
 
     Returns:
         `(1, classes)`, `(1, hidden size)`, or, one row, all values of a backbone's maps, of an encoder's tokens, of a
-        reconstruction, or of a detector's boxes or classes.
+        reconstruction, of a detector's boxes or classes, of the logits of all pixels, or of a map of depth.
 
     Raises:
         ValueError: the weights lack tensors of the network, or hold values that are not finite.
     """
-    model, processor = load_trained(source, dtype="auto", headless=True, detectors=True, **options)
+    model, processor = load_trained(source, dtype="auto", headless=True, dense=True, **options)
     if names := not_finite(model):
         raise ValueError(f"not all values of {source} are finite: {listed(names)}")
     pixel_values = processor(str(image), return_tensors="pt").pixel_values.to(model.dtype)
@@ -77,10 +77,10 @@ def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> to
     outputs = model(pixel_values)
     if "feature_maps" in outputs:
         return torch.cat([feature_map.flatten(1) for feature_map in outputs.feature_maps], dim=1)
-    for name in ("pred_boxes", "class_queries_logits", "reconstruction"):
+    for name in ("pred_boxes", "class_queries_logits", "reconstruction", "predicted_depth"):
         if name in outputs:
             return outputs[name].flatten(1)
-    return outputs.logits if "logits" in outputs else outputs.pooler_output
+    return outputs.logits.flatten(1) if "logits" in outputs else outputs.pooler_output
 
 
 def find_files(folder: Path) -> list[Path]:

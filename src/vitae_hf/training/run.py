@@ -20,6 +20,8 @@ from transformers.training_args import OptimizerNames
 
 from ..environment import environment
 from ..failures import about
+from ..files import PICTURES
+from ..hub.publishing import publish
 from .arguments import RunArguments, ViTAETrainingArguments, parse_arguments
 from .average import FOLDER as AVERAGE_FOLDER
 from .checkpoints import last_checkpoint
@@ -45,7 +47,7 @@ class Task(ABC, Generic[AnyTrainer]):
 
     command: ClassVar[str]
     defaults: ClassVar[dict[str, Any]] = {}
-    refused: ClassVar[dict[str, str]] = {"push_to_hub": "--push_to_hub does not work here"}
+    refused: ClassVar[dict[str, str]] = {}
     accuracies: ClassVar[tuple[str, ...]] = ()
 
     run: RunArguments
@@ -88,11 +90,10 @@ class Task(ABC, Generic[AnyTrainer]):
         return []
 
     def publish(self, folder: Path) -> dict[str, Any]:
-        """Upload a folder to `training.hub_model_id` and return what the record says of it.
-
-        A task that can be published overrides this, and takes `push_to_hub` out of `refused`.
-        """
-        raise NotImplementedError
+        """Upload a folder to `training.hub_model_id` and return what the record says of it."""
+        training = self.training
+        name = str(training.hub_model_id)
+        return publish(folder, name, PICTURES[0], token=training.hub_token, revision=training.hub_revision)
 
 
 def run_task(task: Task[Any]) -> dict[str, Any]:

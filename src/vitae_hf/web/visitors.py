@@ -194,7 +194,7 @@ def load_folder(folder: Path, changed: float) -> tuple[PreTrainedModel, Any]:
     """
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
     if is_detector(folder):
-        model, processor = load_trained(folder, detectors=True, **options)
+        model, processor = load_trained(folder, dense=True, **options)
         if max(side or 0 for side in dict(processor.size).values()) > LONGEST_SIDE:
             raise ValueError(f"its pictures have more than {LONGEST_SIDE} pixels a side")
         return model, processor

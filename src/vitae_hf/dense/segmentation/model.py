@@ -7,13 +7,9 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from transformers import (
-    AutoConfig,
-    PreTrainedConfig,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
-)
+from transformers import AutoConfig, PreTrainedConfig
 
+from ...heads_vitae import UperNetConfig, UperNetForSemanticSegmentation
 from ..backbone import dense_config, trained_backbone
 from .data import IGNORED_CLASS
 
@@ -57,8 +53,8 @@ def load_segmenter(
         ValueError: the folder lacks weights of the backbone or UperNet; the message names them.
     """
     config = AutoConfig.from_pretrained(folder)
-    if isinstance(config, UperNetConfig):
-        return _reload_segmenter(folder, config, names, changes)
+    if config.model_type == UperNetConfig.model_type:
+        return _reload_segmenter(folder, names, changes)
     config = dense_config(config, **changes)
     backbone = trained_backbone(folder, config)
     model = new_segmenter(backbone.config, names, head_channels)
@@ -67,9 +63,10 @@ def load_segmenter(
 
 
 def _reload_segmenter(
-    folder: str | Path, config: UperNetConfig, names: dict[int, str], changes: dict[str, Any]
+    folder: str | Path, names: dict[int, str], changes: dict[str, Any]
 ) -> UperNetForSemanticSegmentation:
     """A trained UperNet with all its weights, but for classifiers of another number of classes."""
+    config: Any = UperNetConfig.from_pretrained(folder)
     backbone_config: Any = config.backbone_config
     fields = {**backbone_config.to_dict(), **changes}
     fields.pop("out_indices")  # they repeat `out_features`, which `changes` may set
