@@ -15,8 +15,8 @@ from transformers import AutoImageProcessor, UperNetForSemanticSegmentation, pip
 
 from vitae_hf import ViTAEForImageClassification
 from vitae_hf.commands import segment as segment_command
-from vitae_hf.dense.segmentation.model import segment
 from vitae_hf.evaluation.colours import class_colours
+from vitae_hf.evaluation.detections import segment
 from vitae_hf.files import RECIPES
 
 

@@ -12,9 +12,10 @@ from transformers import SegformerImageProcessor
 
 from vitae_hf.dense.backbone import dense_config
 from vitae_hf.dense.segmentation.data import SegmentationDataset, collate_masks
-from vitae_hf.dense.segmentation.model import new_segmenter, segment
+from vitae_hf.dense.segmentation.model import new_segmenter
 from vitae_hf.dense.segmentation.trainer import SegmentationTrainer
 from vitae_hf.dense.segmentation.transforms import MaskAugmentationArguments, evaluation_sample, segmentation_transform
+from vitae_hf.evaluation.detections import segment
 from vitae_hf.evaluation.metrics import MeanIoU
 from vitae_hf.training.arguments import ViTAETrainingArguments
 

@@ -23,16 +23,20 @@ from gradio_client import Client, handle_file
 from helpers import ASSETS, class_token_config, pyramid_config, save_model, windowed_config, write_bad_files
 from hub_server import HubServer
 from huggingface_hub.utils import httpx
+from matplotlib.colors import to_hex
 from photograph_app import serving
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from transformers import SegformerImageProcessor
 
 from vitae_hf.dense.backbone import dense_config
 from vitae_hf.dense.detection.models import HeadSize, make_processor, new_detector
+from vitae_hf.dense.segmentation.model import new_segmenter
+from vitae_hf.evaluation.colours import class_colours
 from vitae_hf.web.page import MAPS, MOST_WAITING, StayHere, examine, respond, show
-from vitae_hf.web.visitors import Models, Refusal, read_picture
+from vitae_hf.web.visitors import Models, Refusal, check_pixels, read_picture
 
 
 SNEAKER = ASSETS / "sneaker.png"
@@ -496,7 +500,7 @@ def test_a_space_of_a_hub_name_says_which_model_it_shows(tmp_path):
 
 @pytest.fixture(scope="module")
 def detectors(root):
-    """A detector with boxes and one with masks, which find something everywhere; the pictures of shoes are grey."""
+    """Detectors with boxes and masks, and a segmenter, which find something everywhere; pictures of shoes are grey."""
     names = {index: f"label {index}" for index in range(5)}
     backbone = dense_config(pyramid_config())
     for name in ("rt_detr", "mask_rcnn"):
@@ -509,6 +513,8 @@ def detectors(root):
             torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias[3:4], 9.0)
         model.save_pretrained(root / "detectors" / name)
         make_processor(name, {"height": 64, "width": 64}).save_pretrained(root / "detectors" / name)
+    new_segmenter(backbone, names, 16).save_pretrained(root / "detectors" / "upernet")
+    SegformerImageProcessor(size={"height": 64, "width": 64}).save_pretrained(root / "detectors" / "upernet")
     return Models(root=root / "detectors")
 
 
@@ -525,8 +531,31 @@ def test_a_detector_shows_what_it_finds(detectors, name):
     assert again == scores and not np.array_equal(show(one, "Attention", 1)[0], picture)
 
 
+def test_a_segmenter_shows_the_class_of_each_pixel_and_how_much_each_fills(detectors, tmp_path):
+    PIL.Image.effect_noise((3000, 1500), 90).convert("RGB").save(tmp_path / "large.png")
+    found, notice, shares, _ = respond(detectors, {"path": str(tmp_path / "large.png")}, "detectors/upernet", None)
+    assert found.picture.size == (2048, 1024)  # a mask of each class of a large photograph would fill the memory
+    assert "classes and their shares" in notice and sum(shares.values()) == pytest.approx(1) and len(shares) > 1
+    picture, caption = show(found, "Attention", 1)
+    assert all(f"</i> {name}</span>" in caption for name in shares)
+    first, last = (to_hex(class_colours(5)[int(name[-1])]) for name in (list(shares)[0], list(shares)[-1]))
+    one, *_ = respond(detectors, {"path": str(tmp_path / "large.png")}, "detectors/upernet", found, list(shares)[0])
+    alone, caption = show(one, "Attention", 1)
+    assert first in caption and last not in caption and not np.array_equal(alone, picture)
+    drawn = np.asarray(PIL.Image.fromarray(alone).resize((1024, 512)), float)  # coloured where the class is, else grey
+    inside = np.asarray(PIL.Image.fromarray(np.asarray(one.objects["masks"][0])).resize((1024, 512)))
+    assert np.ptp(drawn, axis=-1)[inside].mean() > 30 > 10 > np.ptp(drawn, axis=-1)[~inside].mean()
+
+
+def test_a_processor_that_makes_too_many_pixels_is_refused():
+    check_pixels({"shortest_edge": 640, "longest_edge": 2560})
+    for size in ({"height": 4096, "width": 2048}, {"shortest_edge": 512}):
+        with pytest.raises(ValueError, match="makes pictures of more than 2048×2048 pixels"):
+            check_pixels(size)
+
+
 def test_a_detector_of_another_family_is_not_offered_and_none_is_fetched_for_a_visitor(detectors, root, tmp_path):
-    assert sorted(detectors.names()) == ["detectors/mask_rcnn", "detectors/rt_detr"]
+    assert sorted(detectors.names()) == ["detectors/mask_rcnn", "detectors/rt_detr", "detectors/upernet"]
     other = root / "other-detectors" / "model"
     shutil.copytree(root / "detectors" / "rt_detr", other)
     config = json.loads((other / "config.json").read_text())
@@ -539,4 +568,4 @@ def test_a_detector_of_another_family_is_not_offered_and_none_is_fetched_for_a_v
         variables = {**os.environ, **hub.environment(tmp_path / "cache")}
         command = [sys.executable, "-c", ASK_THE_HUB, "org/detector"]
         told = subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout
-    assert told == "org/detector is a detector, which this page only takes from the machine that serves it.\n"
+    assert told == "org/detector is no classifier, and this page takes others only from the machine that serves it.\n"

@@ -29,9 +29,10 @@ from .. import config_from_preset
 from ..dense.backbone import dense_config
 from ..dense.segmentation.data import SegmentationDataset, collate_masks, load_masked_images, mask_class_names
 from ..dense.segmentation.figures import draw_overlays
-from ..dense.segmentation.model import load_segmenter, new_segmenter, segment
+from ..dense.segmentation.model import load_segmenter, new_segmenter
 from ..dense.segmentation.trainer import SegmentationTrainer
 from ..dense.segmentation.transforms import MaskAugmentationArguments, evaluation_sample, segmentation_transform
+from ..evaluation.detections import segment
 from ..failures import about
 from ..files import find_model
 from ..heads_vitae import UperNetForSemanticSegmentation

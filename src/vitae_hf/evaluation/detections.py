@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""What a detector finds in a picture: boxes, classes, scores and masks, as users get them, and drawn."""
+"""What a detector or a segmenter finds in a picture: boxes, classes, scores and masks, as users get them, and drawn."""
 
 import time
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from .colours import class_colours
 
 @dataclass
 class Detections:
-    """What a detector found in a picture.
+    """What a detector or a segmenter found in a picture.
 
     Attributes:
         picture: upright and in RGB.
-        objects: as [`as_objects`] has them.
+        objects: as [`as_objects`] has them, or as [`find_classes`] has the classes of pixels.
         names: of the classes.
         seconds: how long it took.
         chosen: the class whose objects alone are drawn; default: all.
@@ -37,7 +37,7 @@ class Detections:
     chosen: str | None = None
 
     def scores(self) -> dict[str, float]:
-        """The best score of each class that was found, the best class first."""
+        """The best score of each class that was found, or its share of the picture; the highest first."""
         found: dict[str, float] = {}
         for label, score in zip(self.objects["labels"].tolist(), self.objects["scores"].tolist()):
             found[self.names[label]] = max(score, found.get(self.names[label], 0.0))
@@ -61,10 +61,36 @@ class Detections:
 
 
 def detect(model: Any, processor: Any, picture: PIL.Image.Image, threshold: float = 0.5) -> Detections:
-    """What a model finds in a picture, with the names of the classes; see [`find_objects`]."""
+    """What a model finds in a picture, with the names of the classes; see [`find_objects`] and [`find_classes`]."""
     start = time.perf_counter()
-    objects = {name: values.cpu() for name, values in find_objects(model, processor, picture, threshold).items()}
+    if type(model).__name__.endswith("ForSemanticSegmentation"):
+        objects = find_classes(model, processor, picture)
+    else:
+        objects = {name: values.cpu() for name, values in find_objects(model, processor, picture, threshold).items()}
     return Detections(picture, objects, list(label_names(model.config).values()), time.perf_counter() - start)
+
+
+@torch.no_grad()
+def segment(model: Any, processor: Any, picture: PIL.Image.Image) -> np.ndarray:
+    """The class of each pixel of a picture as a segmenter predicts it: `(height, width)`."""
+    pixel_values = processor(picture, return_tensors="pt").pixel_values.to(model.device, model.dtype)
+    outputs = model.eval()(pixel_values)
+    sizes = [picture.size[::-1]]
+    return processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0].cpu().numpy()
+
+
+def find_classes(model: Any, processor: Any, picture: PIL.Image.Image) -> dict[str, torch.Tensor]:
+    """The classes that a segmenter finds in a picture, the largest first.
+
+    Returns:
+        `labels` `(N,)`, `scores` `(N,)`, which are shares of the picture, and `masks` `(N, height, width)`, true where
+        the class is.
+    """
+    classes = torch.from_numpy(segment(model, processor, picture))
+    labels, counts = classes.unique(return_counts=True)
+    order = counts.argsort(descending=True)
+    masks = classes == labels[order, None, None]
+    return {"labels": labels[order], "scores": counts[order] / classes.numel(), "masks": masks}
 
 
 @torch.no_grad()
@@ -124,7 +150,7 @@ def of_segments(maps: torch.Tensor, segments: list[dict[str, Any]]) -> dict[str,
 def draw_objects(
     axis: Axes, picture: PIL.Image.Image, objects: dict[str, Any], names: list[str], fontsize: int = 6
 ) -> None:
-    """Draw a picture with boxes, masks, classes and scores, those that there are of these."""
+    """Draw a picture with boxes, masks, classes and scores, those that there are of these; classes stand at boxes."""
     colours = class_colours(len(names))
     pixels = np.asarray(picture.convert("RGB")) / 255
     for label, mask in zip(objects["labels"], objects.get("masks", ())):
@@ -133,7 +159,7 @@ def draw_objects(
     axis.imshow(pixels)
     axis.set_axis_off()
     scores = objects.get("scores", [None] * len(objects["labels"]))
-    for box, label, score in zip(objects["boxes"], objects["labels"], scores):
+    for box, label, score in zip(objects.get("boxes", ()), objects["labels"], scores):
         left, top, right, bottom = map(float, box)
         colour = colours[int(label)]
         axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, color=colour, linewidth=1.5))

@@ -29,9 +29,10 @@ from starlette.datastructures import Headers, MutableHeaders  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
+from ..evaluation.colours import class_colours  # noqa: E402
 from ..evaluation.detections import Detections, detect  # noqa: E402
 from ..evaluation.explanation import BRANCH_COLOURS, Explanation, explain, stage_name  # noqa: E402
-from .visitors import DETECTORS, Models, Refusal, read_picture, uploaded_file  # noqa: E402
+from .visitors import DENSE, DENSE_SIDE, Models, Refusal, read_picture, uploaded_file  # noqa: E402
 
 
 logger = logging.get_logger(__name__)
@@ -59,6 +60,8 @@ NO_MATRIX = "random features, which never make a matrix of attention; look at th
 DONE = "seconds for label and maps. Choose another label to see what speaks for it."
 FOUND = "seconds to find {count}. Choose a class to see its objects alone."
 OBJECTS = "what the detector found with a score of 0.5 or more; choose the map “Picture” to see none of it"
+CLASSES_FOUND = "seconds to find {count} and their shares of the picture. Choose a class to see it alone."
+CLASSES = "the class of each pixel; choose the map “Picture” to see none of it"
 FAILURE = "This did not work, and it is not your fault. The log of the machine that serves this page says why."
 BUSY = "Too many people are waiting for this page: please come back in a minute."
 NO_MODEL = "There is no trained model here yet: run `make demo` (three minutes), then load this page again."
@@ -79,6 +82,7 @@ CSS = f"""
 #caption .bars b {{ flex: 1; background: {PURPLE} }}
 #caption .bars .now {{ opacity: 1; outline: 2px solid var(--body-text-color) }}
 #caption .key i {{ display: inline-block; width: .8em; height: .8em; background: {ORANGE} }}
+#caption .key span {{ white-space: nowrap; margin-right: .8em }}
 #caption .key .attention {{ background: {PURPLE} }}
 """
 # The fonts are those of the visitor's machine, since gradio's themes may fetch fonts from other servers.
@@ -168,10 +172,23 @@ def show(explanation: Explanation | Detections | None, kind: str, cell: int) -> 
     if isinstance(explanation, Detections):
         if kind == "Picture":
             return picture_under_map(np.asarray(explanation.picture), None, ""), "<p><b>Picture</b></p>"
-        return explanation.drawn(), f"<p><b>Objects</b>: {OBJECTS}</p>"
+        return explanation.drawn(), caption_of(explanation)
     index = min(max(int(cell), 1), len(explanation.cells)) - 1
     picture = picture_under_map(explanation.image, pick_map(explanation, kind, index)[0], colours_of(kind))
     return picture, map_caption(explanation, kind, index) + bars_of_cells(explanation, index)
+
+
+def caption_of(found: Detections) -> str:
+    """What the colours in the picture mean, as HTML: those of a detector's boxes stand beside them."""
+    if "boxes" in found.objects:
+        return f"<p><b>Objects</b>: {OBJECTS}</p>"
+    colours = class_colours(len(found.names))
+    shown = [index for index in found.objects["labels"].tolist() if found.chosen in (None, found.names[index])]
+    key = [
+        f'<span><i style="background: {to_hex(colours[index])}"></i> {escape(found.names[index])}</span>'
+        for index in shown
+    ]
+    return f'<p><b>Classes</b>: {CLASSES}</p><p class="key">{" ".join(key)}</p>'
 
 
 class Turns:
@@ -206,12 +223,12 @@ TURNS = Turns(MOST_WAITING)
 def examine(
     models: Models, file: dict[str, Any] | None, name: str | None, label: str | None = None
 ) -> tuple[Explanation | Detections | None, str]:
-    """Explain how a model classifies a picture that a visitor sent, or find the objects in it.
+    """Explain how a model classifies a picture that a visitor sent, or find the objects or classes in it.
 
     Args:
         file: the `path` of an upload, which [`UploadsOnly`] has checked.
         name: the model.
-        label: the label that Grad-CAM explains, or the class whose objects are shown; default: the likeliest, or all.
+        label: the label that Grad-CAM explains, or the class that is shown; default: the likeliest, or all.
 
     Returns:
         The explanation, or `None` if there is none, and a sentence for the visitor.
@@ -224,7 +241,7 @@ def examine(
             if not file:
                 return None, WELCOME
             picture, notice = read_picture(file["path"])
-            if model.config.model_type in DETECTORS:
+            if model.config.model_type in DENSE:
                 return look_for_objects(model, processor, picture, notice, label)
             explanation = explain(model, processor, picture, label)
     except Refusal as refusal:
@@ -238,12 +255,16 @@ def examine(
 def look_for_objects(
     model: Any, processor: Any, picture: PIL.Image.Image, notice: str, label: str | None
 ) -> tuple[Detections, str]:
-    """The objects in a picture, of one class or of all, and a sentence for the visitor; see [`examine`]."""
+    """The objects or classes in a picture, one class or all, and a sentence for the visitor; see [`examine`]."""
+    picture.thumbnail((DENSE_SIDE, DENSE_SIDE))  # masks of many objects in a large photograph fill the memory
     found = detect(model, processor, picture)
     number = len(found.objects["labels"])
-    count = "one object" if number == 1 else f"{number or 'no'} objects"
+    one, many, sentence = (
+        ("object", "objects", FOUND) if "boxes" in found.objects else ("class", "classes", CLASSES_FOUND)
+    )
+    count = f"one {one}" if number == 1 else f"{number or 'no'} {many}"
     found.chosen = label
-    return found, f"{notice} {found.seconds:.2f} {FOUND.format(count=count)}".strip()
+    return found, f"{notice} {found.seconds:.2f} {sentence.format(count=count)}".strip()
 
 
 def respond(

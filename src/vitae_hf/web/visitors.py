@@ -38,10 +38,12 @@ MOST_TOKENS = 4097
 """How many tokens may attend to each other: those of 1024×1024 pixels in patches of 16×16, and a class token."""
 MOST_SCORES = 2**27
 """How many attention weights a cell may have, half a gigabyte."""
-DETECTORS = ("rt_detr", "deformable_detr", "mask2former", "vitae_rcnn")
-"""Kinds of detectors that are offered, if this machine has them; nobody can type the name of one on the Hub."""
-LONGEST_SIDE = 2048
-"""Largest side in pixels of a picture that a detector's image processor makes."""
+DENSE = ("rt_detr", "deformable_detr", "mask2former", "vitae_rcnn", "upernet")
+"""Kinds of detectors and segmenters that are offered, if this machine has them; nobody can type the name of one on the
+Hub."""
+DENSE_SIDE = 2048
+"""Largest side in pixels of a picture in which a detector or segmenter looks. It may get as many pixels as a square of
+this side has."""
 NO_UPLOAD = "This picture is not one that was sent to this page, or not any more: please send it again."
 
 
@@ -105,19 +107,30 @@ def problem_of_config(folder: Path) -> str | None:
     except (OSError, ValueError):
         return "has no configuration that can be read"
     architectures = config.get("architectures")
-    if config.get("model_type") in DETECTORS:
+    if config.get("model_type") in DENSE:
         backbone = config.get("backbone_config")
         is_ours = isinstance(backbone, dict) and backbone.get("model_type") in FAMILY
-        return None if is_ours else "is no detector on ViTAE or ViTAEv2"
+        return None if is_ours else "has a backbone that is no ViTAE or ViTAEv2"
     if config.get("model_type") not in FAMILY:
         return "is no ViTAE or ViTAEv2"
     name = architectures[0] if isinstance(architectures, list) and architectures else None
     return None if isinstance(name, str) and name.endswith("ForImageClassification") else "is no classifier"
 
 
-def is_detector(folder: Path) -> bool:
-    """Whether the model in a folder finds objects. Its configuration must be one that can be read."""
-    return read_json(folder / "config.json").get("model_type") in DETECTORS
+def is_dense(folder: Path) -> bool:
+    """Whether the model in a folder is a detector or a segmenter. Its configuration must be one that can be read."""
+    return read_json(folder / "config.json").get("model_type") in DENSE
+
+
+def check_pixels(size: dict[str, int | None]) -> None:
+    """Raise an error if an image processor with this `size` makes pictures of too many pixels.
+
+    Raises:
+        ValueError: it does, or it has no bound for the longer side.
+    """
+    sides = [side for side in size.values() if side]
+    if len(sides) != 2 or math.prod(sides) > DENSE_SIDE**2:
+        raise ValueError(f"its image processor makes pictures of more than {DENSE_SIDE}×{DENSE_SIDE} pixels: {size}")
 
 
 def check_cost(config: ViTAEFamilyConfig, height: int, width: int) -> None:
@@ -168,8 +181,8 @@ def download(name: str, token: bool | None) -> Path:
         folder = Path(hf_hub_download(name, "config.json", token=token)).parent
         if problem := problem_of_config(folder):
             raise Refusal(f"{name} {problem}.")
-        if is_detector(folder) and token is False:  # the size of its network is not compared with its weights
-            raise Refusal(f"{name} is a detector, which this page only takes from the machine that serves it.")
+        if is_dense(folder) and token is False:  # the size of its network is not compared with its weights
+            raise Refusal(f"{name} is no classifier, and this page takes others only from the machine that serves it.")
         return Path(snapshot_download(name, allow_patterns=MODEL_FILES, token=token))
     except RepositoryNotFoundError:
         raise Refusal(f"There is no model {name} on the Hub, or it is not public.") from None
@@ -193,10 +206,9 @@ def load_folder(folder: Path, changed: float) -> tuple[PreTrainedModel, Any]:
         ValueError: model and processor do not fit each other, or an explanation would take too much memory.
     """
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
-    if is_detector(folder):
+    if is_dense(folder):
         model, processor = load_trained(folder, dense=True, **options)
-        if max(side or 0 for side in dict(processor.size).values()) > LONGEST_SIDE:
-            raise ValueError(f"its pictures have more than {LONGEST_SIDE} pixels a side")
+        check_pixels(dict(processor.size))
         return model, processor
     model, processor = load_trained(folder, **options)
     if not isinstance(processor, OUR_PROCESSORS) or not processor.do_resize:
@@ -211,11 +223,11 @@ class Models:
 
     Args:
         named: folders and Hub names to offer, the default first.
-        root: a folder. The classifiers and detectors one or two levels below it are offered too.
+        root: a folder. The classifiers, detectors and segmenters one or two levels below it are offered too.
         hub_names: whether visitors can type other Hub names.
 
     Raises:
-        ValueError: an entry of `named` is neither a folder with a classifier or detector nor a possible Hub name.
+        ValueError: an entry of `named` is neither a folder with a model for this page nor a possible Hub name.
     """
 
     def __init__(self, named: Sequence[str] = (), root: Path | None = None, hub_names: bool = False):

@@ -1,12 +1,9 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""UperNet on a ViTAE backbone: built, begun from a trained model, and used on a picture."""
+"""UperNet on a ViTAE backbone: built, and begun from a trained model."""
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL.Image
-import torch
 from transformers import AutoConfig, PreTrainedConfig
 
 from ...heads_vitae import UperNetConfig, UperNetForSemanticSegmentation
@@ -80,12 +77,3 @@ def _reload_segmenter(
     if lost := sorted(name for name in keys if ".classifier." not in name):
         raise ValueError(f"{folder} lacks {len(lost)} weights of this network, or has them of other sizes: {lost[:5]}")
     return model.train()
-
-
-@torch.no_grad()
-def segment(model: UperNetForSemanticSegmentation, processor: Any, picture: PIL.Image.Image) -> np.ndarray:
-    """The predicted class of each pixel of a picture: `(height, width)`."""
-    pixel_values = processor(picture, return_tensors="pt").pixel_values.to(model.device, model.dtype)
-    outputs = model.eval()(pixel_values)
-    sizes = [picture.size[::-1]]
-    return processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0].cpu().numpy()
