@@ -52,7 +52,8 @@ class RCNNForObjectDetection(PreTrainedModel):
     """Faster R-CNN, or with `with_masks` Mask R-CNN: a feature pyramid on a backbone, proposals, and heads for boxes.
 
     The parts behind the backbone are torchvision's, and so are the losses and settings that the configuration does not
-    have. In place of torchvision's resizing it takes pictures as an image processor prepares them.
+    have. In place of torchvision's resizing it takes pictures as an image processor prepares them. Proposals and heads
+    stay in float32 where a network is loaded in fewer bits.
 
     Source: Ren et al. 2015, "Faster R-CNN"; He et al. 2017, "Mask R-CNN"; Lin et al. 2017, "Feature Pyramid Networks".
     """
@@ -62,6 +63,7 @@ class RCNNForObjectDetection(PreTrainedModel):
     initialize_weights = initialize_every_module
     input_modalities: tuple[str, ...] = ("image",)  # type: ignore[assignment]  # as the library's own models have it
     supports_gradient_checkpointing = True
+    _keep_in_fp32_modules_strict = ["rpn", "roi_heads"]  # the coordinates of boxes need all its bits
 
     def __init__(self, config: RCNNConfig):
         from torchvision.models.detection.roi_heads import RoIHeads
@@ -172,9 +174,18 @@ class RCNNForObjectDetection(PreTrainedModel):
 
         Returns:
             [`RCNNOutput`]: the losses if there are labels, else what was found.
+
+        Raises:
+            TypeError: proposals and heads were cast to fewer bits.
         """
         from torchvision.models.detection.image_list import ImageList
 
+        bits = next(self.rpn.parameters()).dtype
+        if bits in (torch.float16, torch.bfloat16):
+            raise TypeError(
+                f"proposals and heads of an R-CNN compute in float32, got weights in {bits}: load with"
+                " from_pretrained(dtype=…), which leaves these out, or use autocast, in place of casting the network"
+            )
         height, width = pixel_values.shape[-2:]
         sizes = [(height, width)] * len(pixel_values)
         if pixel_mask is not None:
@@ -184,9 +195,8 @@ class RCNNForObjectDetection(PreTrainedModel):
         images = ImageList(nn.functional.pad(pixel_values, padding), sizes)
         maps = self.neck(OrderedDict(zip(map(str, range(9)), self.backbone(images.tensors).feature_maps)))
         targets = None if labels is None else [as_target(label, size) for label, size in zip(labels, sizes)]
-        # The coordinates of boxes need all the bits of float32, also where the rest is computed in fewer.
-        with torch.autocast(pixel_values.device.type, enabled=False):
-            maps = OrderedDict((name, feature_map.to(self.dtype)) for name, feature_map in maps.items())
+        with torch.autocast(pixel_values.device.type, enabled=False):  # the rest may be computed in fewer bits
+            maps = OrderedDict((name, feature_map.to(bits)) for name, feature_map in maps.items())
             return self._find(images, maps, sizes, targets)
 
     def _find(

@@ -133,6 +133,24 @@ def test_boxes_have_all_bits_where_the_rest_is_computed_in_fewer():
     assert loss.isfinite() and loss.dtype == found.pred_boxes.dtype == torch.float32 and found.logits.shape[1] > 10
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_loaded_in_fewer_bits_finds_what_it_finds_in_float32(dtype, tmp_path):
+    model = network().eval()
+    model.save_pretrained(tmp_path)
+    half = RCNNForObjectDetection.from_pretrained(tmp_path, dtype=dtype).eval()
+    assert half.dtype == dtype and next(half.roi_heads.parameters()).dtype == torch.float32
+    with torch.no_grad():
+        found, expected = half(images().to(dtype)), model(images())
+    scores = [outputs.logits.amax(-1).sigmoid().sort().values for outputs in (found, expected)]
+    torch.testing.assert_close(*scores, atol=0.02, rtol=0)
+    assert found.pred_boxes.dtype == torch.float32 and found.pred_masks.isfinite().all()
+    loss = half.train()(images().to(dtype), labels=labels()).loss
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in half.parameters() if p.grad is not None)
+    with pytest.raises(TypeError, match="compute in float32, got weights in .*: load with from_pretrained"):
+        half.to(dtype)(images().to(dtype))
+
+
 @torch.no_grad()
 def test_a_smaller_picture_of_a_batch_is_seen_as_it_is_alone():
     model = network(score_thresh=0.0).eval()
