@@ -69,7 +69,7 @@ def card(model: str, on_hub: bool) -> str:
         **({"models": [model], "preload_from_hub": [model]} if on_hub else {}),
     }
     text = (
-        f"Classifies a picture with {model} and shows what the network looks at: attention, Grad-CAM, and how much\n"
+        f"Shows what {model} sees in a picture, and what a classifier looks at: attention, Grad-CAM, and how much\n"
         "attention and convolutions add in each cell. The licence above is that of the code.\n"
     )
     return space_card(model, settings, "Attention and convolutions of ViTAE, cell by cell", "explainability", text)
@@ -79,7 +79,7 @@ def build(model: str, output: Path) -> None:
     """Write the folder of the Space.
 
     Raises:
-        ValueError: `model` is neither a folder with a classifier nor a Hub name, or `output` is not empty.
+        ValueError: `model` is neither a folder with a model for the page nor a Hub name, or `output` is not empty.
     """
     Models([model])  # raises the error about the name
     if output.exists() and any(output.iterdir()):
@@ -100,7 +100,7 @@ def build(model: str, output: Path) -> None:
 
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="Hub name, or folder of a classifier, which is copied into the Space")
+    parser.add_argument("model", help="Hub name, or folder of a model, which is copied into the Space")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     arguments = parser.parse_args(argv)
     build(arguments.model, arguments.output)

@@ -82,7 +82,7 @@ def load_trained(
     model_class = saved_class(source, **shared) if headless or dense else AutoModelForImageClassification
     model, loading = model_class.from_pretrained(source, dtype=dtype, output_loading_info=True, **options)
     if missing := sorted(loading["missing_keys"]):
-        if headless:
+        if headless or dense:
             raise ValueError(f"the weights of {name} lack {len(missing)} tensors of the network: {listed(missing)}")
         raise ValueError(f"{name} is not a trained image classifier: it lacks {listed(missing)}")
     return model.eval(), load_processor(source, image_size, crop_pct, model.config, **shared)

@@ -176,14 +176,14 @@ class RCNNForObjectDetection(PreTrainedModel):
             [`RCNNOutput`]: the losses if there are labels, else what was found.
 
         Raises:
-            TypeError: proposals and heads were cast to fewer bits.
+            ValueError: proposals and heads were cast to fewer bits.
         """
         from torchvision.models.detection.image_list import ImageList
 
-        bits = next(self.rpn.parameters()).dtype
-        if bits in (torch.float16, torch.bfloat16):
-            raise TypeError(
-                f"proposals and heads of an R-CNN compute in float32, got weights in {bits}: load with"
+        dtype = next(self.rpn.parameters()).dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"proposals and heads of an R-CNN compute in float32, got weights in {dtype}: load with"
                 " from_pretrained(dtype=…), which leaves these out, or use autocast, in place of casting the network"
             )
         height, width = pixel_values.shape[-2:]
@@ -196,7 +196,7 @@ class RCNNForObjectDetection(PreTrainedModel):
         maps = self.neck(OrderedDict(zip(map(str, range(9)), self.backbone(images.tensors).feature_maps)))
         targets = None if labels is None else [as_target(label, size) for label, size in zip(labels, sizes)]
         with torch.autocast(pixel_values.device.type, enabled=False):  # the rest may be computed in fewer bits
-            maps = OrderedDict((name, feature_map.to(bits)) for name, feature_map in maps.items())
+            maps = OrderedDict((name, feature_map.to(dtype)) for name, feature_map in maps.items())
             return self._find(images, maps, sizes, targets)
 
     def _find(

@@ -13,7 +13,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, SwinConfig, pipeline
 
-from vitae_hf import RCNNConfig, RCNNForObjectDetection, RCNNImageProcessor
+from vitae_hf import RCNNConfig, RCNNForObjectDetection, RCNNImageProcessor, prepare_for_inference
 from vitae_hf.dense.detection.models import HeadSize, new_detector
 from vitae_hf.evaluation.detections import find_objects
 from vitae_hf.modeling_rcnn_vitae import RCNNOutput
@@ -144,10 +144,12 @@ def test_a_network_loaded_in_fewer_bits_finds_what_it_finds_in_float32(dtype, tm
     scores = [outputs.logits.amax(-1).sigmoid().sort().values for outputs in (found, expected)]
     torch.testing.assert_close(*scores, atol=0.02, rtol=0)
     assert found.pred_boxes.dtype == torch.float32 and found.pred_masks.isfinite().all()
+    prepared = prepare_for_inference(model, dtype=dtype)(images().to(dtype))
+    torch.testing.assert_close(prepared.logits.amax(-1).sigmoid().sort().values, scores[1], atol=0.02, rtol=0)
     loss = half.train()(images().to(dtype), labels=labels()).loss
     loss.backward()
     assert loss.isfinite() and all(p.grad.isfinite().all() for p in half.parameters() if p.grad is not None)
-    with pytest.raises(TypeError, match="compute in float32, got weights in .*: load with from_pretrained"):
+    with pytest.raises(ValueError, match="compute in float32, got weights in .*: load with from_pretrained"):
         half.to(dtype)(images().to(dtype))
 
 

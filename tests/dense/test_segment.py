@@ -1,6 +1,7 @@
 """vitae segment: from scenes to a folder that segments, resumed exactly, by recipes that are read whole."""
 
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 import yaml
 from dense_networks import SCENES
-from helpers import ASSETS, as_words, drawn, last_line, rotated_config, run
+from helpers import ASSETS, IMAGE, as_words, drawn, last_line, rotated_config, run
 from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, UperNetForSemanticSegmentation, pipeline
 
@@ -18,6 +19,7 @@ from vitae_hf.commands import segment as segment_command
 from vitae_hf.evaluation.colours import class_colours
 from vitae_hf.evaluation.detections import segment
 from vitae_hf.files import RECIPES
+from vitae_hf.hub.publishing import check_folder
 
 
 def options(output, **values) -> list[str]:
@@ -77,7 +79,8 @@ def test_the_script_resumes_exactly_and_averages_weights(few_scenes, tmp_path):
     common |= {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 4, "short_side": 48}
     record = segment_command.main(options(tmp_path, **common))
     whole = UperNetForSemanticSegmentation.from_pretrained(record["model"]).state_dict()
-    assert (tmp_path / "ema" / "overlays.png").exists()
+    files, outputs = check_folder(Path(record["model"]), IMAGE)  # can be published, with the code of its backbone
+    assert {"heads_vitae.py", "overlays.png"} <= {path.name for path in files} and outputs.isfinite().all()
     with pytest.raises(ValueError, match="checkpoint-4 is of an earlier run"):
         segment_command.main(options(tmp_path, **common))
     resumed = segment_command.main(options(tmp_path, resume_from_checkpoint=tmp_path / "checkpoint-2", **common))

@@ -31,12 +31,13 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from transformers import SegformerImageProcessor
 
+from vitae_hf import ViTAEImageProcessor
 from vitae_hf.dense.backbone import dense_config
 from vitae_hf.dense.detection.models import HeadSize, make_processor, new_detector
 from vitae_hf.dense.segmentation.model import new_segmenter
 from vitae_hf.evaluation.colours import class_colours
 from vitae_hf.web.page import MAPS, MOST_WAITING, StayHere, examine, respond, show
-from vitae_hf.web.visitors import Models, Refusal, check_pixels, read_picture
+from vitae_hf.web.visitors import Models, Refusal, read_picture
 
 
 SNEAKER = ASSETS / "sneaker.png"
@@ -534,8 +535,12 @@ def test_a_detector_shows_what_it_finds(detectors, name):
 def test_a_segmenter_shows_the_class_of_each_pixel_and_how_much_each_fills(detectors, tmp_path):
     PIL.Image.effect_noise((3000, 1500), 90).convert("RGB").save(tmp_path / "large.png")
     found, notice, shares, _ = respond(detectors, {"path": str(tmp_path / "large.png")}, "detectors/upernet", None)
-    assert found.picture.size == (2048, 1024)  # a mask of each class of a large photograph would fill the memory
-    assert "classes and their shares" in notice and sum(shares.values()) == pytest.approx(1) and len(shares) > 1
+    assert found.picture.size == (1333, 667)  # a mask of each class of a large photograph would fill the memory
+    assert (
+        "classes and how much of the picture each fills" in notice
+        and sum(shares.values()) == pytest.approx(1)
+        and len(shares) > 1
+    )
     picture, caption = show(found, "Attention", 1)
     assert all(f"</i> {name}</span>" in caption for name in shares)
     first, last = (to_hex(class_colours(5)[int(name[-1])]) for name in (list(shares)[0], list(shares)[-1]))
@@ -547,11 +552,32 @@ def test_a_segmenter_shows_the_class_of_each_pixel_and_how_much_each_fills(detec
     assert np.ptp(drawn, axis=-1)[inside].mean() > 30 > 10 > np.ptp(drawn, axis=-1)[~inside].mean()
 
 
-def test_a_processor_that_makes_too_many_pixels_is_refused():
-    check_pixels({"shortest_edge": 640, "longest_edge": 2560})
-    for size in ({"height": 4096, "width": 2048}, {"shortest_edge": 512}):
-        with pytest.raises(ValueError, match="makes pictures of more than 2048×2048 pixels"):
-            check_pixels(size)
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ({"height": 4096, "width": 2048}, "makes pictures of more than 4,194,304 pixels"),
+        ({"shortest_edge": 512}, "sets no bound for the longer side"),
+        (None, "a ViTAEImageProcessor, is none for segmentation"),
+    ],
+)
+def test_a_processor_with_which_a_picture_could_fail_is_refused(detectors, root, size, message, tmp_path):
+    shutil.copytree(root / "detectors" / "upernet", tmp_path / "upernet")
+    processor = ViTAEImageProcessor() if size is None else SegformerImageProcessor(size=size)
+    processor.save_pretrained(tmp_path / "upernet")
+    explanation, sentence = examine(
+        Models([str(tmp_path / "upernet")]), {"path": str(SNEAKER)}, str(tmp_path / "upernet")
+    )
+    assert explanation is None and message in sentence
+
+
+def test_a_narrow_picture_is_refused_by_a_segmenter_and_a_wide_one_is_drawn_small(detectors, tmp_path):
+    for size in ((2048, 100), (3, 3000)):
+        PIL.Image.new("RGB", size, "orange").save(tmp_path / "picture.png")
+        found, sentence = examine(detectors, {"path": str(tmp_path / "picture.png")}, "detectors/upernet")
+        assert "too narrow" in sentence and found is None
+    PIL.Image.new("RGB", (30, 2), "orange").save(tmp_path / "picture.png")
+    found, _ = examine(detectors, {"path": str(tmp_path / "picture.png")}, "detectors/upernet")
+    assert show(found, "Attention", 1)[0].shape == show(found, "Picture", 1)[0].shape == (137, 2048, 3)
 
 
 def test_a_detector_of_another_family_is_not_offered_and_none_is_fetched_for_a_visitor(detectors, root, tmp_path):

@@ -1,13 +1,13 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How does a model classify my pictures, and what does it look at? Serves a page for the browser.
+"""How does a model classify my pictures, and what does it look at or find? Serves a page for the browser.
 
     vitae app          # then open the address that it prints
 
-Visitors can choose the classifiers in `outputs` (where `make demo` and `vitae train` write) and those that `--model`
-names (by default the demo's, else the small one that the package carries), or type the name of a model on the Hub. The
-page loads nothing else from elsewhere. With `--host 0.0.0.0` other machines can open the page, by the names and
-addresses of this one. Visitors can then not type Hub names, unless `--hub_names` is given. Behind a proxy,
-`--trusted_host` is the name by which people open the page.
+Visitors can choose the classifiers, detectors and segmenters in `outputs` (where `make demo` and trainings write) and
+those that `--model` names (by default the demo's, else the small one that the package carries), or type the name of a
+classifier on the Hub. The page loads nothing else from elsewhere. With `--host 0.0.0.0` other machines can open the
+page, by the names and addresses of this one. Visitors can then not type Hub names, unless `--hub_names` is given.
+Behind a proxy, `--trusted_host` is the name by which people open the page.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("vitae app", __doc__)
     parser.add_argument("--model", nargs="+", default=[], help="folders and Hub names to offer, the default first")
     parser.add_argument(
-        "--models", type=Path, default=Path("outputs"), help="folder whose classifiers are offered; default: outputs"
+        "--models", type=Path, default=Path("outputs"), help="folder whose models are offered; default: outputs"
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1; 0.0.0.0 lets other machines in"

@@ -42,6 +42,7 @@ from ..evaluation.detections import draw_found, find_objects
 from ..failures import about
 from ..files import find_model
 from ..hub.cards import TEMPLATES, model_card
+from ..hub.publishing import publish
 from ..loading import label_names
 from ..training.arguments import StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
@@ -201,7 +202,7 @@ class Detection(Task[DetectionTrainer]):
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    return run_task(Detection.parse(argv))
+    return run_task(Detection.parse(argv), publish)
 
 
 status = exit_status

@@ -30,6 +30,7 @@ from ..data.samples import collate
 from ..data.sources import load_images
 from ..decoder_vitae import random_mask
 from ..hub.cards import TEMPLATES, pretraining_card
+from ..hub.publishing import publish
 from ..training.arguments import ImageArguments, ViTAETrainingArguments
 from ..training.reconstruction import DrawReconstructions, MaskedImageTrainer, ReconstructionTrainer
 from ..training.run import Task, exit_status, run_task
@@ -182,7 +183,7 @@ class Pretraining(Task[ReconstructionTrainer]):
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    return run_task(Pretraining.parse(argv))
+    return run_task(Pretraining.parse(argv), publish)
 
 
 status = exit_status

@@ -37,6 +37,7 @@ from ..failures import about
 from ..files import find_model
 from ..heads_vitae import UperNetForSemanticSegmentation
 from ..hub.cards import FIGURES, TEMPLATES, model_card
+from ..hub.publishing import publish
 from ..loading import label_names
 from ..training.arguments import StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
@@ -181,7 +182,7 @@ class Segmentation(Task[SegmentationTrainer]):
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    return run_task(Segmentation.parse(argv))
+    return run_task(Segmentation.parse(argv), publish)
 
 
 status = exit_status

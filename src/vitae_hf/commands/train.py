@@ -29,6 +29,7 @@ from ..evaluation.metrics import TopKAccuracy
 from ..failures import about
 from ..files import find_model
 from ..hub.cards import FIGURES, TEMPLATES, model_card
+from ..hub.publishing import publish
 from ..loading import check_task
 from ..training.arguments import ImageArguments, StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
@@ -147,7 +148,7 @@ def accuracy(result: EvalPrediction) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    return run_task(Classification.parse(argv))
+    return run_task(Classification.parse(argv), publish)
 
 
 status = exit_status

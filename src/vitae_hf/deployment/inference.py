@@ -60,7 +60,8 @@ def prepare_for_inference(
 
     Args:
         model: a model of this family, or one that has such a backbone, on its device.
-        dtype: of the weights, such as `torch.bfloat16`; default: as they are. Random features stay float32.
+        dtype: of the weights, such as `torch.bfloat16`; default: as they are. Random features stay float32, and
+            what an R-CNN proposes and finds.
         compile: whether `torch.compile` compiles it at the first call, and again for every new size of images.
         merge_groups: whether grouped convolutions are computed with as many groups merged as is fastest, measured at
             the first call of each size ([`merge_groups`]); on CPUs, packed layers decide for themselves.
@@ -81,7 +82,9 @@ def prepare_for_inference(
     fold_batch_norms(model)
     model.requires_grad_(False)
     if dtype is not None:
-        model.to(dtype)  # type: ignore[arg-type]  # the library's decorator hides the signature of `Module.to`
+        float32 = model._keep_in_fp32_modules_strict or ()
+        for part in [child for name, child in model.named_children() if name not in float32] if float32 else [model]:
+            part.to(dtype)
     if merge_groups and model.device.type != "cpu":
         merging.merge_groups(model)
     for parameter in model.parameters():

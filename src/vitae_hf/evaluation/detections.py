@@ -18,6 +18,16 @@ from ..loading import label_names
 from .colours import class_colours
 
 
+LONGEST_SIDE = 2048
+"""Of a picture that is drawn, in pixels, unless it has more itself."""
+
+
+def enlarged(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """A picture's width and height, enlarged until both have `side` pixels, or the longer one as many as are drawn."""
+    scale = max(1, min(side / min(size), LONGEST_SIDE / max(size)))
+    return round(scale * size[0]), round(scale * size[1])
+
+
 @dataclass
 class Detections:
     """What a detector or a segmenter found in a picture.
@@ -49,8 +59,7 @@ class Detections:
         if self.chosen in self.names:
             kept = objects["labels"] == self.names.index(self.chosen)
             objects = {key: values[kept] for key, values in objects.items()}
-        scale = max(1, side / min(self.picture.size))
-        width, height = (round(scale * pixels) for pixels in self.picture.size)
+        width, height = enlarged(self.picture.size, side)
         figure = Figure(figsize=(width / 100, height / 100), dpi=100)
         axis = figure.add_axes((0, 0, 1, 1))
         draw_objects(axis, self.picture, objects, self.names, fontsize=9)

@@ -231,7 +231,7 @@ def printed_results(accuracy: Accuracy, url: str) -> list[EvalResult]:
 
 
 def space_card(model: str, settings: dict[str, Any], description: str, tag: str, text: str) -> str:
-    """The README of a Space that shows a classifier. The Hub reads the settings of the Space from its front matter.
+    """The README of a Space that shows a model. The Hub reads the settings of the Space from its front matter.
 
     Args:
         model: its name, with or without its owner.

@@ -34,6 +34,10 @@ BELONGS = [
     SUMS_NAME,
 ]
 WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+SAVE_AGAIN = (
+    "load it with its class of vitae_hf, a head of the library with that of vitae_hf.heads_vitae, and save it again"
+    " with save_pretrained"
+)
 PICKLED_WEIGHTS = ["*model*.bin", "*model*.pt", "*model*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack"]
 
 
@@ -120,12 +124,12 @@ def check_code(folder: Path) -> None:
     """
     code = code_files(folder)
     if not code:
-        raise ValueError(f"{folder} names no code in its `auto_map`: save it again with save_pretrained")
+        raise ValueError(f"{folder} names no code in its `auto_map`: {SAVE_AGAIN}")
     for name in code:
         ours, theirs = Path(configuration_vitae.__file__).with_name(name), folder / name
         if not ours.is_file() or not theirs.is_file() or ours.read_bytes() != theirs.read_bytes():
             problem = "differs from this package's" if theirs.is_file() else "is missing"
-            raise ValueError(f"{theirs} {problem}: load the folder and save it again with save_pretrained")
+            raise ValueError(f"{theirs} {problem}: {SAVE_AGAIN}")
 
 
 def check_folder(folder: Path, image: str | Path) -> tuple[list[Path], torch.Tensor]:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
@@ -21,7 +22,6 @@ from transformers.training_args import OptimizerNames
 from ..environment import environment
 from ..failures import about
 from ..files import PICTURES
-from ..hub.publishing import publish
 from .arguments import RunArguments, ViTAETrainingArguments, parse_arguments
 from .average import FOLDER as AVERAGE_FOLDER
 from .checkpoints import last_checkpoint
@@ -89,15 +89,12 @@ class Task(ABC, Generic[AnyTrainer]):
         """Write files of the task's own into the output folder, and return the pictures that the card shows."""
         return []
 
-    def publish(self, folder: Path) -> dict[str, Any]:
-        """Upload a folder to `training.hub_model_id` and return what the record says of it."""
-        training = self.training
-        name = str(training.hub_model_id)
-        return publish(folder, name, PICTURES[0], token=training.hub_token, revision=training.hub_revision)
 
-
-def run_task(task: Task[Any]) -> dict[str, Any]:
+def run_task(task: Task[Any], publish: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """Train, evaluate and save; in the first process also report and publish.
+
+    Args:
+        publish: what publishes a folder, a room beside this one: [`vitae_hf.hub.publishing.publish`].
 
     Returns:
         The figures, or where the run stopped if it was told to.
@@ -122,8 +119,9 @@ def run_task(task: Task[Any]) -> dict[str, Any]:
     if training.should_save:
         write_report(task, trainer, record)
         if is_published:
-            with about(str(training.hub_model_id)):
-                record |= task.publish(Path(record["model"]))
+            name, options = str(training.hub_model_id), {"token": training.hub_token, "revision": training.hub_revision}
+            with about(name):
+                record |= publish(Path(record["model"]), name, PICTURES[0], **options)
     return record
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""A web page on which a visitor chooses a picture and sees how a model classifies it and what the model looks at."""
+"""A web page on which a visitor chooses a picture and sees what a model makes of it, and what the model looks at."""
 
 import os
 import re
@@ -30,9 +30,9 @@ from starlette.responses import PlainTextResponse  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from ..evaluation.colours import class_colours  # noqa: E402
-from ..evaluation.detections import Detections, detect  # noqa: E402
+from ..evaluation.detections import Detections, detect, enlarged  # noqa: E402
 from ..evaluation.explanation import BRANCH_COLOURS, Explanation, explain, stage_name  # noqa: E402
-from .visitors import DENSE, DENSE_SIDE, Models, Refusal, read_picture, uploaded_file  # noqa: E402
+from .visitors import DENSE_TYPES, Models, Refusal, read_picture, reduced, uploaded_file  # noqa: E402
 
 
 logger = logging.get_logger(__name__)
@@ -60,7 +60,7 @@ NO_MATRIX = "random features, which never make a matrix of attention; look at th
 DONE = "seconds for label and maps. Choose another label to see what speaks for it."
 FOUND = "seconds to find {count}. Choose a class to see its objects alone."
 OBJECTS = "what the detector found with a score of 0.5 or more; choose the map “Picture” to see none of it"
-CLASSES_FOUND = "seconds to find {count} and their shares of the picture. Choose a class to see it alone."
+CLASSES_FOUND = "seconds to find {count} and how much of the picture each fills. Choose a class to see it alone."
 CLASSES = "the class of each pixel; choose the map “Picture” to see none of it"
 FAILURE = "This did not work, and it is not your fault. The log of the machine that serves this page says why."
 BUSY = "Too many people are waiting for this page: please come back in a minute."
@@ -119,9 +119,7 @@ def picture_under_map(image: np.ndarray, values: np.ndarray | None, colours: str
         colours: name of a colour map of matplotlib.
     """
     picture = PIL.Image.fromarray(image)
-    scale = max(1, side / min(picture.size))
-    size = round(picture.width * scale), round(picture.height * scale)
-    picture = picture.resize(size, PIL.Image.Resampling.BICUBIC)
+    picture = picture.resize(enlarged(picture.size, side), PIL.Image.Resampling.BICUBIC)
     if values is None:
         return np.asarray(picture)
     smooth = PIL.Image.fromarray(values.astype(np.float32)).resize(picture.size, PIL.Image.Resampling.BILINEAR)
@@ -185,7 +183,7 @@ def caption_of(found: Detections) -> str:
     colours = class_colours(len(found.names))
     shown = [index for index in found.objects["labels"].tolist() if found.chosen in (None, found.names[index])]
     key = [
-        f'<span><i style="background: {to_hex(colours[index])}"></i> {escape(found.names[index])}</span>'
+        f'<span><i style="background: {to_hex(colours[index])}"></i> {escape(str(found.names[index]))}</span>'
         for index in shown
     ]
     return f'<p><b>Classes</b>: {CLASSES}</p><p class="key">{" ".join(key)}</p>'
@@ -241,8 +239,8 @@ def examine(
             if not file:
                 return None, WELCOME
             picture, notice = read_picture(file["path"])
-            if model.config.model_type in DENSE:
-                return look_for_objects(model, processor, picture, notice, label)
+            if model.config.model_type in DENSE_TYPES:
+                return look_for(model, processor, picture, notice, label)
             explanation = explain(model, processor, picture, label)
     except Refusal as refusal:
         return None, str(refusal)
@@ -252,12 +250,11 @@ def examine(
     return explanation, f"{notice} {explanation.seconds:.2f} {DONE}".strip()
 
 
-def look_for_objects(
+def look_for(
     model: Any, processor: Any, picture: PIL.Image.Image, notice: str, label: str | None
 ) -> tuple[Detections, str]:
     """The objects or classes in a picture, one class or all, and a sentence for the visitor; see [`examine`]."""
-    picture.thumbnail((DENSE_SIDE, DENSE_SIDE))  # masks of many objects in a large photograph fill the memory
-    found = detect(model, processor, picture)
+    found = detect(model, processor, reduced(picture))
     number = len(found.objects["labels"])
     one, many, sentence = (
         ("object", "objects", FOUND) if "boxes" in found.objects else ("class", "classes", CLASSES_FOUND)

@@ -38,12 +38,16 @@ MOST_TOKENS = 4097
 """How many tokens may attend to each other: those of 1024×1024 pixels in patches of 16×16, and a class token."""
 MOST_SCORES = 2**27
 """How many attention weights a cell may have, half a gigabyte."""
-DENSE = ("rt_detr", "deformable_detr", "mask2former", "vitae_rcnn", "upernet")
+DENSE_TYPES = ("rt_detr", "deformable_detr", "mask2former", "vitae_rcnn", "upernet")
 """Kinds of detectors and segmenters that are offered, if this machine has them; nobody can type the name of one on the
 Hub."""
-DENSE_SIDE = 2048
-"""Largest side in pixels of a picture in which a detector or segmenter looks. It may get as many pixels as a square of
-this side has."""
+MOST_INPUT_PIXELS = 2048**2
+"""How many pixels an image processor of theirs may make of a picture."""
+SEARCHED_SIDE = 1333
+"""To which the longer side of a picture is reduced before they look at it, as is usual for COCO: there may be a mask of
+each object or class as large as the picture."""
+NARROWEST = 20
+"""How many times as long as the shorter side the longer one may be."""
 NO_UPLOAD = "This picture is not one that was sent to this page, or not any more: please send it again."
 
 
@@ -107,7 +111,7 @@ def problem_of_config(folder: Path) -> str | None:
     except (OSError, ValueError):
         return "has no configuration that can be read"
     architectures = config.get("architectures")
-    if config.get("model_type") in DENSE:
+    if config.get("model_type") in DENSE_TYPES:
         backbone = config.get("backbone_config")
         is_ours = isinstance(backbone, dict) and backbone.get("model_type") in FAMILY
         return None if is_ours else "has a backbone that is no ViTAE or ViTAEv2"
@@ -119,18 +123,36 @@ def problem_of_config(folder: Path) -> str | None:
 
 def is_dense(folder: Path) -> bool:
     """Whether the model in a folder is a detector or a segmenter. Its configuration must be one that can be read."""
-    return read_json(folder / "config.json").get("model_type") in DENSE
+    return read_json(folder / "config.json").get("model_type") in DENSE_TYPES
 
 
-def check_pixels(size: dict[str, int | None]) -> None:
-    """Raise an error if an image processor with this `size` makes pictures of too many pixels.
+def reduced(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """The picture in which a detector or segmenter looks, which is smaller if it is a large one.
 
     Raises:
-        ValueError: it does, or it has no bound for the longer side.
+        Refusal: it is too narrow.
     """
-    sides = [side for side in size.values() if side]
-    if len(sides) != 2 or math.prod(sides) > DENSE_SIDE**2:
-        raise ValueError(f"its image processor makes pictures of more than {DENSE_SIDE}×{DENSE_SIDE} pixels: {size}")
+    if max(picture.size) > NARROWEST * min(picture.size):
+        raise Refusal(f"This picture is too narrow: at most {NARROWEST} times as long as wide, please.")
+    picture.thumbnail((SEARCHED_SIDE, SEARCHED_SIDE))
+    return picture
+
+
+def check_dense(model: PreTrainedModel, processor: Any) -> None:
+    """Raise an error if an image processor cannot prepare pictures for a detector or a segmenter on this page.
+
+    Raises:
+        ValueError: it makes too many pixels, sets no bound for the longer side, or has no classes for pixels.
+    """
+    sides = [side for side in dict(processor.size or {}).values() if side]
+    if len(sides) != 2:
+        raise ValueError(f"its image processor sets no bound for the longer side: {processor.size}")
+    if math.prod(sides) > MOST_INPUT_PIXELS:
+        raise ValueError(
+            f"its image processor makes pictures of more than {MOST_INPUT_PIXELS:,} pixels: {processor.size}"
+        )
+    if model.config.model_type == "upernet" and not hasattr(processor, "post_process_semantic_segmentation"):
+        raise ValueError(f"its image processor, a {type(processor).__name__}, is none for segmentation")
 
 
 def check_cost(config: ViTAEFamilyConfig, height: int, width: int) -> None:
@@ -183,7 +205,8 @@ def download(name: str, token: bool | None) -> Path:
             raise Refusal(f"{name} {problem}.")
         if is_dense(folder) and token is False:  # the size of its network is not compared with its weights
             raise Refusal(f"{name} is no classifier, and this page takes others only from the machine that serves it.")
-        return Path(snapshot_download(name, allow_patterns=MODEL_FILES, token=token))
+        commit = folder.name  # the repository may have changed since
+        return Path(snapshot_download(name, revision=commit, allow_patterns=MODEL_FILES, token=token))
     except RepositoryNotFoundError:
         raise Refusal(f"There is no model {name} on the Hub, or it is not public.") from None
     except LocalEntryNotFoundError:
@@ -203,12 +226,12 @@ def load_folder(folder: Path, changed: float) -> tuple[PreTrainedModel, Any]:
         changed: when the weights were written. A new value makes the cache load the folder again.
 
     Raises:
-        ValueError: model and processor do not fit each other, or an explanation would take too much memory.
+        ValueError: model and processor do not fit each other, or it would take too much memory.
     """
     options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
     if is_dense(folder):
         model, processor = load_trained(folder, dense=True, **options)
-        check_pixels(dict(processor.size))
+        check_dense(model, processor)
         return model, processor
     model, processor = load_trained(folder, **options)
     if not isinstance(processor, OUR_PROCESSORS) or not processor.do_resize:
