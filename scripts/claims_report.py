@@ -64,7 +64,7 @@ def pieces_table(results: dict) -> list[str]:
 
 
 def matched_table(results: dict) -> list[str]:
-    """Accuracy on damaged pictures of networks that were stopped at about the same accuracy on whole ones."""
+    """Accuracy on damaged pictures of networks as they were when their accuracy on held-out images was the same."""
     header = ["network", "seeds", "whole pictures", *DAMAGES]
     cells = []
     for network in results["parameters"]:
@@ -105,7 +105,8 @@ def draw_changes(results: dict, changes: tuple[str, ...], networks: list[str], p
                 band(axis, list(map(float, strengths)), columns, network)
         axis.set(xlabel=AXES[change], ylabel="top-1 (%)", title=change)
         axis.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="small")
+    if figure.axes[0].lines:
+        figure.axes[0].legend(fontsize="small")
     figure.savefig(path, dpi=110)
 
 
@@ -130,7 +131,7 @@ def draw_learning(results: dict, path: Path) -> None:
     by_pictures.set(
         xlabel=f"pictures seen, in 60,000 ({largest:.0%} of the images)", ylabel="top-1 on held-out images (%)"
     )
-    by_seconds.set(xscale="log", xlabel="seconds of training, one thread", ylabel="top-1 on held-out images (%)")
+    by_seconds.set(xscale="log", xlabel="seconds of one core for training", ylabel="top-1 on held-out images (%)")
     for axis in figure.axes:
         axis.grid(alpha=0.3)
     by_share.legend(fontsize="small")

@@ -1,6 +1,7 @@
 """The comparison of networks whose pieces are taken out: what it builds, what it shows them, and how it goes on."""
 
 import json
+from types import SimpleNamespace
 
 import claims_pictures
 import compare_claims
@@ -83,6 +84,27 @@ def test_changes_leave_the_picture_as_it_was_trained_on_at_their_mildest_strengt
         parts = list(claims_pictures.changed(images, damage).values())
         errors = [(make() - trained).abs().mean().item() for make in parts]
         assert errors == sorted(errors) and errors[0] > 0, damage
+
+
+def test_weights_between_two_tests_have_the_accuracy_that_is_to_be_matched():
+    """A classifier that is right on the first images with one half of its weight, and on all with the whole."""
+
+    class Threshold(torch.nn.Linear):
+        config = None
+
+        def forward(self, pictures):
+            found = (pictures.mean((1, 2, 3)) > 1 - 2 * self.weight.squeeze()).float()
+            return SimpleNamespace(logits=torch.stack([torch.full_like(found, 0.5), found], 1))
+
+    training = compare_claims.Training.__new__(compare_claims.Training)
+    training.average = SimpleNamespace(module=Threshold(1, 1, bias=False))
+    brightness = torch.linspace(0, 1, 200).reshape(-1, 1, 1, 1).expand(-1, 1, 64, 64)
+    training.held_out = brightness, torch.ones(200, dtype=torch.int64)
+    training.below, training.above = {"weight": torch.zeros(1, 1)}, None
+    assert training.matched() is None
+    training.above = {"weight": torch.ones(1, 1)}
+    top1 = compare_claims.accuracy(training.matched(), *training.held_out)
+    assert top1 == pytest.approx(compare_claims.RECIPE["matched_percent"], abs=2)
 
 
 @pytest.mark.slow
