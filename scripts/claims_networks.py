@@ -2,10 +2,12 @@
 """The networks of `compare_claims.py`: the tiny ViTAE and ViTAEv2, each with a piece taken out, and Swin and ViT.
 
 Pieces that a field of the configuration describes are taken out by it, the others by putting another module or another
-order of the same modules in. Where that makes a network smaller, a second one of about the first size has wider MLPs.
+order of the same modules in. Where that makes a network smaller, a second one of about the first size has wider MLPs,
+and branches where it has some, whose width follows that of the MLPs.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from compare_fashion_mnist import swin, vit
@@ -15,6 +17,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from vitae_hf import config_from_preset
 from vitae_hf.configuration_vitae import ViTAEFamilyConfig
 from vitae_hf.layers_vitae import ViTAEFamilyNormalCell, ViTAEFamilyReductionCell
+from vitae_hf.modeling_vitaev2 import ViTAEv2ReductionCell
 
 
 class NoBranch(nn.Module):
@@ -56,10 +59,12 @@ def cells(model: PreTrainedModel) -> Iterator[tuple[nn.Module, int, int]]:
 
 
 def without_branch(model: PreTrainedModel) -> None:
-    """Take the convolution branches out of all cells."""
+    """Take the convolution branches out of all cells. Every cell keeps a way around its attention."""
     for cell, width, stride in cells(model):
         if isinstance(cell, (ViTAEFamilyReductionCell, ViTAEFamilyNormalCell)):
             cell.conv_branch = NoBranch(width, stride)
+        if isinstance(cell, ViTAEv2ReductionCell):  # in those with windows the branch was the only way
+            cell.attention.value_residual = True
 
 
 def in_order(cell_class: type[ViTAEFamilyNormalCell]) -> Callable[[PreTrainedModel], None]:
@@ -74,11 +79,11 @@ def in_order(cell_class: type[ViTAEFamilyNormalCell]) -> Callable[[PreTrainedMod
 
 
 def dilations_of_one(config: ViTAEFamilyConfig) -> dict:
-    """As many convolutions as before, which now see one scale: together one convolution of their channels."""
+    """No pyramid: its convolutions see one scale, and are together one strided convolution of equal width."""
     return {"reduction_dilations": tuple((1,) * len(dilations) for dilations in config.reduction_dilations)}
 
 
-def one_strided_convolution(config: ViTAEFamilyConfig) -> dict:
+def patches_without_overlap(config: ViTAEFamilyConfig) -> dict:
     """The same with kernels as large as their stride, which is how plain transformers embed patches."""
     return {**dilations_of_one(config), "reduction_kernel_sizes": config.strides}
 
@@ -104,11 +109,11 @@ def of_equal_size(preset: str, **ablation) -> PreTrainedModel:
 ABLATIONS: dict[str, dict] = {
     "no branch": {"change": without_branch},
     "dilations of 1": {"fields": dilations_of_one},
-    "no pyramid": {"fields": one_strided_convolution},
+    "no overlap": {"fields": patches_without_overlap},
     "branch before attention": {"change": in_order(BranchFirst)},
     "branch after attention": {"change": in_order(AttentionFirst)},
 }
-SMALLER = ("no branch", "no pyramid")
+SMALLER = ("no branch", "no overlap")
 
 
 def family(preset: str) -> dict[str, Callable[[], PreTrainedModel]]:
@@ -121,5 +126,5 @@ def family(preset: str) -> dict[str, Callable[[], PreTrainedModel]]:
     return networks
 
 
-NETWORKS = {**family("vitae-nano"), "swin": swin, "vit": vit, **family("vitaev2-nano")}
+NETWORKS = {**family("vitae-nano"), "swin": partial(swin, drop_path_rate=0.0), "vit": vit, **family("vitaev2-nano")}
 WHOLE = ("vitae-nano", "vitaev2-nano", "swin", "vit")

@@ -16,6 +16,8 @@ from vitae_hf.data.sources import draw_by_class, load_labelled_images
 
 GARMENT, FRAME = 32, 64
 """Sides in pixels of a garment and of the frame around it, as the networks see them in training."""
+PATCH = 32
+"""Largest side in pixels of what is one token in a last map."""
 Labelled = tuple[torch.Tensor, torch.Tensor]
 """Grey images (N, 28, 28), uint8, and their labels (N,)."""
 
@@ -48,9 +50,13 @@ def share_of(images: Labelled, share: float, seed: int) -> Labelled:
 
 
 def framed(images: torch.Tensor, garment: int = GARMENT, frame: int = FRAME) -> torch.Tensor:
-    """Garments of a side in pixels in the middle of a frame: (N, 28, 28), uint8 -> (N, 1, frame, frame) from 0 to 1."""
+    """Garments of a side in pixels in a frame: (N, 28, 28), uint8 -> (N, 1, frame, frame) from 0 to 1.
+
+    Their middle is that of the frame, or, in a frame of another size than in training, as near to it as it can be at
+    a corner of the networks' largest patches: there it was in training, and elsewhere they would see it moved.
+    """
     garments = interpolate(images[:, None] / 255, (garment, garment), mode="bicubic", antialias=True).clamp(0, 1)
-    before = (frame - garment) // 2
+    before = PATCH * round(frame / 2 / PATCH) - garment // 2
     after = frame - garment - before
     return pad(garments, (before, after, before, after))
 
@@ -98,9 +104,9 @@ def occluded(images: torch.Tensor, side: int) -> torch.Tensor:
 
 
 CHANGES: dict[str, tuple[Callable[..., torch.Tensor], tuple]] = {
-    "scale": (lambda images, side: framed(images, side), (16, 20, 24, 28, 32, 36, 40, 48, 56, 64)),
+    "scale": (lambda images, side: framed(images, side), (16, 20, 22, 26, 32, 38, 46, 54, 64)),
     "resolution": (lambda images, size: framed(images, size // 2, size), (48, 64, 80, 96, 112, 128)),
-    "shift": (shifted, (0, 2, 4, 8, 12, 16)),
+    "shift": (shifted, tuple(range(17))),
     "rotation": (rotated, (0, 10, 20, 30, 45, 60, 90)),
     "noise": (noisy, (0.05, 0.1, 0.2, 0.3, 0.4)),
     "blur": (blurred, (0.5, 1.0, 2.0, 3.0, 4.0)),

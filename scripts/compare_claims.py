@@ -9,14 +9,16 @@ of a frame, and tests them on garments that are larger, smaller, moved, turned o
 10 % of Fashion-MNIST, `--parts data` trains the whole networks on 1 to 100 %.
 
 Every run ends when the accuracy on held-out training images has not risen for a while; the best average of the weights
-until then counts. The learning rate of each network is chosen on the same held-out images out of powers of two, such
-that its neighbours on both sides are no better. The test images only give the final figures. A comparison that was
-stopped goes on after its last finished runs. Writes OUTPUT.json, OUTPUT.md and pictures.
+until then counts, with statistics of BatchNorm that are its own. The learning rate of each network is chosen on the
+same held-out images out of powers of two, such that its neighbours on both sides are no better. The test images only
+give the final figures. A comparison that was stopped goes on after its last finished runs. Writes OUTPUT.json,
+OUTPUT.md, pictures, and the weights into OUTPUT.
 """
 
 import argparse
 import copy
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +28,9 @@ from claims_networks import NETWORKS, WHOLE
 from claims_pictures import CHANGES, DAMAGES, FRAME, Labelled, changed, framed, load, share_of
 from claims_report import write_report
 from compare_pretraining import as_they_end
+from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, update_bn
 from transformers import PreTrainedModel, set_seed
 
 from vitae_hf.environment import environment
@@ -40,12 +43,14 @@ RECIPE = {
     "weight_decay": 0.05,
     "label_smoothing": 0.1,
     "average_decay": 0.99,
+    "statistics_images": 512,
     "updates_between_tests": 100,
     "held_out": 2000,
-    "changed_test_images": 2000,
-    "matched_percent": 75.0,
+    "changed_test_images": 1000,
+    "matched_percent": 82.0,
+    "patience_epochs": 3,
 }
-FIRST_EXPONENTS = (-1, 0, 1, 2)  # of the learning rates that each network is tried with
+FIRST_EXPONENTS = (0, 1, 2)  # of the learning rates that each network is tried with
 LOWEST, HIGHEST = -5, 5
 SEED_FOR_RATES = 1000  # the comparison uses others
 SHARES = {"pieces": (0.1,), "data": (0.01, 0.03, 0.1, 0.3, 1.0)}
@@ -86,13 +91,20 @@ def takes(network: PreTrainedModel, size: int) -> bool:
 
 
 def optimizer_for(network: PreTrainedModel, learning_rate: float) -> torch.optim.Optimizer:
-    """AdamW; vectors do not decay."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": RECIPE["weight_decay"]},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    """AdamW; vectors and positions do not decay."""
+    decaying, others = [], []
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            (decaying if parameter.ndim > 1 and "position" not in name else others).append(parameter)
+    groups = [{"params": decaying, "weight_decay": RECIPE["weight_decay"]}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+@torch.no_grad()
+def average(averages: list[torch.Tensor], weights: list[torch.Tensor], count: torch.Tensor) -> None:
+    """Move an average of weights, which follows them fast at first."""
+    decay = min(RECIPE["average_decay"], (1 + count.item()) / (10 + count.item()))
+    torch._foreach_lerp_(averages, weights, 1 - decay)
 
 
 class Training:
@@ -101,15 +113,24 @@ class Training:
     def __init__(self, settings: dict, images: Labelled, held_out: Labelled):
         set_seed(settings["seed"])
         self.network = NETWORKS[settings["network"]]()
-        self.average = AveragedModel(
-            self.network, multi_avg_fn=get_ema_multi_avg_fn(RECIPE["average_decay"]), use_buffers=True
-        )
+        self.average = AveragedModel(self.network, multi_avg_fn=average)
         self.optimizer = optimizer_for(self.network, settings["learning_rate"])
         self.schedule = torch.optim.lr_scheduler.LinearLR(self.optimizer, 0.01, 1.0, RECIPE["warmup_updates"])
         self.batches = batches(images, RECIPE["batch_size"])
+        some = torch.randperm(len(images[1]), generator=torch.Generator().manual_seed(0))[: RECIPE["statistics_images"]]
+        self.for_statistics = networks_input(images[0][some]).split(64)
         self.held_out = held_out
-        self.curve: list[tuple[int, float, float]] = []  # pictures and seconds so far, accuracy
-        self.best = self.matched = self.average.module
+        self.curve: list[tuple[int, float, float]] = []  # pictures and processor seconds so far, accuracy
+        self.best = self.average.module
+        self.below, self.above = self.weights(), None  # of the tests around the accuracy that is to be matched
+
+    def tested(self, network: PreTrainedModel) -> float:
+        """The accuracy on held-out images of a network of averaged weights, once BatchNorm has statistics of them."""
+        update_bn(self.for_statistics, network)
+        return accuracy(network, *self.held_out)
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return copy.deepcopy(self.average.module.state_dict())
 
     def update(self) -> int:
         pictures, labels = next(self.batches)
@@ -126,18 +147,47 @@ class Training:
         """Train until the accuracy has not risen in the last `patience` tests, or there were `tests` of them."""
         seen, seconds, highest, since = 0, 0.0, -1.0, 0
         while len(self.curve) < tests and since < patience:
-            start = time.perf_counter()
+            start = time.process_time()
             self.network.train()
             seen += sum(self.update() for _ in range(RECIPE["updates_between_tests"]))
-            seconds += time.perf_counter() - start
-            top1 = accuracy(self.average.module, *self.held_out)
-            if highest < RECIPE["matched_percent"] <= top1:
-                self.matched = copy.deepcopy(self.average.module)
+            seconds += time.process_time() - start
+            top1 = self.tested(self.average.module)
+            if top1 < RECIPE["matched_percent"] and self.above is None:
+                self.below = self.weights()
+            elif self.above is None:
+                self.above = self.weights()
             if top1 > highest:
                 self.best, highest, since = copy.deepcopy(self.average.module), top1, 0
             else:
                 since += 1
             self.curve.append((seen, round(seconds, 1), top1))
+
+    def matched(self) -> PreTrainedModel | None:
+        """The network when it had the accuracy that all are compared at, if it ever had.
+
+        Between two tests the accuracy jumps, so that the weights of both are mixed, in the share that meets it best.
+        """
+        if self.above is None:
+            return None
+        network, wanted = copy.deepcopy(self.average.module), RECIPE["matched_percent"]
+        low, high, tried = 0.0, 1.0, []
+        for _ in range(6):
+            share = (low + high) / 2
+            network.load_state_dict(mixed(self.below, self.above, share))
+            top1 = self.tested(network)
+            tried.append((abs(top1 - wanted), share))
+            low, high = (share, high) if top1 < wanted else (low, share)
+        network.load_state_dict(mixed(self.below, self.above, min(tried)[1]))
+        update_bn(self.for_statistics, network)
+        return network
+
+
+def mixed(below: dict, above: dict, share: float) -> dict[str, torch.Tensor]:
+    """Weights between two others; what is no fraction, such as a count, is of the second."""
+    return {
+        name: torch.lerp(below[name], value, share) if value.is_floating_point() else value
+        for name, value in above.items()
+    }
 
 
 def curves(network: PreTrainedModel, images: Labelled, changes: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
@@ -157,17 +207,29 @@ def train_once(settings: dict) -> dict:
     rest, kept, test = load(settings["data"], RECIPE["held_out"])
     images = share_of(rest, settings["share"], settings["seed"])
     training = Training(settings, (framed(images[0]), images[1]), (framed(kept[0]), kept[1]))
-    training.run(settings["tests"], settings["patience"])
+    epochs = math.ceil(
+        RECIPE["patience_epochs"] * len(images[1]) / RECIPE["batch_size"] / RECIPE["updates_between_tests"]
+    )
+    training.run(settings["tests"], max(settings["patience"], epochs))
     record = {"curve": training.curve, "held_out_percent": max(top1 for *_, top1 in training.curve)}
     if settings["part"] == "rates":
         return record
+    keep(training.best, settings)
     record["top1_percent"] = accuracy(training.best, framed(test[0]), test[1])
     if settings["share"] == SHARES["pieces"][0]:
         record["curves"] = curves(training.best, test, tuple(CHANGES))
-        if record["held_out_percent"] >= RECIPE["matched_percent"]:
-            record["matched"] = curves(training.matched, test, DAMAGES)
-            record["matched"]["top1_percent"] = accuracy(training.matched, framed(test[0]), test[1])
+        if (matched := training.matched()) is not None:
+            keep(matched, settings, "matched")
+            record["matched"] = curves(matched, test, DAMAGES)
+            record["matched"]["top1_percent"] = accuracy(matched, framed(test[0]), test[1])
     return record
+
+
+def keep(network: PreTrainedModel, settings: dict, *more: str) -> None:
+    """Save the weights of a run, so that they can be tested in other ways too."""
+    settings["weights"].mkdir(parents=True, exist_ok=True)
+    words = [settings["network"], f"{settings['share']:g}", f"{settings['seed']}", *more]
+    save_file(network.state_dict(), settings["weights"] / f"{' '.join(words)}.safetensors")
 
 
 class Comparison:
@@ -191,11 +253,11 @@ class Comparison:
         temporary.replace(self.path)
         write_report(self.results, self.path)
 
-    def do(self, kind: str, runs: list[dict], **settings) -> list[dict]:
+    def do(self, kind: str, runs: list[dict]) -> list[dict]:
         """The records of these runs; those that have not been done before are done."""
         records = self.results[kind]
         jobs = {
-            tuple(run.items()): {**run, **settings, "data": self.arguments.data, "part": kind}
+            tuple(run.items()): {**run, "data": self.arguments.data, "part": kind, "weights": self.path.with_suffix("")}
             for run in runs
             if not any(run.items() <= record.items() for record in records)
         }
@@ -211,15 +273,17 @@ class Comparison:
         Raises:
             RuntimeError: there is none from `LOWEST` to `HIGHEST`.
         """
-        arguments, share = self.arguments, SHARES["pieces"][0]
+        arguments = self.arguments
+        settings = {"share": SHARES["pieces"][0], "seed": SEED_FOR_RATES}
+        settings |= {"tests": arguments.rate_tests, "patience": arguments.rate_tests}
         tried = dict.fromkeys(arguments.networks, FIRST_EXPONENTS)
         while True:
             runs = [
-                {"network": network, "share": share, "learning_rate": 1e-3 * 2.0**exponent, "seed": SEED_FOR_RATES}
+                {"network": network, "learning_rate": 1e-3 * 2.0**exponent, **settings}
                 for network, exponents in tried.items()
                 for exponent in exponents
             ]
-            records = self.do("rates", runs, tests=arguments.rate_tests, patience=arguments.rate_tests)
+            records = self.do("rates", runs)
             rates, wider = {}, {}
             for network, exponents in tried.items():
                 mine = [record for record in records if record["network"] == network]
@@ -243,21 +307,27 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--parts", nargs="+", choices=SHARES, default=list(SHARES))
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tests", type=int, default=100, help="how often a run is tested on held-out images at most")
-    parser.add_argument("--patience", type=int, default=8, help="how many tests without a higher accuracy end a run")
-    parser.add_argument("--rate_tests", type=int, default=6, help="how long the runs are that choose a learning rate")
+    parser.add_argument("--tests", type=int, default=300, help="how often a run is tested on held-out images at most")
+    parser.add_argument(
+        "--patience",
+        type=int,
+        default=8,
+        help="how many tests without a higher accuracy end a run; at least some epochs",
+    )
+    parser.add_argument("--rate_tests", type=int, default=10, help="how long the runs are that choose a learning rate")
     parser.add_argument("--processes", type=int, default=1, help="how many runs go on at once, in one thread each")
     arguments = parser.parse_args(argv)
     comparison = Comparison(arguments)
     rates = comparison.choose_rates()
+    length = {"tests": arguments.tests, "patience": arguments.patience}
     for seed in arguments.seeds:  # all networks with a seed before the next, so that a stopped comparison is fair
         runs = [
-            {"network": network, "share": share, "learning_rate": rates[network], "seed": seed}
+            {"network": network, "share": share, "learning_rate": rates[network], "seed": seed, **length}
             for part in arguments.parts
             for share in SHARES[part]
             for network in (arguments.networks if part == "pieces" else filter(WHOLE.__contains__, arguments.networks))
         ]
-        comparison.do("runs", runs, tests=arguments.tests, patience=arguments.patience)
+        comparison.do("runs", runs)
     comparison.save()
     return {"runs": len(comparison.results["runs"]), "learning_rates": rates, **environment()}
 

@@ -33,9 +33,9 @@ def vit():
     return ViTForImageClassification(ViTConfig(image_size=64, patch_size=8, num_labels=10, **config))
 
 
-def swin():
+def swin(**changes):
     config = {"embed_dim": 20, "depths": [2, 2, 2], "num_heads": [1, 2, 4], "window_size": 4, "mlp_ratio": 3.75}
-    return SwinForImageClassification(SwinConfig(image_size=64, patch_size=4, num_labels=10, **config))
+    return SwinForImageClassification(SwinConfig(image_size=64, patch_size=4, num_labels=10, **config, **changes))
 
 
 NETWORKS = {
