@@ -35,6 +35,7 @@ from transformers import PreTrainedModel, set_seed
 
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import write_json
 
 
 RECIPE = {
@@ -248,9 +249,7 @@ class Comparison:
 
     def save(self) -> None:
         self.results.update({**environment(), "processes": self.arguments.processes})
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text(json.dumps(self.results) + "\n")
-        temporary.replace(self.path)
+        write_json(self.results, self.path, indent=None)  # thousands of numbers
         write_report(self.results, self.path)
 
     def do(self, kind: str, runs: list[dict]) -> list[dict]:

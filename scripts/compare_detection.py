@@ -11,7 +11,6 @@ where it was. Writes OUTPUT.json and OUTPUT.md.
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -25,6 +24,7 @@ from vitae_hf.dense.detection.data import load_boxed_images
 from vitae_hf.dense.detection.models import HeadSize, new_detector
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import write_json
 
 
 SCENES = Path(__file__).parents[1] / "examples" / "garment_scenes"
@@ -85,9 +85,7 @@ class Comparison:
         record = {**asked, **{name: done[name] for name in (*FIGURES, "updates", "seconds")}}
         self.results["runs"].append(record)
         self.results.update(environment())
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text(json.dumps(self.results, indent=1) + "\n")
-        os.replace(temporary, self.path)
+        write_json(self.results, self.path)
         print(json.dumps(record), flush=True)
         return record
 

@@ -13,7 +13,6 @@ OUTPUT.png and OUTPUT.md. `--share_epochs` and `--learning_rates` make it shorte
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -26,6 +25,7 @@ from vitae_hf.commands import train
 from vitae_hf.data.sources import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import write_json
 
 
 def vit():
@@ -100,9 +100,7 @@ class Comparison:
         record = {**settings, **{name: done[name] for name in ("top1_percent", "eval_loss", "images_per_s")}}
         self.results[kind].append(record)
         self.results.update(environment())
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text(json.dumps(self.results, indent=1) + "\n")
-        os.replace(temporary, self.path)
+        write_json(self.results, self.path)
         print(json.dumps(record), flush=True)
         return record
 

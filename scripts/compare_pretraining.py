@@ -13,7 +13,6 @@ comparison that was stopped goes on after its last finished runs.
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable
@@ -28,6 +27,7 @@ from vitae_hf.commands import pretrain, train
 from vitae_hf.data.sources import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import write_json
 
 
 DATA = Path(__file__).parents[1] / "examples" / "fashion_mnist_mini"
@@ -121,9 +121,7 @@ class Comparison:
 
     def save(self) -> None:
         self.results.update({**environment(), "processes": self.arguments.processes})
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text(json.dumps(self.results, indent=1) + "\n")
-        os.replace(temporary, self.path)
+        write_json(self.results, self.path)
 
     def pretrained(self, seed: int) -> Path:
         return self.arguments.work / f"pretrained-{seed}"

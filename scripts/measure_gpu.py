@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from vitae_hf.commands.benchmark import ways_of
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import write_json
 
 
 @dataclass(frozen=True)
@@ -138,20 +139,15 @@ class Report:
             with at_most(seconds):
                 for row in rows:
                     part["rows"].append(row)
-                    self.save()
+                    write_json(self.record, self.path)
             part["ended"] = "whole"
         except (Exception, OutOfTime) as error:  # the other parts can still be measured
             part["ended"] = gpu_parts.error_in_a_line(error)
         finally:
             part["seconds"] = round(time.perf_counter() - started, 1)
-            self.save()
+            write_json(self.record, self.path)
             self.path.with_suffix(".md").write_text(self.markdown())
             print(f"\n{self.section(name)}", flush=True)
-
-    def save(self) -> None:
-        whole = self.path.with_suffix(".part")
-        whole.write_text(json.dumps(self.record, indent=1) + "\n")
-        whole.replace(self.path)
 
     def goals(self) -> list[dict]:
         """Each goal with the value that was measured, or none."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from configparser import ConfigParser
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 import yaml
@@ -19,7 +20,7 @@ import vitae_hf
 from vitae_hf.commands import evaluate, train, verify
 from vitae_hf.data.sources import load_labelled_images
 from vitae_hf.failures import EXTRAS
-from vitae_hf.files import ASSETS, find_model
+from vitae_hf.files import ASSETS, find_model, write_json
 from vitae_hf.hub.variants import VITAE, VITAE_V2
 from vitae_hf.web.visitors import Models
 
@@ -99,6 +100,20 @@ def test_training_begins_with_the_model_that_ships_and_says_so(tmp_path):
     train.main([*words.split(), *"--report_to none --save_strategy no --learning_rate 1e-5 --image_size 64".split()])
     card = (tmp_path / "README.md").read_text()
     assert f"fine-tuned from `{NANO}`" in card and (tmp_path / "modeling_vitae.py").is_file()
+
+
+def test_a_json_file_is_left_as_it_was_if_it_cannot_be_written_to_its_end(tmp_path, monkeypatch):
+    write_json({"a": 1}, tmp_path / "record.json")
+    write_text = Path.write_text
+
+    def disk_is_full(path, text):
+        write_text(path, text[:3])
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", disk_is_full)
+    with pytest.raises(OSError, match="no space"):
+        write_json({"a": 2}, tmp_path / "record.json")
+    assert json.loads((tmp_path / "record.json").read_text()) == {"a": 1}
 
 
 def test_the_citation_names_this_version_and_both_papers():

@@ -1,10 +1,12 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Files that the package carries (recipes, pictures, a small trained model), and folders that are written whole."""
+"""Files that the package carries (recipes, pictures, a small trained model), and what is written whole or not."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 PACKAGE = Path(__file__).parent
@@ -49,6 +51,13 @@ def find_model(name: str | Path) -> str:
 def size_of(folder: Path) -> int:
     """Bytes of all files in a folder and below."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def write_json(record: Any, path: Path, indent: int | None = 1) -> None:
+    """Write a JSON file anew. A process that is stopped on the way leaves the file as it was."""
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(json.dumps(record, indent=indent) + "\n")
+    unfinished.replace(path)
 
 
 @contextmanager
