@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 
 from claims_networks import WHOLE
-from claims_pictures import DAMAGES, GARMENT
+from claims_pictures import DAMAGES, FRAME, GARMENT
 from matplotlib.figure import Figure
 
 
@@ -20,7 +20,8 @@ AXES = {
     "contrast": "contrast left",
     "occlusion": "side of the square (pixels)",
 }
-TRAINED = {"scale": "32", "resolution": "64", "shift": "0", "rotation": "0"}
+TRAINED = {"scale": str(GARMENT), "resolution": str(FRAME), "shift": "0", "rotation": "0"}
+"""The strength of each change at which pictures are as in training."""
 SIZES_FOR_ALL = ("96", "128")  # the frames that every network can take
 CHANCE = 10.0  # accuracy of a guess among ten classes, in percent
 COLUMNS = ("smaller", "larger", "resolution", "shift", "rotation", *DAMAGES)
@@ -40,8 +41,8 @@ def mean_of(curve: dict[str, float]) -> float:
 def kept(record: dict, column: str) -> float:
     """What a run keeps of its accuracy above chance, in percent, on average over the strengths of a change.
 
-    Strength 0 is left out. Of the sides of garments those below and above the one in training are apart; they are
-    evenly spaced in their logarithm.
+    The strength of the training pictures is left out. Of the sides of garments those below and above that in training
+    are apart; they are about evenly spaced in their logarithm.
     """
     change = "scale" if column in ("smaller", "larger") else column
     curve = {name: top1 for name, top1 in record["curves"][change].items() if name != TRAINED.get(change)}

@@ -153,10 +153,11 @@ class Training:
             seen += sum(self.update() for _ in range(RECIPE["updates_between_tests"]))
             seconds += time.process_time() - start
             top1 = self.tested(self.average.module)
-            if top1 < RECIPE["matched_percent"] and self.above is None:
-                self.below = self.weights()
-            elif self.above is None:
-                self.above = self.weights()
+            if self.above is None:
+                if top1 < RECIPE["matched_percent"]:
+                    self.below = self.weights()
+                else:
+                    self.above = self.weights()
             if top1 > highest:
                 self.best, highest, since = copy.deepcopy(self.average.module), top1, 0
             else:
