@@ -80,12 +80,16 @@ def detect(model: Any, processor: Any, picture: PIL.Image.Image, threshold: floa
 
 
 @torch.no_grad()
+def outputs_for(model: Any, processor: Any, picture: PIL.Image.Image) -> Any:
+    """What a model in evaluation mode gives for a picture that its image processor prepares."""
+    pixel_values = processor(picture, return_tensors="pt").pixel_values.to(model.device, model.dtype)
+    return model.eval()(pixel_values=pixel_values)
+
+
 def segment(model: Any, processor: Any, picture: PIL.Image.Image) -> np.ndarray:
     """The class of each pixel of a picture as a segmenter predicts it: `(height, width)`."""
-    pixel_values = processor(picture, return_tensors="pt").pixel_values.to(model.device, model.dtype)
-    outputs = model.eval()(pixel_values)
-    sizes = [picture.size[::-1]]
-    return processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)[0].cpu().numpy()
+    outputs = outputs_for(model, processor, picture)
+    return processor.post_process_semantic_segmentation(outputs, target_sizes=[picture.size[::-1]])[0].cpu().numpy()
 
 
 def find_classes(model: Any, processor: Any, picture: PIL.Image.Image) -> dict[str, torch.Tensor]:
@@ -102,7 +106,6 @@ def find_classes(model: Any, processor: Any, picture: PIL.Image.Image) -> dict[s
     return {"labels": labels[order], "scores": counts[order] / classes.numel(), "masks": masks}
 
 
-@torch.no_grad()
 def find_objects(
     model: Any, processor: Any, picture: PIL.Image.Image, threshold: float = 0.5
 ) -> dict[str, torch.Tensor]:
@@ -113,8 +116,8 @@ def find_objects(
         processor: its image processor.
         threshold: lowest score.
     """
-    pixel_values = processor(picture, return_tensors="pt").pixel_values.to(model.device, model.dtype)
-    return as_objects(processor, model.eval()(pixel_values=pixel_values), [picture.size[::-1]], threshold)[0]
+    outputs = outputs_for(model, processor, picture)
+    return as_objects(processor, outputs, [picture.size[::-1]], threshold)[0]
 
 
 def as_objects(
