@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from helpers import REPOSITORY, as_words, png
 from predictions import MODEL, rows_of, run_predict, write_folder, write_parquet, write_tar
+from tqdm.auto import tqdm
 from transformers import AutoModelForImageClassification
 
 from vitae_hf import ViTAEImageProcessor
@@ -60,15 +62,23 @@ def sentence(capsys, *words, **options) -> str:
 # ----------------------------------------------------------------------------------------------------- stopped
 
 
+def predict_alone(source: Path, output: Path, variables: dict[str, str]) -> None:
+    """What a process of its own does."""
+    tqdm.set_lock(threading.RLock())  # else processes share one lock, and who is killed while holding it stops all
+    multiprocessing.set_start_method("fork", force=True)  # of the process that reads, as by default
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    run_predict(source, output=output, embeddings="float32", num_workers=1)
+
+
 def start(source: Path, output: Path, **variables: str) -> multiprocessing.Process:
-    """The command in a process of its own, forked, since importing torch would take longer than the run."""
+    """The command in a process of its own, forked from one that has imported torch, which takes longer than the run.
 
-    def main():
-        os.environ.update(variables)
-        torch.set_num_threads(1)  # the threads of the parent's sums are not there in a fork
-        run_predict(source, output=output, embeddings="float32", num_workers=1)
-
-    process = multiprocessing.get_context("fork").Process(target=main)
+    That one has no threads; to fork this one would stop the children at locks that its threads hold.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["vitae_hf.commands.predict"])
+    process = context.Process(target=predict_alone, args=(source, output, variables))
     process.start()
     return process
 
