@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from .class_names import distinct
 from .files import find_model
 from .image_processing_vitae import ViTAEImageProcessor, ViTAEImageProcessorPil
 from .messages import listed
@@ -119,9 +120,9 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def label_names(config: PreTrainedConfig) -> dict[int, str]:
-    """`id2label` of a model that is built: the library has it by number then, not by text or none."""
+    """`id2label` of a model that is built, [`distinct`]: the library has it by number then, not by text or none."""
     id2label: Any = config.id2label
-    return id2label
+    return dict(zip(id2label, distinct(id2label.values())))
 
 
 def saved_class(source: str, **options: Any) -> Any:

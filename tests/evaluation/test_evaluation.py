@@ -11,6 +11,7 @@ import torch
 from helpers import DATA, class_token_config, last_line, run
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, ViTAEModel, config_from_preset
+from vitae_hf.class_names import imagenet_names
 from vitae_hf.commands import evaluate
 from vitae_hf.data.sources import load_labelled_images
 from vitae_hf.evaluation.scores import (
@@ -135,6 +136,16 @@ def test_labels_are_aligned_by_name_or_refused():
         align_labels(["cat", "dog"], {0: "cow", 1: "dog", 2: "fly"})
     with pytest.raises(ValueError, match="has 3 classes, 3 .* the model 2 classes, 2 .*: 'LABEL_0', 'LABEL_1'"):
         align_labels(["cat", "dog", "eel"], {0: "LABEL_0", 1: "LABEL_1"})
+
+
+def test_folders_named_by_synsets_are_imagenets_classes():
+    names = dict(enumerate(imagenet_names().values()))
+    assert align_labels(["n01440764", "n02012849", "n03126707"], names).tolist() == [0, 134, 517]
+    assert align_labels(["crane", "crane2"], names).tolist() == [134, 517]  # as the Hub's imagenet-1k calls them
+    assert align_labels(["n03126707"], {0: "eel", 1: "n03126707"}).tolist() == [1]
+    for other in ("n00000000", "n03126707"):
+        with pytest.raises(ValueError, match="the same classes"):
+            align_labels([other], {0: "cat", 1: "eel"})
 
 
 def test_real_labels_follow_the_official_file_names(tmp_path):

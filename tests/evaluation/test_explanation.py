@@ -203,6 +203,13 @@ def test_image_and_labels_are_those_of_the_pipeline(model, pixel_values):
     assert sum(entry["score"] for entry in explain(model, PROCESSOR, CAT).labels) > 1.01
 
 
+def test_classes_of_one_name_are_told_apart(model):
+    model.config.id2label = dict(enumerate(["crane", "crane", "cat", "dog", "eel"]))
+    labels = [entry["label"] for entry in explain(model, PROCESSOR, CAT).labels]
+    assert set(labels) == {"crane", "crane2", "cat", "dog", "eel"}
+    assert explain(model, PROCESSOR, CAT, "crane2").target == 1
+
+
 def state(model: nn.Module) -> tuple:
     modules, parameters = list(model.modules()), list(model.parameters())
     return (

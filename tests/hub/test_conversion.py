@@ -237,8 +237,11 @@ def test_imagenet_classes_get_their_names(tmp_path):
     weights = original_weights(config_from_preset("vitae-nano", num_labels=1000))
     torch.save(weights, tmp_path / "nano.pth")
     convert_checkpoint(tmp_path / "nano.pth", tmp_path / "out")
-    names = json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    names = config["id2label"]
     assert (names["0"], names["281"], len(names)) == ("tench, Tinca tinca", "tabby, tabby cat", 1000)
+    assert config["label2id"] == {name: int(number) for number, name in names.items()}  # two of the classes are cranes
+    assert (names["134"], names["517"]) == ("crane", "crane2")
 
 
 def test_without_timm_the_sentence_says_what_installs_it(monkeypatch):

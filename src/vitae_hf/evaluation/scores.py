@@ -20,20 +20,23 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from ..class_names import imagenet_names
 from ..data.samples import ImageDataset, collate
 from ..loading import any_size_options
 from .metrics import ReaLAccuracy, TopKAccuracy, confusion_matrix
 
 
 MOST_NAMES = 20  # classes that a picture has room for
+SYNSET = re.compile(r"n\d{8}")
 OFFICIAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 def align_labels(names: list[str], id2label: dict[int, str]) -> np.ndarray:
     """The class of a model for each label of a data set: the one of the same name.
 
-    If the model has only the generic names `LABEL_0`, `LABEL_1` and so on, it is the one of the same number. The data
-    set may lack classes of the model, as a folder does that has no pictures of a class.
+    If the model has only the generic names `LABEL_0`, `LABEL_1` and so on, it is the one of the same number. Synsets,
+    as folders of ImageNet are called (`n01440764`), stand for ImageNet's names. The data set may lack classes of the
+    model, as a folder does that has no pictures of a class.
 
     Args:
         names: of the data set's classes, by label.
@@ -49,6 +52,9 @@ def align_labels(names: list[str], id2label: dict[int, str]) -> np.ndarray:
     is_generic = all(name == f"LABEL_{index}" for index, name in enumerate(model_names))
     if is_generic and len(names) == len(model_names):
         return np.arange(len(names))
+    if all(SYNSET.fullmatch(name) for name in names) and not set(names) & set(model_names):
+        by_synset = imagenet_names()
+        names = [by_synset.get(name, name) for name in names]
     if not set(names) <= set(model_names):
         raise ValueError(
             f"the data set and the model must have the same classes; the data set has {_listed(names, model_names)},"

@@ -10,8 +10,9 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
+from ..class_names import distinct, imagenet_names
 from ..configuration_vitae import ViTAEConfig, ViTAEFamilyConfig
-from ..failures import about, of_a_missing_package
+from ..failures import about
 from ..files import whole_folder
 from ..image_processing_vitae import ViTAEImageProcessorPil
 from ..loading import label_names, load_trained
@@ -90,7 +91,7 @@ def rename(checkpoint: Checkpoint, network: Network) -> dict[str, torch.Tensor]:
 
 
 def read_labels(path: str | Path | None, num_labels: int | None) -> dict[int, str] | None:
-    """Class names by index: from a JSON list, or ImageNet-1k's for 1,000 classes; for other heads there are none.
+    """[`distinct`] class names by index: from a JSON list, or ImageNet-1k's for 1,000 classes; other heads have none.
 
     Raises:
         ValueError: the file is no JSON list of `num_labels` names.
@@ -104,14 +105,12 @@ def read_labels(path: str | Path | None, num_labels: int | None) -> dict[int, st
             )
     elif num_labels == 1000:
         try:
-            from timm.data import ImageNetInfo
-        except ModuleNotFoundError as error:
-            sentence = of_a_missing_package(error, "the list of ImageNet's class names")
-            raise ImportError(f"{sentence}, or pass --labels") from error
-        names = ImageNetInfo("imagenet-1k").label_descriptions()
+            names = list(imagenet_names().values())
+        except ImportError as error:
+            raise ImportError(f"{error}, or pass --labels") from error
     else:
         return None
-    return dict(enumerate(names))
+    return dict(enumerate(distinct(names)))
 
 
 def convert_checkpoint(

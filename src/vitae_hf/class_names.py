@@ -1,0 +1,35 @@
+# Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
+"""Names of classes: those of ImageNet-1k, and how classes of one name are told apart."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from .failures import of_a_missing_package
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """Names of which no two are the same: the second class of a name gets a 2, the third a 3.
+
+    Two classes of ImageNet-1k, a bird and a machine, are called crane. The Hub's `ILSVRC/imagenet-1k` calls them
+    `crane` and `crane2`, too.
+    """
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}{seen[name]}")
+    return found
+
+
+def imagenet_names() -> dict[str, str]:
+    """The [`distinct`] names of ImageNet-1k's classes in their order, by synset: `n01440764` is `tench, Tinca tinca`.
+
+    Raises:
+        ImportError: timm, which has them, is not installed.
+    """
+    try:
+        from timm.data import ImageNetInfo
+    except ModuleNotFoundError as error:
+        raise ImportError(of_a_missing_package(error, "the list of ImageNet's class names")) from error
+    info = ImageNetInfo("imagenet-1k")
+    return dict(zip(info.label_names(), distinct(info.label_descriptions())))
