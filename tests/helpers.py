@@ -175,6 +175,22 @@ def write_parquet(folder, as_text: bool = False):
         first += size
 
 
+def write_several_columns(folder) -> dict[str, list[str]]:
+    """Three rows with two columns of pictures, two of class labels and one of text. The names of the classes.
+
+    CIFAR-100 has fine and coarse labels, other data sets have a mask beside each picture.
+    """
+    import datasets
+
+    names = {"fine": ["ant", "bee", "cat", "dog"], "coarse": ["insect", "pet"]}
+    features = {column: datasets.ClassLabel(names=classes) for column, classes in names.items()}
+    features |= {"picture": datasets.Image(), "mask": datasets.Image(), "place": datasets.Value("string")}
+    rows = {"fine": [3, 0, 1], "coarse": [1, 0, 0], "place": ["sea", "hill", "sea"]}
+    rows |= {column: [PIL.Image.new("RGB", (9, 9), (v, v, v))] * 3 for column, v in (("picture", 200), ("mask", 1))}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(folder / "train-0.parquet")
+    return names
+
+
 def drawn(path: Path) -> tuple[tuple[int, int], set[tuple[int, int, int]]]:
     """The size of a picture, and the colours in it: a curve leaves its own, such as those of `LINES`."""
     with PIL.Image.open(path) as picture:

@@ -12,11 +12,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from helpers import DATA
+from helpers import DATA, write_several_columns
 from torch.utils.data import DataLoader
 
 from vitae_hf.data.pictures import decode
 from vitae_hf.data.samples import IGNORED_LABEL, ImageDataset, RepeatedAugmentation, collate
+from vitae_hf.data.shards import find_shards
 from vitae_hf.data.sources import class_names, draw_by_class, hold_out, load_images, load_labelled_images
 
 
@@ -122,8 +123,35 @@ def test_a_batch_or_split_without_any_picture_is_named(image_folder):
 
 def test_a_data_set_without_labels_lists_its_columns(tmp_path):
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="one column for the labels, got \\[\\]"):
+    with pytest.raises(
+        ValueError, match="must have a column of labels, got .*; one can be named by --label_column_name"
+    ):
         load_labelled_images(str(tmp_path))
+
+
+def test_columns_are_named_where_there_are_several(tmp_path):
+    numbers = write_several_columns(tmp_path)
+    source = str(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"several columns of images, \['picture', 'mask'\]: .* by --image_column_name"
+    ):
+        load_images(source)
+    assert np.asarray(decode(load_images(source, image_column="mask")["train"][0])).max() == 1
+    chosen = {"image_column": "picture"}
+    with pytest.raises(ValueError, match=r"several columns of labels, \['fine', 'coarse'\]: .* by --label_column_name"):
+        load_labelled_images(source, **chosen)
+    with pytest.raises(ValueError, match="no labels in a column 'picture'"):
+        load_labelled_images(source, label_column="picture", **chosen)
+    for column, names, labels in (
+        ("fine", numbers["fine"], [3, 0, 1]),
+        ("coarse", numbers["coarse"], [1, 0, 0]),
+        ("place", ["hill", "sea"], [1, 0, 1]),
+    ):
+        split = load_labelled_images(source, label_column=column, **chosen)["train"]
+        assert (split["label"][:], split.features["label"].names) == (labels, names)
+        shards = find_shards(source, label_column=column, **chosen)
+        assert [row["label"] for row in shards.read(0, 0, 3)] == labels
+        assert np.asarray(decode(split[0])).max() == 200 == np.asarray(decode(next(shards.read(0, 0, 1)))).max()
 
 
 def test_repeated_augmentation_puts_a_picture_into_its_batch_as_other_pictures(image_folder):

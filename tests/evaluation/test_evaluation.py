@@ -40,7 +40,10 @@ def named_split(*paths: str | None) -> datasets.Dataset:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """`data`: 75 pictures and a damaged one. `model`: fitted to others in closed form, its classes in reverse order."""
+    """`data`: 75 pictures and a damaged one, beside another split.
+
+    `model`: fitted to others in closed form, its classes in reverse order.
+    """
     root = tmp_path_factory.mktemp("evaluation")
     splits = load_labelled_images(str(DATA))
     damaged = {"image": {"bytes": b"no picture", "path": "damaged.png"}, "label": 3}
@@ -48,6 +51,7 @@ def root(tmp_path_factory):
     split = datasets.Dataset.from_list([*split.to_list(), damaged], split.features)
     (root / "data").mkdir()
     split.to_parquet(root / "data" / "validation-00000-of-00001.parquet")
+    (root / "data" / "train-00000-of-00001.parquet").write_text("nobody reads this")
     names = split.features["label"].names[::-1]
     config = config_from_preset(
         "vitae-nano", id2label=dict(enumerate(names)), label2id={name: index for index, name in enumerate(names)}
@@ -169,7 +173,7 @@ def independent_top1(root, size: dict[str, int], real: list[list[int]]) -> tuple
     """Top-1 and ReaL accuracy of the folder, picture by picture and by class name."""
     model = ViTAEForImageClassification.from_pretrained(root / "model")
     processor = ViTAEImageProcessor.from_pretrained(root / "model", size=size)
-    rows = datasets.load_dataset("parquet", data_files=str(root / "data" / "*.parquet"), split="train")
+    rows = datasets.load_dataset("parquet", data_files=str(root / "data" / "validation-*.parquet"), split="train")
     rows, right, is_real = rows.cast_column("image", datasets.Image(decode=False)), [], []
     names = rows.features["label"].names
     for row, confirmed in zip(rows.select(range(75)), real):
@@ -218,7 +222,7 @@ def test_what_does_not_fit_is_refused_in_plain_words(root):
     common = words(model_name_or_path=root / "model", dataset=root / "data", output=root / "refused")
     with pytest.raises(ValueError, match="cannot read damaged.png"):
         evaluate.main(common)
-    with pytest.raises(ValueError, match="no split 'test'; there are 'validation'"):
+    with pytest.raises(ValueError, match="no split 'test'; there are 'train', 'validation'"):
         evaluate.main([*common, "--split", "test"])
     ViTAEModel(config_from_preset("vitae-nano")).save_pretrained(root / "backbone")
     with pytest.raises(ValueError, match="not a trained image classifier: it lacks classifier.bias, classifier.weight"):

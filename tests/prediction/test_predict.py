@@ -14,6 +14,8 @@ import numpy as np
 import pandas
 import PIL.features
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 import torch
 from helpers import class_token_config, windowed_config, write_bad_files
@@ -334,7 +336,20 @@ def test_a_shard_without_pictures_is_a_row_that_lists_its_columns(tmp_path):
     write_parquet(tmp_path / "x.parquet", range(3))
     run_predict(tmp_path, output=tmp_path / "out")
     (row,) = [row for row in rows_of(tmp_path / "out") if row["error"]]
-    assert row["path"] == "table.parquet" and "must have one column of pictures, got [] of a, b" in row["error"]
+    assert row["path"] == "table.parquet" and "must have a column of pictures, got a, b" in row["error"]
+
+
+def test_the_column_of_pictures_is_named_where_there_are_several(tmp_path, capsys):
+    table = pa.table({name: [content(number)] for number, name in enumerate(("before", "after"))})
+    pa.parquet.write_table(table, tmp_path / "pairs.parquet")
+    with pytest.raises(ValueError, match=r"several columns of pictures, \['before', 'after'\]: .* --image_column_name"):
+        run_predict(tmp_path / "pairs.parquet", output=tmp_path / "out")
+    (tmp_path / "after.png").write_bytes(content(1))
+    scores = []
+    for source in ("pairs.parquet", "after.png"):
+        run_predict(tmp_path / source, output=tmp_path / source[:5], image_column_name="after")
+        scores += [row["score"] for row in rows_of(tmp_path / source[:5])]
+    assert scores[0] == pytest.approx(scores[1])
 
 
 def test_a_worker_that_is_killed_ends_the_run_in_plain_words(pictures, trained, monkeypatch):

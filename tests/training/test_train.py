@@ -12,17 +12,19 @@ from helpers import (
     DATA,
     LINES,
     REPOSITORY,
+    as_words,
     class_token_config,
     drawn,
     last_line,
     options,
     rotated_config,
     run,
+    write_several_columns,
 )
 from huggingface_hub import ModelCard
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, ViTAEModel, config_from_preset
-from vitae_hf.commands import train
+from vitae_hf.commands import evaluate, train
 from vitae_hf.commands.train import Classification
 from vitae_hf.files import RECIPES
 from vitae_hf.hub.variants import VARIANTS
@@ -150,6 +152,26 @@ def test_fine_tuning_on_a_folder_with_bad_pictures_and_new_classes(tmp_path):
     assert record["skipped"] >= 1 and record["top5_percent"] == 100
     config = ViTAEForImageClassification.from_pretrained(tmp_path / "out").config
     assert config.id2label == {0: "cat", 1: "dog"} and config.image_size == 64
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_columns_to_train_on_and_to_evaluate_are_named(tmp_path, streaming):
+    names = write_several_columns(tmp_path)
+    (tmp_path / "test-0.parquet").write_bytes((tmp_path / "train-0.parquet").read_bytes())
+    columns = as_words({"dataset": tmp_path, "image_column_name": "picture", "label_column_name": "coarse"})
+    words = options(
+        preset="vitae-nano",
+        output_dir=tmp_path / "out",
+        streaming=streaming,
+        max_steps=1,
+        per_device_train_batch_size=3,
+    )
+    record = train.main([*words, *columns])
+    model = ViTAEForImageClassification.from_pretrained(record["model"])
+    assert list(model.config.id2label.values()) == names["coarse"]
+    again = evaluate.main([*columns, *as_words({"model_name_or_path": record["model"], "output": tmp_path / "e"})])
+    assert (again["images"], again["split"]) == (3, "test")
+    assert again["top1_percent"] == pytest.approx(record["top1_percent"], abs=1e-3)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ..data.samples import ImageDataset, evaluation_pixels
-from ..data.sources import load_labelled_images, pick_split
+from ..data.sources import find_data_files, load_labelled_images, pick_split
 from ..environment import environment
 from ..evaluation.scores import (
     align_labels,
@@ -42,6 +42,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset", required=True, help="Hub name or local folder of labelled images")
     parser.add_argument("--dataset_name", help="its configuration, if several")
     parser.add_argument("--split", help="default: validation, else test")
+    parser.add_argument("--image_column_name", help="the column of images, if there are several")
+    parser.add_argument("--label_column_name", help="the column of labels, if there are several")
     add_image_size(parser)
     parser.add_argument("--crop_pct", type=float, help="share of the resized side that the centre crop keeps")
     parser.add_argument("--batch_size", type=int, default=64, help="default: 64")
@@ -63,8 +65,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """All figures, and how they were measured."""
-    splits = load_labelled_images(arguments.dataset, arguments.dataset_name)
-    split = splits[pick_split(splits, *([arguments.split] if arguments.split else ("validation", "test")))]
+    source = arguments.dataset, arguments.dataset_name
+    chosen = pick_split(find_data_files(*source), *([arguments.split] if arguments.split else ("validation", "test")))
+    columns = {"image_column": arguments.image_column_name, "label_column": arguments.label_column_name}
+    split = load_labelled_images(*source, [chosen], **columns)[chosen]  # the others can be a hundred gigabytes
     with about(arguments.model_name_or_path):
         size = arguments.image_size, arguments.crop_pct
         model, processor = load_trained(arguments.model_name_or_path, *size, dtype=arguments.dtype)

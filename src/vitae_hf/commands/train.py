@@ -44,6 +44,9 @@ class ClassificationArguments(ImageArguments, StartArguments):
     train_share: float = field(
         default=1.0, metadata={"help": "Train on this share of every class, drawn with `data_seed` or `seed`."}
     )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "The column of labels, if there are several."}
+    )
     hidden_dropout_prob: float | None = field(default=None, metadata={"help": "Default: the model's."})
     base_ema_decay: float | None = field(
         default=None, metadata={"help": "Sets ema_decay to this to the power of global batch / 512; 0: no average."}
@@ -92,10 +95,11 @@ class Classification(Task[ViTAETrainer]):
     def build_trainer(self) -> ViTAETrainer:
         run, training = self.run, self.training
         names = read_class_names(run.class_names) if run.class_names else None
-        shards = find_stream(run, training, names=names)
+        shards = find_stream(run, training, names=names, label_column=run.label_column_name)
         if shards is not None and shards.classes is not None:
             names = list(shards.classes)
-        splits = load_splits(run, training, partial(load_labelled_images, names=names))
+        labelled = partial(load_labelled_images, names=names, label_column=run.label_column_name)
+        splits = load_splits(run, training, labelled)
         if run.train_share < 1:
             drawn, _ = draw_by_class(splits[run.train_split], run.train_share, training.data_seed, "--train_share")
             splits[run.train_split] = drawn

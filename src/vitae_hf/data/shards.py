@@ -68,6 +68,8 @@ def find_shards(
     split: str = "train",
     labelled: bool = True,
     names: list[str] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Shards:
     """The shards of a split of a Hub data set or local folder.
 
@@ -81,6 +83,7 @@ def find_shards(
         split: which files.
         labelled: whether to read labels.
         names: of the classes, for labels that are text.
+        image_column, label_column: names of columns; see [`find_columns`].
 
     Raises:
         ValueError: there is no such split, its files are neither all parquet nor all tar, or its columns are not those
@@ -94,18 +97,19 @@ def find_shards(
     if endings not in ({".parquet"}, {".tar"}):
         raise ValueError(f"streaming needs parquet or tar shards, got {sorted(endings)} in {source}")
     features = load_features(source, name, split)
-    image: str = find_image(features, source)
+    image: str = find_image(features, source, image_column)
     label: str | None = None
     if labelled:
-        columns = {role: column for column, role in find_columns(features, source).items()}
+        found = find_columns(features, source, image_column, label_column)
+        columns = {role: column for column, role in found.items()}
         image, label = columns["image"], columns["label"]
     with ThreadPoolExecutor(16) as pool:
         progress = {"total": len(paths), "desc": "counting rows", "unit": " shards", "disable": len(paths) < 9}
         rows = tuple(tqdm(pool.map(count_rows, paths), **progress))
         shards = Shards(paths, rows, image, label)
         if labelled and is_text(features[shards.label]):
-            found = names or sorted(set().union(*pool.map(partial(_texts, shards), range(len(paths)))))
-            shards = replace(shards, classes=tuple(found))
+            texts = names or sorted(set().union(*pool.map(partial(_texts, shards), range(len(paths)))))
+            shards = replace(shards, classes=tuple(texts))
     return shards
 
 

@@ -35,7 +35,12 @@ WebDataset.DECODERS["cls"] = number_or_text  # `datasets` itself takes numbers a
 
 
 def load_labelled_images(
-    source: str, name: str | None = None, splits: list[str] | None = None, names: list[str] | None = None
+    source: str,
+    name: str | None = None,
+    splits: list[str] | None = None,
+    names: list[str] | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> datasets.DatasetDict:
     """Load a data set by Hub name or local folder: parquet files, WebDataset tars, pictures with metadata, or a folder
     of pictures for each class, whatever lies below it.
@@ -46,6 +51,7 @@ def load_labelled_images(
         splits: read the files of these alone; default: all.
         names: of the classes, where the data set does not have them; default for labels that are text: all that occur,
             sorted.
+        image_column, label_column: names of columns; see [`find_columns`].
 
     Returns:
         Its splits, with the pictures in a column `image` that is not decoded yet and the labels in a column `label`.
@@ -55,7 +61,7 @@ def load_labelled_images(
             columns. Or a label is none of the names.
     """
     data = load_any(source, name, splits, labelled=True)
-    columns = find_columns(next(iter(data.values())).features, source)
+    columns = find_columns(next(iter(data.values())).features, source, image_column, label_column)
     data = data.select_columns(list(columns))
     data = data.rename_columns({column: role for column, role in columns.items() if column != role})
     label = next(iter(data.values())).features["label"]
@@ -68,7 +74,9 @@ def load_labelled_images(
     return data.cast_column("image", datasets.Image(decode=False))
 
 
-def load_images(source: str, name: str | None = None, splits: list[str] | None = None) -> datasets.DatasetDict:
+def load_images(
+    source: str, name: str | None = None, splits: list[str] | None = None, image_column: str | None = None
+) -> datasets.DatasetDict:
     """As [`load_labelled_images`], but with the column `image` alone, whether there are labels or not.
 
     A folder may hold images anywhere.
@@ -77,7 +85,7 @@ def load_images(source: str, name: str | None = None, splits: list[str] | None =
         ValueError: there is no single column of images; the message lists the columns.
     """
     data = load_any(source, name, splits)
-    image = find_image(next(iter(data.values())).features, source)
+    image = find_image(next(iter(data.values())).features, source, image_column)
     data = data.select_columns([image])
     if image != "image":
         data = data.rename_column(image, "image")
@@ -182,23 +190,23 @@ def _number_text(data: datasets.DatasetDict, names: list[str] | None, source: st
     )
 
 
-def find_image(features: datasets.Features, source: str) -> str:
-    """The only column of pictures.
+def find_image(features: datasets.Features, source: str, name: str | None = None) -> str:
+    """The column of pictures of this name, or the only one.
 
     Raises:
         ValueError: there is none, or several.
     """
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    if len(images) != 1:
-        raise ValueError(f"{source} must have one column for the images, got {images} of {features}")
-    return images[0]
+    return _one(images, name, "images", "--image_column_name", source, features)
 
 
-def find_columns(features: datasets.Features, source: str) -> dict[str, str]:
-    """Which column is the `image`, and which the `label`.
+def find_columns(
+    features: datasets.Features, source: str, image: str | None = None, label: str | None = None
+) -> dict[str, str]:
+    """Which column is the `image`, and which the `label`: those of the given names, or else the only ones.
 
-    The image is the only column of pictures. The label is the only column of class labels; if there is none, the only
-    column of whole numbers or text whose name is in `LABEL_COLUMNS`.
+    Images are in a column of pictures. Labels are in a column of class labels; if there is none, in one of whole
+    numbers or text whose name is given or in `LABEL_COLUMNS`.
 
     Returns:
         `"image"` and `"label"` by the names of the columns.
@@ -206,17 +214,23 @@ def find_columns(features: datasets.Features, source: str) -> dict[str, str]:
     Raises:
         ValueError: there is not one of each.
     """
-    image = find_image(features, source)
+    found = find_image(features, source, image)
     labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    if not labels:
-        known = [column for column in LABEL_COLUMNS if column in features]
-        labels = [c for c in known if is_text(features[c]) or "int" in getattr(features[c], "dtype", "")]
-    if len(labels) != 1:
-        raise ValueError(
-            f"{source} must have one column for the labels, got {labels} of {features}; numbers and text count in a"
-            f" column called one of {', '.join(LABEL_COLUMNS)}"
-        )
-    return {image: "image", labels[0]: "label"}
+    if not labels or label is not None:
+        known = [column for column in (label, *LABEL_COLUMNS) if column in features and column not in labels]
+        labels += [c for c in known if is_text(features[c]) or "int" in getattr(features[c], "dtype", "")]
+    return {found: "image", _one(labels, label, "labels", "--label_column_name", source, features): "label"}
+
+
+def _one(found: list[str], name: str | None, what: str, option: str, source: str, features: datasets.Features) -> str:
+    """The column of this name, or the only one of those that were found."""
+    if name in found or (name is None and len(found) == 1):
+        return name or found[0]
+    if name is not None:
+        raise ValueError(f"{source} has no {what} in a column {name!r}; they may be in {found} of {features}")
+    if found:
+        raise ValueError(f"{source} has several columns of {what}, {found}: name one of them by {option}")
+    raise ValueError(f"{source} must have a column of {what}, got {features}; one can be named by {option}")
 
 
 def pick_split(available: Iterable[str], *names: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from ..data.shards import count_rows
-from .listing import Listing, Shard, image_column, rows_of_parquet, rows_of_tar, why_unreadable
+from .listing import Listing, Shard, find_image_column, rows_of_parquet, rows_of_tar, why_unreadable
 from .parts import Parts
 from .reading import Item
 
@@ -84,7 +84,7 @@ class Dealing:
 
     def of_parquet(self, unit: int, shard: Shard) -> Iterator[tuple[str, Iterator[Item]]]:
         try:
-            image_column(shard.file)
+            column = find_image_column(shard.file, self.listing.image_column)
             rows = count_rows(shard.file)
         except Exception as error:  # pyarrow raises errors of many kinds
             yield from self.of_pictures(unit, [Item(shard.name, None, why_unreadable(shard, error))])
@@ -92,7 +92,7 @@ class Dealing:
         for number, start in enumerate(range(0, rows, self.parts.rows)):
             stop = min(start + self.parts.rows, rows)
             if self.is_to_do(unit, number, [f"{shard.name}/{row}" for row in range(start, stop)]):
-                yield part_name(unit, number), rows_of_parquet(shard, start, stop)
+                yield part_name(unit, number), rows_of_parquet(shard, column, start, stop)
 
     def of_tar(self, unit: int, shard: Shard) -> Iterator[tuple[str, Iterator[Item]]]:
         if unit % self.world_size != self.rank:

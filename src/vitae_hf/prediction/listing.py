@@ -49,6 +49,7 @@ class Listing:
     Args:
         sources: pictures, shards, folders with these at any depth, patterns, or data sets of the Hub.
         apart: a folder that is not looked into, in which results are written.
+        image_column: of parquet files, where several columns hold pictures.
 
     Attributes:
         num_left_out: files found so far that are no pictures and no shards.
@@ -58,9 +59,10 @@ class Listing:
         ValueError: while iterating: a source is none of these.
     """
 
-    def __init__(self, sources: list[str], apart: Path | None = None):
+    def __init__(self, sources: list[str], apart: Path | None = None, image_column: str | None = None):
         self.sources = sources
         self.apart = apart
+        self.image_column = image_column
         self.num_left_out = 0
         self.left_out: list[str] = []
 
@@ -129,8 +131,9 @@ def as_text(path: str) -> str:
     return path.encode(errors="backslashreplace").decode()
 
 
-def image_column(file: str) -> str:
-    """The only column of pictures in a parquet file: as `datasets` marks it, else of bytes, else of bytes and path.
+def find_image_column(file: str, name: str | None = None) -> str:
+    """The column of pictures of this name in a parquet file, or the only one: as `datasets` marks it, else of bytes,
+    else of bytes and path.
 
     Raises:
         ValueError: there is none, or several.
@@ -140,9 +143,13 @@ def image_column(file: str) -> str:
     features = datasets.Features.from_arrow_schema(schema)
     marked = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     found = marked or [field.name for field in schema if holds_bytes(field.type)]
-    if len(found) != 1:
-        raise ValueError(f"{file} must have one column of pictures, got {found} of {listed(schema.names)}")
-    return found[0]
+    if name is None and len(found) > 1:
+        raise ValueError(f"{file} has several columns of pictures, {found}: name one of them by --image_column_name")
+    if not found or name not in (None, *found):
+        raise ValueError(
+            f"{file} must have a column of pictures{f' {name!r}' if name else ''}, got {listed(schema.names)}"
+        )
+    return name or found[0]
 
 
 def holds_bytes(kind: Any) -> bool:
@@ -151,11 +158,11 @@ def holds_bytes(kind: Any) -> bool:
     return pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind)
 
 
-def rows_of_parquet(shard: Shard, start: int, stop: int) -> Iterator[Item]:
-    """Rows `start` to `stop - 1`. Where the shard is damaged, the rows from there on say so."""
+def rows_of_parquet(shard: Shard, column: str, start: int, stop: int) -> Iterator[Item]:
+    """Pictures `start` to `stop - 1` of a column. Where the shard is damaged, the rows from there on say so."""
     number = start
     try:
-        for row in read_parquet(shard.file, start, stop, image_column(shard.file), None):
+        for row in read_parquet(shard.file, start, stop, column, None):
             image = row["image"] or {}
             yield Item(f"{shard.name}/{number}", image.get("bytes") or image.get("path"))
             number += 1

@@ -65,6 +65,9 @@ class ImageArguments(RunArguments):
     eval_share: float = field(
         default=0.1, metadata={"help": "Share of the images to hold out where no split is there to evaluate."}
     )
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "The column of images, if there are several."}
+    )
     image_size: int | None = field(default=None, metadata={"help": "Side in pixels; default: the model's."})
     crop_pct: float = field(default=0.9, metadata={"help": "Crop ratio of the evaluation."})
     base_learning_rate: float | None = field(

@@ -42,12 +42,12 @@ def load_splits(
     """The splits that the run needs: under `--streaming` without the training images.
 
     Args:
-        load: `(source, name, splits)` to splits, such as [`load_images`].
+        load: such as [`load_images`].
     """
     with training.main_process_first(desc="data"):
         choose_splits(run, find_data_files(run.dataset, run.dataset_name), can_hold_out=not run.streaming)
         wanted = {run.train_split, run.eval_split} - ({run.train_split} if run.streaming else {HELD_OUT})
-        splits = load(run.dataset, run.dataset_name, sorted(wanted))
+        splits = load(run.dataset, run.dataset_name, sorted(wanted), image_column=run.image_column_name)
         if run.eval_split == HELD_OUT:
             parts = hold_out(splits[run.train_split], run.eval_share, training.data_seed)
             splits[run.train_split], splits[HELD_OUT] = parts
@@ -58,12 +58,13 @@ def find_stream(run: ImageArguments, training: ViTAETrainingArguments, **options
     """Under `--streaming`, the shards of the training images; the first process counts their rows for all.
 
     Args:
-        options: of [`find_shards`]: `labelled`, `names`.
+        options: of [`find_shards`]: `labelled`, `names`, `label_column`.
     """
     if not run.streaming:
         return None
     shards: list[Shards | None] = [None]
     if training.process_index == 0:
+        options["image_column"] = run.image_column_name
         shards = [find_shards(run.dataset, run.dataset_name, run.train_split, **options)]
     return broadcast_object_list(shards)[0]
 
