@@ -192,12 +192,14 @@ def test_what_does_not_go_together_is_refused_before_training(few_scenes, tmp_pa
         detect_command.main(options(tmp_path, dataset=tmp_path / "coco", max_steps=1, **sizes))
 
 
-def test_a_bad_annotation_ends_the_command_with_one_sentence(tmp_path, capsys):
+@pytest.mark.parametrize("box_format, corner", [("xywh", "95, 25"), ("xyxy", "90, 20")])
+def test_a_bad_annotation_ends_the_command_with_one_sentence(tmp_path, capsys, box_format, corner):
     write_coco(tmp_path / "coco", changed("annotations", bbox=[5, 5, 90, 20]))
+    words = options(tmp_path / "out", dataset=tmp_path / "coco", max_steps=1, box_format=box_format)
     with pytest.raises(SystemExit, match="1"):
-        run_command(detect_command.main, options(tmp_path / "out", dataset=tmp_path / "coco", max_steps=1))
+        run_command(detect_command.main, words)
     said = capsys.readouterr().err.splitlines()[-1]
-    assert "train2017/a.png: object 0 has a box from 5, 5 to 95, 25, outside the picture of 40×30 pixels" in said
+    assert f"train2017/a.png: object 0 has a box from 5, 5 to {corner}, outside the picture of 40×30 pixels" in said
     assert said.startswith("error: ") and not (tmp_path / "out" / "config.json").exists()
 
 

@@ -166,6 +166,23 @@ def test_boxes_that_rounding_put_a_pixel_outside_are_clipped():
     assert problems == [] and objects.boxes.tolist() == [[0, 0, 40, 30]]
 
 
+def test_boxes_may_be_corners(tmp_path):
+    write_coco(tmp_path, changed("annotations", bbox=[5, 5, 38, 25]))
+    data, names = load_boxed_images(str(tmp_path))
+    with pytest.raises(
+        ValueError, match="outside the picture of .*, --box_format xyxy reads boxes as left, top, right"
+    ):
+        DetectionDataset(data["train"], None, names).check()
+    corners = DetectionDataset(data["train"], None, names, box_format="xyxy")
+    corners.check()
+    objects = corners.read(0)[1]
+    assert objects.boxes.tolist() == [[5, 5, 38, 25], [0, 0, 10, 30]] and objects.areas.tolist() == [660, 290]
+    write_coco(tmp_path / "other", changed("annotations", bbox=[5, 5, 5, 25]))
+    data, names = load_boxed_images(str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="has an empty box, 0 wide and 20 high; --on_bad_object skip leaves such"):
+        DetectionDataset(data["train"], None, names, box_format="xyxy").check()
+
+
 @pytest.mark.parametrize(
     "objects, message",
     [

@@ -74,6 +74,9 @@ class DetectionArguments(StartArguments):
             "help": "Epochs after each of which the rate is a tenth; default: the schedule of lr_scheduler_type."
         },
     )
+    box_format: Literal["xywh", "xyxy"] = field(
+        default="xywh", metadata={"help": "Boxes in pixels: left, top, width, height, or left, top, right, bottom."}
+    )
     on_bad_object: Literal["error", "skip"] = field(
         default="error", metadata={"help": "Whether a wrong box, class or mask is an error, or left out and counted."}
     )
@@ -129,7 +132,8 @@ class Detection(Task[DetectionTrainer]):
         with training.main_process_first(desc="data"):
             splits, names = load_boxed_images(run.dataset, run.dataset_name, run.class_names)
         choose_splits(run, splits)
-        common: dict[str, Any] = {"names": names, "with_masks": self.with_masks, "on_bad_object": run.on_bad_object}
+        common: dict[str, Any] = {"names": names, "with_masks": self.with_masks, "box_format": run.box_format}
+        common["on_bad_object"] = run.on_bad_object
         train_data = DetectionDataset(
             splits[run.train_split], ObjectTransform(augmentation), seed=training.seed, **common
         )

@@ -17,7 +17,7 @@ from ...data.samples import PictureDataset, seeded
 from ...data.sources import IMAGE_COLUMNS, is_text, load_any, read_class_names
 from ...messages import listed
 from .coco import find_annotations, load_coco
-from .objects import BOX_KEYS, CLASS_KEYS, Objects, columns_of, read_objects
+from .objects import BOX_KEYS, CLASS_KEYS, Objects, columns_of, from_corners, read_objects
 
 
 logger = logging.get_logger(__name__)
@@ -117,6 +117,7 @@ class DetectionDataset(PictureDataset, Dataset[dict[str, Any]]):
         names: of the classes.
         with_masks: whether every object needs a mask.
         on_bad_object: whether an object that something is wrong with is an error that names it, or left out.
+        box_format: what the numbers of a box are: left, top, width and height, or left, top, right and bottom.
         seed: see [`PictureDataset`].
     """
 
@@ -127,6 +128,7 @@ class DetectionDataset(PictureDataset, Dataset[dict[str, Any]]):
         names: dict[int, str],
         with_masks: bool = False,
         on_bad_object: Literal["error", "skip"] = "error",
+        box_format: Literal["xywh", "xyxy"] = "xywh",
         seed: int | None = None,
     ):
         super().__init__(transform, seed=seed, num_labels=len(names))
@@ -134,6 +136,7 @@ class DetectionDataset(PictureDataset, Dataset[dict[str, Any]]):
         self.numbers = {name: number for number, name in names.items()}
         self.with_masks = with_masks
         self.on_bad_object = on_bad_object
+        self.box_format = box_format
 
     def __len__(self) -> int:
         return len(self.split)
@@ -157,6 +160,8 @@ class DetectionDataset(PictureDataset, Dataset[dict[str, Any]]):
         columns = columns_of(row["objects"])
         if "category" in columns:  # text stands for a class by its name
             columns["category"] = [self.numbers.get(c, c) if isinstance(c, str) else c for c in columns["category"]]
+        if self.box_format == "xyxy" and "bbox" in columns:
+            columns["bbox"] = [from_corners(box) for box in columns["bbox"]]
         objects, problems = read_objects(columns, len(self.numbers), height, width, self.with_masks)
         return objects, [f"{name}: {problem}" for problem in problems]
 
@@ -198,7 +203,10 @@ class DetectionDataset(PictureDataset, Dataset[dict[str, Any]]):
             found, wrong = self.objects(index)
             objects, problems = objects + len(found), problems + wrong
         if problems and self.on_bad_object == "error":
-            raise ValueError(f"{listed(problems, '; ')}; --on_bad_object skip leaves such objects out")
+            ways = "--on_bad_object skip leaves such objects out"
+            if self.box_format == "xywh" and any("outside the picture" in problem for problem in problems):
+                ways += ", --box_format xyxy reads boxes as left, top, right and bottom"
+            raise ValueError(f"{listed(problems, '; ')}; {ways}")
         if problems:
             logger.warning("%d objects are left out: %s", len(problems), listed(problems, "; "))
         if not objects and step == 1:

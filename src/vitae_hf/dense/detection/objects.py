@@ -122,6 +122,14 @@ def read_objects(
     return found, problems
 
 
+def from_corners(box: Any) -> Any:
+    """Left, top, width and height of a box of left, top, right and bottom; what is no box is left as it is."""
+    if not isinstance(box, Sequence) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
+        return box
+    left, top, right, bottom = box
+    return [left, top, right - left, bottom - top]
+
+
 def check_box(box: Any, height: int, width: int) -> None:
     """See that a box is left, top, width and height inside a picture.
 
