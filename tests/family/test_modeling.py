@@ -13,7 +13,17 @@ from helpers import CONFIGS, class_token_config, images, pyramid_config, rotated
 from huggingface_hub.errors import StrictDataclassError
 from packaging import version
 from torch import nn
-from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification
+from transformers import (
+    AutoBackbone,
+    AutoModel,
+    AutoModelForImageClassification,
+    BertConfig,
+    GPT2Config,
+    VisionEncoderDecoderConfig,
+    VisionEncoderDecoderModel,
+    VisionTextDualEncoderConfig,
+    VisionTextDualEncoderModel,
+)
 from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
 from transformers.utils import is_flash_attn_2_available
 
@@ -92,6 +102,31 @@ def test_a_classifier_also_gives_what_it_reads(tiny_config):
     assert torch.equal(outputs.pooler_output, model.base_model(images()).pooler_output)
     assert torch.equal(outputs.logits, model.classifier(outputs.pooler_output))
     assert len(outputs[:]) == 3 and outputs[-1] is outputs.hidden_states  # as a tuple it is the library's output
+
+
+@pytest.mark.parametrize("kind", ["captions", "clip"])
+def test_models_of_language_see_through_it(tiny_config, kind, tmp_path):
+    writer = GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    inputs = {"pixel_values": images()}
+    words = torch.tensor([[0, 5, 7], [0, 3, 1]])
+    if kind == "captions":
+        config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(tiny_config(), writer, pad_token_id=1)
+        config.decoder_start_token_id = 0
+        model, inputs = VisionEncoderDecoderModel(config), {**inputs, "labels": words}
+    else:
+        reader = BertConfig(
+            vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+        )
+        model = VisionTextDualEncoderModel(VisionTextDualEncoderConfig.from_vision_text_configs(tiny_config(), reader))
+        inputs |= {"input_ids": words, "return_loss": True}
+    model.train()(**inputs).loss.backward()
+    eye = model.encoder if kind == "captions" else model.vision_model
+    unused = [name for name, weight in eye.named_parameters() if weight.requires_grad and weight.grad is None]
+    assert not [name for name in unused if kind == "clip" or "pooler" not in name]  # captions are of tokens
+    model.eval().save_pretrained(tmp_path)
+    with torch.no_grad():
+        again = type(model).from_pretrained(tmp_path)(**inputs)
+        assert torch.equal(again.loss, model(**inputs).loss)
 
 
 def test_trainer_keeps_nothing_but_logits(tiny_config, tmp_path):
