@@ -225,13 +225,17 @@ class Handler(BaseHTTPRequestHandler):
         ("POST", r"/api/models/(?P<repo_id>[^/]+/[^/]+)/preupload/(?P<revision>.+)", "preupload"),
         ("POST", r"/api/models/(?P<repo_id>[^/]+/[^/]+)/commit/(?P<revision>.+)", "commit"),
         ("POST", r"/api/models/(?P<repo_id>[^/]+/[^/]+)/branch/(?P<branch>.+)", "create_branch"),
-        ("GET", r"/api/models/(?P<repo_id>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?", "tree"),
-        ("GET", r"/api/models/(?P<repo_id>[^/]+/[^/]+)/revision/(?P<revision>.+)", "model_info"),
-        ("GET", r"/api/models/(?P<repo_id>[^/]+/[^/]+)", "model_info"),
+        (
+            "GET",
+            r"/api/(?:models/)?(?P<repo_id>(?:datasets/)?[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?",
+            "tree",
+        ),
+        ("GET", r"/api/(?:models/)?(?P<repo_id>(?:datasets/)?[^/]+/[^/]+)/revision/(?P<revision>.+)", "model_info"),
+        ("GET", r"/api/(?:models/)?(?P<repo_id>(?:datasets/)?[^/]+/[^/]+)", "model_info"),
         ("POST", r"/(?P<repo_id>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "lfs_batch"),
         ("PUT", r"/lfs/(?P<repo_id>[^/]+/[^/]+)/(?P<oid>[0-9a-f]{64})", "lfs_put"),
         ("POST", r"/lfs/(?P<repo_id>[^/]+/[^/]+)/verify", "lfs_verify"),
-        ("GET", r"/(?P<repo_id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
+        ("GET", r"/(?P<repo_id>(?:datasets/)?[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
     ]
 
     def do_GET(self):

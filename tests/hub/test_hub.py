@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from helpers import (
@@ -22,6 +23,7 @@ from helpers import (
     pyramid_config,
     python_path_without,
     write_malicious,
+    write_several_columns,
 )
 from hub_server import READER, WRITER, HubServer
 from huggingface_hub import ModelCard
@@ -661,3 +663,71 @@ def test_a_network_for_depth_is_compared_by_its_map(tmp_path):
     model.save_pretrained(tmp_path)
     ViTAEImageProcessor(size=64).save_pretrained(tmp_path)
     assert compute_outputs(tmp_path, IMAGE).shape == (1, 64 * 64)
+
+
+# Data sets by name
+
+
+DATA_CARD = """---
+dataset_info:
+- config_name: garments
+  splits:
+  - {name: train, num_bytes: 1, num_examples: 40}
+  - {name: test, num_bytes: 1, num_examples: 20}
+configs:
+- config_name: garments
+  data_files: [{split: train, path: garments/train-*}, {split: test, path: garments/test-*}]
+- config_name: several
+  data_files: [{split: train, path: several/train-*}]
+---
+"""
+
+
+@pytest.fixture(scope="module")
+def data_set(hub, tmp_path_factory) -> str:
+    """One with two configurations: `garments` has two splits, `several` several columns of pictures and labels."""
+    root, name = tmp_path_factory.mktemp("data"), "datasets/org/pictures"
+    (root / "several").mkdir()
+    write_several_columns(root / "several")
+    for split, rows in {"train": 40, "test": 20}.items():
+        part = datasets.load_dataset(str(DATA), split=split).select(range(rows))
+        part.to_parquet(root / "garments" / f"{split}-0.parquet")
+    hub.create(name)
+    hub.commit_from_elsewhere(name, "README.md", DATA_CARD.encode())
+    for path in sorted(root.rglob("*.parquet")):
+        hub.commit_from_elsewhere(name, str(path.relative_to(root)), path.read_bytes())
+    return "org/pictures"
+
+
+def record_of(answer: dict) -> dict:
+    assert answer["status"] == 0, answer["stderr"][-3000:]
+    return json.loads(answer["stdout"].splitlines()[-1])
+
+
+def test_an_evaluation_downloads_the_split_that_it_evaluates(hub, client, data_set, tmp_path):
+    words = ["--model_name_or_path", "vitae-nano-fashion", "--output", tmp_path / "out", "--dataset", data_set]
+    hub.log.clear()
+    record = record_of(client.run("evaluate", *words, "--dataset_name", "garments"))
+    assert (record["images"], record["split"]) == (20, "test") and record["top1_percent"] > 70
+    read = {path.rpartition("/")[2] for method, path, *_ in hub.log if method == "GET" and path.endswith(".parquet")}
+    assert read == {"test-0.parquet"}
+    assert "BuilderConfig 'none' not found" in client.refusal("evaluate", *words, "--dataset_name", "none")
+
+
+def test_a_configuration_of_a_data_set_is_streamed(client, data_set, tmp_path):
+    words = ["--preset", "vitae-nano", "--dataset", data_set, "--dataset_name", "several", "--streaming", "true"]
+    words += ["--image_column_name", "picture", "--label_column_name", "fine", "--eval_split", "train"]
+    words += ["--max_steps", 1, "--per_device_train_batch_size", 3, "--output_dir", tmp_path / "out"]
+    record = record_of(client.run("train", *words, "--report_to", "none"))
+    config = ViTAEForImageClassification.from_pretrained(record["model"]).config
+    assert list(config.id2label.values()) == ["ant", "bee", "cat", "dog"]
+
+
+def test_a_split_of_a_configuration_is_predicted(client, data_set, tmp_path):
+    words = [data_set, "--model", "vitae-nano-fashion", "--output", tmp_path / "out"]
+    record = record_of(client.run("predict", *words, "--dataset_name", "garments", "--split", "test"))
+    assert record["pictures"] == 20 and record["errors"] == 0
+    said = client.refusal("predict", *words, "--dataset_name", "garments", "--split", "none")
+    assert said.endswith("there is no split 'none'; there are 'train', 'test'")
+    said = client.refusal("predict", IMAGE, *words[1:], "--split", "test")
+    assert f"--dataset_name and --split are for data sets of the Hub, and {IMAGE} is none" in said

@@ -281,7 +281,7 @@ def test_every_source_gives_the_same_rows_by_its_own_names(pictures, tmp_path, m
     memory = fsspec.filesystem("memory")
     memory.pipe_file("/datasets/org/name@abc/data/a.parquet", parquet.read_bytes())
     url = "memory://datasets/org/name@abc/data/a.parquet"
-    monkeypatch.setattr(listing, "find_data_files", lambda source: {"train": [url]})
+    monkeypatch.setattr(listing, "find_data_files", lambda *source: {"train": [url]})
     for source, name in (
         (f"{pictures}/**/*.png", f"{pictures}/00/000.png"),
         (parquet, f"{parquet}/0"),

@@ -44,6 +44,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder to write, or to go on with")
     parser.add_argument("--overwrite", action="store_true", help="delete what an earlier run wrote there")
     parser.add_argument("--format", choices=["parquet", "csv"], default="parquet", help="default: parquet")
+    parser.add_argument("--dataset_name", help="configuration of a data set of the Hub, if several")
+    parser.add_argument("--split", help="of a data set of the Hub; default: all")
     parser.add_argument("--image_column_name", help="of parquet files, if several columns hold pictures")
     parser.add_argument("--top_k", type=int, default=5, help="labels in a row; default: 5")
     parser.add_argument("--embeddings", choices=["float16", "float32"], help="add what the classifier reads")
@@ -97,7 +99,7 @@ def settings_of(arguments: argparse.Namespace, model: PreTrainedModel, predictor
         **{name: getattr(processor, name) for name in ("image_mean", "image_std")},
         "dtype": arguments.dtype,
         "sources": arguments.sources,
-        "image_column": arguments.image_column_name,
+        **{name: getattr(arguments, name) for name in ("dataset_name", "split", "image_column_name")},
         "top_k": arguments.top_k,
         "embeddings": predictor.embeddings,
         "format": arguments.format,
@@ -111,7 +113,8 @@ def settings_of(arguments: argparse.Namespace, model: PreTrainedModel, predictor
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = parse(argv)
     arguments.dtype = arguments.dtype or default_dtype(arguments.device)
-    listing = Listing(arguments.sources, arguments.output, arguments.image_column_name)
+    chosen = arguments.image_column_name, arguments.dataset_name, arguments.split
+    listing = Listing(arguments.sources, arguments.output, *chosen)
     listing.check()
     options = {"revision": arguments.revision} if arguments.revision else {}
     with about(arguments.model):

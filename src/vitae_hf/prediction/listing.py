@@ -18,7 +18,7 @@ import pyarrow.parquet
 
 from ..data.folders import files_below, kind_of
 from ..data.shards import count_rows, open_file, read_parquet, tar_samples
-from ..data.sources import find_data_files
+from ..data.sources import find_data_files, pick_split
 from ..failures import first_line
 from ..messages import listed
 from .reading import Item, is_passing
@@ -50,19 +50,31 @@ class Listing:
         sources: pictures, shards, folders with these at any depth, patterns, or data sets of the Hub.
         apart: a folder that is not looked into, in which results are written.
         image_column: of parquet files, where several columns hold pictures.
+        dataset_name, split: of data sets of the Hub: the configuration, where there are several, and the only split to
+            list; default: all of them.
 
     Attributes:
         num_left_out: files found so far that are no pictures and no shards.
         left_out: the names of the first of them.
 
     Raises:
-        ValueError: while iterating: a source is none of these.
+        ValueError: while iterating: a source is none of these, or is no data set of the Hub, but a configuration or a
+            split was asked for.
     """
 
-    def __init__(self, sources: list[str], apart: Path | None = None, image_column: str | None = None):
+    def __init__(
+        self,
+        sources: list[str],
+        apart: Path | None = None,
+        image_column: str | None = None,
+        dataset_name: str | None = None,
+        split: str | None = None,
+    ):
         self.sources = sources
         self.apart = apart
         self.image_column = image_column
+        self.dataset_name = dataset_name
+        self.split = split
         self.num_left_out = 0
         self.left_out: list[str] = []
 
@@ -82,13 +94,18 @@ class Listing:
                 raise ValueError(f"{source} holds no pictures and no parquet or tar files")
 
     def of_source(self, source: str) -> Iterator[Item | Shard]:
+        is_local = os.path.lexists(source) or has_magic(source)
+        if is_local and (self.dataset_name or self.split):
+            raise ValueError(f"--dataset_name and --split are for data sets of the Hub, and {source} is none")
         if os.path.lexists(source):
             yield from self.below(Path(source), source if len(self.sources) > 1 else "")
         elif has_magic(source):
             for path in sorted(iglob(source, recursive=True)):
                 yield from self.below(Path(path), path)
         else:
-            for url in chain.from_iterable(find_data_files(source).values()):
+            splits = find_data_files(source, self.dataset_name)
+            chosen = [pick_split(splits, self.split)] if self.split else splits
+            for url in chain.from_iterable(splits[split] for split in chosen):
                 name = url.partition("@")[2].partition("/")[2] or url
                 yield from self.entry(name if len(self.sources) == 1 else f"{source}/{name}", url)
 

@@ -5,13 +5,14 @@ import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from copy import copy
 from dataclasses import asdict
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from .dealing import Dealing
-from .listing import Listing, num_pictures
+from .listing import num_pictures
 from .parts import Parts
 from .reading import chunks, read
 from .rows import Predictor
@@ -107,7 +108,7 @@ def count_ahead(dealing: Dealing, progress: tqdm) -> None:
 
     def count() -> None:
         with suppress(Exception):  # which the run itself will meet
-            total = num_pictures(Listing(listing.sources, listing.apart))
+            total = num_pictures(copy(listing))
             progress.total = None if total is None else -(-total // dealing.world_size)
 
     if not progress.disable:

@@ -46,7 +46,7 @@ def load_splits(
     """
     with training.main_process_first(desc="data"):
         choose_splits(run, find_data_files(run.dataset, run.dataset_name), can_hold_out=not run.streaming)
-        wanted = {run.train_split, run.eval_split} - ({run.train_split} if run.streaming else {HELD_OUT})
+        wanted = {run.eval_split} if run.streaming else {run.train_split, run.eval_split} - {HELD_OUT}
         splits = load(run.dataset, run.dataset_name, sorted(wanted), image_column=run.image_column_name)
         if run.eval_split == HELD_OUT:
             parts = hold_out(splits[run.train_split], run.eval_share, training.data_seed)
