@@ -1,8 +1,9 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Names of classes: those of ImageNet-1k, and how classes of one name are told apart."""
+"""Names of classes: of a file, of ImageNet-1k, and how classes of one name are told apart."""
 
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 from .failures import of_a_missing_package
 
@@ -33,3 +34,18 @@ def imagenet_names() -> dict[str, str]:
         raise ImportError(of_a_missing_package(error, "the list of ImageNet's class names")) from error
     info = ImageNetInfo("imagenet-1k")
     return dict(zip(info.label_names(), distinct(info.label_descriptions())))
+
+
+def read_class_names(file: Path) -> list[str]:
+    """The lines of a file, the name of a class on each; `imagenet-1k` stands for ImageNet-1k's.
+
+    Raises:
+        ValueError: a line is empty or there twice.
+    """
+    if file == Path("imagenet-1k") and not file.exists():
+        return list(imagenet_names().values())
+    names = file.read_text().rstrip("\n").splitlines()
+    for number, name in enumerate(names):
+        if not name.strip() or name in names[:number]:
+            raise ValueError(f"line {number + 1} of {file} must be the name of one more class, got {name!r}")
+    return names

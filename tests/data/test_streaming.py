@@ -1,6 +1,7 @@
 """Streamed shards: each row once, whatever the processes and workers; the same rows as in memory; resumed exactly."""
 
 import io
+import json
 import multiprocessing
 import tarfile
 from collections import Counter
@@ -152,12 +153,23 @@ def test_bad_pictures_are_named_or_counted_and_the_batches_stay_whole(tmp_path):
         list(loader(shards, num_labels=4))
 
 
-def test_numbers_of_rows_may_be_written_beside_tars(tmp_path):
+TIMM = {"filenames": ["train-0000.tar", "train-0001.tar"], "shard_lengths": [2, 3], "name": "train"}
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [("sizes.json", {"train-0000.tar": 2, "train-0001.tar": 3}), ("_info.json", {"splits": {"train": TIMM}})],
+)
+def test_numbers_of_rows_may_be_written_beside_tars(tmp_path, name, content):
     write_tars(tmp_path)
-    (tmp_path / "sizes.json").write_text('{"train-0000.tar": 2, "train-0001.tar": 3, "train-0002.tar": 1}')
-    for unlisted in ("train-0003.tar", "train-0004.tar"):
-        (tmp_path / unlisted).unlink()
-    assert find_shards(str(tmp_path)).rows == (2, 3, 1)
+    for number in (2, 3, 4):
+        (tmp_path / f"train-000{number}.tar").unlink()
+    assert find_shards(str(tmp_path)).rows == SHARD_SIZES[:2]
+    (tmp_path / name).write_text(json.dumps(content))
+    assert find_shards(str(tmp_path)).rows == (2, 3)
+    (tmp_path / "train-0001.tar").rename(tmp_path / "train-0005.tar")
+    with pytest.raises(ValueError, match=f"{name} has no number of rows for train-0005.tar"):
+        find_shards(str(tmp_path))
 
 
 def test_what_cannot_be_streamed_is_said(tmp_path):
@@ -168,7 +180,7 @@ def test_what_cannot_be_streamed_is_said(tmp_path):
         find_shards(str(tmp_path), split="test")
     (tmp_path / "tars").mkdir()
     write_tars(tmp_path / "tars")
-    with pytest.raises(ValueError, match="numbers without names: give the names of the classes"):
+    with pytest.raises(ValueError, match="numbers without names: give the names by --class_names"):
         load_labelled_images(str(tmp_path / "tars"))
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from helpers import (
     autoencoder_weights,
     class_token_config,
     original_weights,
+    png,
     pyramid_config,
     python_path_without,
     write_malicious,
@@ -721,6 +723,32 @@ def test_a_configuration_of_a_data_set_is_streamed(client, data_set, tmp_path):
     record = record_of(client.run("train", *words, "--report_to", "none"))
     config = ViTAEForImageClassification.from_pretrained(record["model"]).config
     assert list(config.id2label.values()) == ["ant", "bee", "cat", "dog"]
+
+
+def test_tars_of_numbered_imagenet_classes_are_trained_on_and_evaluated(hub, client, tmp_path):
+    """As `timm/imagenet-1k-wds` has them."""
+    hub.create("datasets/org/tars")
+    files = {split: f"{split}-0000.tar" for split in ("train", "validation")}
+    for name in files.values():
+        with tarfile.open(tmp_path / name, "w") as archive:
+            for number in range(6):
+                for ending, content in (("png", png(number)), ("cls", b"517"), ("json", b"{}")):
+                    member = tarfile.TarInfo(f"{number:06}.{ending}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+        hub.commit_from_elsewhere("datasets/org/tars", name, (tmp_path / name).read_bytes())
+    splits = {split: {"filenames": [name], "shard_lengths": [6]} for split, name in files.items()}
+    hub.commit_from_elsewhere("datasets/org/tars", "_info.json", json.dumps({"splits": splits}).encode())
+    words = ["--dataset", "org/tars", "--class_names", "imagenet-1k"]
+    training = ["--preset", "vitae-nano", "--streaming", "true", "--max_steps", 1, "--per_device_train_batch_size", 6]
+    training += ["--output_dir", tmp_path / "out", "--report_to", "none"]
+    record = record_of(client.run("train", *words, *training))
+    assert ViTAEForImageClassification.from_pretrained(record["model"]).config.id2label[517] == "crane2"
+    found = record_of(
+        client.run("evaluate", *words, "--model_name_or_path", record["model"], "--output", tmp_path / "e")
+    )
+    assert (found["images"], found["split"]) == (6, "validation")
+    assert found["top5_percent"] == pytest.approx(record["top5_percent"], abs=1e-3)
 
 
 def test_a_split_of_a_configuration_is_predicted(client, data_set, tmp_path):

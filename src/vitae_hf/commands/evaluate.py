@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ..class_names import read_class_names
 from ..data.samples import ImageDataset, evaluation_pixels
 from ..data.sources import find_data_files, load_labelled_images, pick_split
 from ..environment import environment
@@ -44,6 +45,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", help="default: validation, else test")
     parser.add_argument("--image_column_name", help="the column of images, if there are several")
     parser.add_argument("--label_column_name", help="the column of labels, if there are several")
+    parser.add_argument("--class_names", type=Path, help="text file with a class on each line, or imagenet-1k")
     add_image_size(parser)
     parser.add_argument("--crop_pct", type=float, help="share of the resized side that the centre crop keeps")
     parser.add_argument("--batch_size", type=int, default=64, help="default: 64")
@@ -67,8 +69,9 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, A
     """All figures, and how they were measured."""
     source = arguments.dataset, arguments.dataset_name
     chosen = pick_split(find_data_files(*source), *([arguments.split] if arguments.split else ("validation", "test")))
+    of_numbers = None if arguments.class_names is None else read_class_names(arguments.class_names)
     columns = {"image_column": arguments.image_column_name, "label_column": arguments.label_column_name}
-    split = load_labelled_images(*source, [chosen], **columns)[chosen]  # the others can be a hundred gigabytes
+    split = load_labelled_images(*source, [chosen], of_numbers, **columns)[chosen]  # the others may be large
     with about(arguments.model_name_or_path):
         size = arguments.image_size, arguments.crop_pct
         model, processor = load_trained(arguments.model_name_or_path, *size, dtype=arguments.dtype)

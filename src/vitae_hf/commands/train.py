@@ -22,9 +22,10 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification, EvalPrediction, PreTrainedModel
 
 from .. import ViTAEImageProcessor, config_from_preset
+from ..class_names import read_class_names
 from ..data.augmentation import AugmentationArguments, DeviceAugmentation, soft_target_loss, training_transform
 from ..data.samples import IGNORED_LABEL, collate
-from ..data.sources import class_names, draw_by_class, load_labelled_images, read_class_names
+from ..data.sources import class_names, draw_by_class, load_labelled_images
 from ..evaluation.metrics import TopKAccuracy
 from ..failures import about
 from ..files import find_model

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import chain, groupby, islice
 from typing import Any, ClassVar, Literal
 
@@ -73,9 +73,9 @@ def find_shards(
 ) -> Shards:
     """The shards of a split of a Hub data set or local folder.
 
-    The number of rows is in the footer of a parquet file, and for tars in a `sizes.json` beside them
-    (`{"file.tar": rows}`). Without that file, tars are read through once, which takes long over a network; so does
-    collecting the classes of labels that are text, unless `names` are given.
+    The number of rows is in the footer of a parquet file, and for tars in a file beside them ([`written_rows`]).
+    Without that file, tars are read through once, which takes long over a network; so does collecting the classes of
+    labels that are text, unless `names` are given.
 
     Args:
         source: as `datasets.load_dataset` takes it.
@@ -103,6 +103,7 @@ def find_shards(
         found = find_columns(features, source, image_column, label_column)
         columns = {role: column for column, role in found.items()}
         image, label = columns["image"], columns["label"]
+    written_rows.cache_clear()  # the files may be others than the last time
     with ThreadPoolExecutor(16) as pool:
         progress = {"total": len(paths), "desc": "counting rows", "unit": " shards", "disable": len(paths) < 9}
         rows = tuple(tqdm(pool.map(count_rows, paths), **progress))
@@ -135,14 +136,32 @@ def count_rows(path: str) -> int:
     if path.endswith(".parquet"):
         with files.open(inner) as file:
             return pyarrow.parquet.read_metadata(file).num_rows
-    folder, file_name = os.path.split(inner)
-    sizes = f"{folder}/sizes.json"
-    if files.exists(sizes):
-        rows = json.loads(files.read_text(sizes))
-        if file_name not in rows:
-            raise ValueError(f"{sizes} has no number of rows for {file_name}")
-        return rows[file_name]
-    return sum(1 for _ in tar_samples(path))
+    folder, file_name = os.path.split(path)
+    source, rows = written_rows(folder)
+    if rows is None:
+        return sum(1 for _ in tar_samples(path))
+    if file_name not in rows:
+        raise ValueError(f"{source} has no number of rows for {file_name}")
+    return rows[file_name]
+
+
+@lru_cache(maxsize=16)  # there may be thousands of tars, and the network between
+def written_rows(folder: str) -> tuple[str, dict[str, int] | None]:
+    """The file beside tars that has their numbers of rows, and these by the name of the tar; none if there is none.
+
+    WebDataset writes `sizes.json`, `{"file.tar": rows}`; timm's data sets on the Hub have `_info.json`, with lists
+    `filenames` and `shard_lengths` for each split.
+    """
+    files, inner = fsspec.core.url_to_fs(folder)
+    for name in ("sizes.json", "_info.json"):
+        if files.exists(f"{inner}/{name}"):
+            found = json.loads(files.read_text(f"{inner}/{name}"))
+            if name == "_info.json":
+                splits = found.get("splits", {}).values()
+                pairs = (zip(split.get("filenames", ()), split.get("shard_lengths", ())) for split in splits)
+                found = dict(chain.from_iterable(pairs))
+            return f"{folder}/{name}", found
+    return folder, None
 
 
 def tar_samples(path: str) -> Iterator[Iterator[tuple[re.Match[str], Any]]]:

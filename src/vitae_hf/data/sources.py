@@ -69,7 +69,7 @@ def load_labelled_images(
         data = _number_text(data, names, source)
     elif not isinstance(label, datasets.ClassLabel):
         if names is None:
-            raise ValueError(f"the labels of {source} are numbers without names: give the names of the classes")
+            raise ValueError(f"the labels of {source} are numbers without names: give the names by --class_names")
         data = data.cast_column("label", datasets.ClassLabel(names=names))
     return data.cast_column("image", datasets.Image(decode=False))
 
@@ -249,19 +249,6 @@ def pick_split(available: Iterable[str], *names: str) -> str:
 def class_names(splits: datasets.DatasetDict) -> dict[int, str]:
     """Class names by label, for `id2label`."""
     return dict(enumerate(next(iter(splits.values())).features["label"].names))
-
-
-def read_class_names(file: Path) -> list[str]:
-    """The lines of a file, the name of a class on each.
-
-    Raises:
-        ValueError: a line is empty or there twice.
-    """
-    names = file.read_text().rstrip("\n").splitlines()
-    for number, name in enumerate(names):
-        if not name.strip() or name in names[:number]:
-            raise ValueError(f"line {number + 1} of {file} must be the name of one more class, got {name!r}")
-    return names
 
 
 def hold_out(split: datasets.Dataset, share: float, seed: int) -> tuple[datasets.Dataset, datasets.Dataset]:

@@ -43,7 +43,8 @@ class StartArguments(RunArguments):
     model_name_or_path: str | None = field(default=None, metadata={"help": "The trained model to begin with."})
     drop_path_rate: float | None = field(default=None, metadata={"help": "Default: the model's."})
     class_names: Path | None = field(
-        default=None, metadata={"help": "Text file with a class on each line, for data that do not name theirs."}
+        default=None,
+        metadata={"help": "Text file with a class on each line, or imagenet-1k; for data that do not name theirs."},
     )
 
     def __post_init__(self) -> None:

@@ -12,9 +12,10 @@ import torch
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
+from ...class_names import read_class_names
 from ...data.pictures import decode_image, unturned
 from ...data.samples import PictureDataset, seeded
-from ...data.sources import IMAGE_COLUMNS, is_text, load_any, read_class_names
+from ...data.sources import IMAGE_COLUMNS, is_text, load_any
 from ...messages import listed
 from .coco import find_annotations, load_coco
 from .objects import BOX_KEYS, CLASS_KEYS, Objects, columns_of, from_corners, read_objects

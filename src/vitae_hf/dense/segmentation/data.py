@@ -11,9 +11,10 @@ import PIL.Image
 import torch
 from torch.utils.data import Dataset
 
+from ...class_names import read_class_names
 from ...data.pictures import decode_image, unturned
 from ...data.samples import PictureDataset, seeded
-from ...data.sources import IMAGE_COLUMNS, load_any, read_class_names
+from ...data.sources import IMAGE_COLUMNS, load_any
 
 
 IGNORED_CLASS = 255
