@@ -112,6 +112,40 @@ def test_a_missing_label_is_named(image_folder):
         decode({**row, "label": -1})
 
 
+def numbered(folder, labels: list[int], names: list[str] | None = None) -> str:
+    """A folder of pictures with labels that are numbers, whether the names of their classes are enough or not."""
+    feature = datasets.Value("int64") if names is None else datasets.ClassLabel(names=names)
+    rows = {"image": [PIL.Image.new("RGB", (9, 9))] * len(labels), "label": [0] * len(labels)}
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train-0.parquet")
+    table = pyarrow.parquet.read_table(folder / "train-0.parquet")
+    metadata, place = table.schema.metadata, table.schema.get_field_index("label")
+    table = table.set_column(place, "label", pyarrow.array(labels, "int64")).replace_schema_metadata(metadata)
+    pyarrow.parquet.write_table(table, folder / "train-0.parquet")
+    return str(folder)
+
+
+def test_a_label_beyond_the_names_of_classes_is_named(tmp_path):
+    source = numbered(tmp_path, [0, 1, 0, 1, 5])
+    assert load_labelled_images(source, names=list("abcdef"))["train"].features["label"].num_classes == 6
+    with pytest.raises(ValueError, match="has the label 5, but 2 classes have names, counted from 0"):
+        load_labelled_images(source, names=["a", "b"])
+    split = load_labelled_images(numbered(tmp_path, [0, 1, 0, 1, 5], ["a", "b"]))["train"]
+    rest, held_out = hold_out(split, 0.4, seed=0)
+    assert sorted(held_out["label"]) == [0, 1] and 5 in rest["label"]
+    with pytest.raises(ValueError, match="row 4 has label 5, but there are 2 classes, counted from 0"):
+        ImageDataset(split, pixels)[4]
+    assert ImageDataset(split, pixels, on_bad_sample="skip")[4]["labels"] == 0
+
+
+def test_the_folder_that_one_is_in_is_a_data_set(tmp_path, monkeypatch):
+    numbered(tmp_path, [0, 1], ["a", "b"])
+    monkeypatch.chdir(tmp_path)
+    assert load_labelled_images(".")["train"]["label"][:] == [0, 1] and find_shards(".").rows == (2,)
+    (tmp_path / "README.md").write_text("---\nconfigs: [{config_name: one, data_files: train-0.parquet}]\n---\n")
+    assert load_labelled_images(".")["train"]["label"][:] == load_labelled_images(".", "one")["train"]["label"][:]
+
+
 def test_a_batch_or_split_without_any_picture_is_named(image_folder):
     with pytest.raises(ValueError, match="every picture of this batch was skipped"):
         collate([None, None])

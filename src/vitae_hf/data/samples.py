@@ -144,7 +144,8 @@ class ImageDataset(PictureDataset, Dataset[dict[str, Any] | None]):
         drop_bad: bool = False,
         seed: int | None = None,
     ):
-        super().__init__(transform, on_bad_sample, seed)
+        label = getattr(split, "features", {}).get("label")
+        super().__init__(transform, on_bad_sample, seed, getattr(label, "num_classes", None))
         self.split = split
         self.drop_bad = drop_bad
 

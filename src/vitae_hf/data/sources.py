@@ -70,6 +70,9 @@ def load_labelled_images(
     elif not isinstance(label, datasets.ClassLabel):
         if names is None:
             raise ValueError(f"the labels of {source} are numbers without names: give the names by --class_names")
+        numbers = {number for split in data.values() for number in split.unique("label") if number is not None}
+        if (highest := max(numbers, default=0)) >= len(names):
+            raise ValueError(f"{source} has the label {highest}, but {len(names)} classes have names, counted from 0")
         data = data.cast_column("label", datasets.ClassLabel(names=names))
     return data.cast_column("image", datasets.Image(decode=False))
 
@@ -101,7 +104,7 @@ def find_data_files(source: str, name: str | None = None) -> dict[str, list[str]
     if folder := local_folder(source, name):
         return folder.data_files
     with about(source):
-        data_files = datasets.load_dataset_builder(source, name).config.data_files or {}
+        data_files = datasets.load_dataset_builder(named(source), name).config.data_files or {}
     return {split: list(map(str, files)) for split, files in data_files.items()}
 
 
@@ -109,7 +112,12 @@ def load_features(source: str, name: str | None, split: str) -> datasets.Feature
     """The columns of a data set; only the beginning of its files is read."""
     folder = local_folder(source, name)
     files = {} if folder is None else {"data_files": {split: as_data_files(folder.data_files[split])}}
-    return datasets.load_dataset(source, name, split=split, streaming=True, **files).features
+    return datasets.load_dataset(named(source), name, split=split, streaming=True, **files).features
+
+
+def named(source: str) -> str:
+    """A local folder by its whole path, for `datasets`, which calls data by the last name of a path: `.` has none."""
+    return str(Path(source).resolve()) if Path(source).is_dir() else source
 
 
 def local_folder(source: str, name: str | None = None) -> Folder | None:
@@ -156,16 +164,17 @@ def load_any(
         return datasets.DatasetDict({split: data[split] for split in wanted})
     described = DatasetInfosDict.from_directory(source)  # by the folder's card
     features = next(iter(described.values())).features if len(described) == 1 else None
-    return datasets.load_dataset(source, data_files={split: patterns[split] for split in wanted}, features=features)
+    patterns = {split: patterns[split] for split in wanted}
+    return datasets.load_dataset(named(source), data_files=patterns, features=features)
 
 
 def _load_with_datasets(source: str, name: str | None, splits: list[str] | None) -> datasets.DatasetDict:
     only = {}
     if splits is not None:
-        builder = datasets.load_dataset_builder(source, name)
+        builder = datasets.load_dataset_builder(named(source), name)
         only["data_files"] = {split: list(builder.config.data_files[split]) for split in splits}
         only["features"] = builder.info.features
-    return datasets.load_dataset(source, name, **only)
+    return datasets.load_dataset(named(source), name, **only)
 
 
 def is_text(feature: Any) -> bool:
@@ -319,4 +328,5 @@ def _count_classes(split: datasets.Dataset) -> dict[str, int]:
     """How many pictures each class has; a class without any is left out."""
     classes, counts = np.unique(_labels(split), return_counts=True)
     names = split.features["label"].names if "label" in split.features else ["pictures"]
-    return {names[label] if label >= 0 else "no label": int(count) for label, count in zip(classes, counts)}
+    known, counted = dict(enumerate(names)), zip(classes.tolist(), counts.tolist())
+    return {known.get(label, "no class"): count for label, count in counted}
