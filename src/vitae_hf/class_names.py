@@ -1,8 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Names of classes: of a file, of ImageNet-1k, and how classes of one name are told apart."""
 
-from collections import Counter
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 
 from .failures import of_a_missing_package
@@ -14,12 +14,13 @@ def distinct(names: Iterable[str]) -> list[str]:
     Two classes of ImageNet-1k, a bird and a machine, are called crane. The Hub's `ILSVRC/imagenet-1k` calls them
     `crane` and `crane2`, too.
     """
-    seen: Counter[str] = Counter()
-    found = []
+    names = list(names)
+    found: dict[str, None] = {}
     for name in names:
-        seen[name] += 1
-        found.append(name if seen[name] == 1 else f"{name}{seen[name]}")
-    return found
+        others = (f"{name}{number}" for number in count(2))
+        free = (other for other in others if other not in found and other not in names)
+        found[next(free) if name in found else name] = None
+    return list(found)
 
 
 def imagenet_names() -> dict[str, str]:
@@ -40,10 +41,12 @@ def read_class_names(file: Path) -> list[str]:
     """The lines of a file, the name of a class on each; `imagenet-1k` stands for ImageNet-1k's.
 
     Raises:
-        ValueError: a line is empty or there twice.
+        ValueError: there is no such file, or a line is empty or there twice.
     """
-    if file == Path("imagenet-1k") and not file.exists():
-        return list(imagenet_names().values())
+    if not file.is_file():
+        if file == Path("imagenet-1k"):
+            return list(imagenet_names().values())
+        raise ValueError(f"{file} is neither a file with a class on each line nor imagenet-1k")
     names = file.read_text().rstrip("\n").splitlines()
     for number, name in enumerate(names):
         if not name.strip() or name in names[:number]:

@@ -120,9 +120,10 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def label_names(config: PreTrainedConfig) -> dict[int, str]:
-    """`id2label` of a model that is built, [`distinct`]: the library has it by number then, not by text or none."""
+    """`id2label` of a model that is built, [`distinct`] and in order: the library has numbers there then, not text."""
     id2label: Any = config.id2label
-    return dict(zip(id2label, distinct(id2label.values())))
+    numbers = sorted(id2label)
+    return dict(zip(numbers, distinct(id2label[number] for number in numbers)))
 
 
 def saved_class(source: str, **options: Any) -> Any:

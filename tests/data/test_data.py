@@ -130,7 +130,10 @@ def test_a_label_beyond_the_names_of_classes_is_named(tmp_path):
     assert load_labelled_images(source, names=list("abcdef"))["train"].features["label"].num_classes == 6
     with pytest.raises(ValueError, match="has the label 5, but 2 classes have names, counted from 0"):
         load_labelled_images(source, names=["a", "b"])
-    split = load_labelled_images(numbered(tmp_path, [0, 1, 0, 1, 5], ["a", "b"]))["train"]
+    source = numbered(tmp_path, [0, 1, 0, 1, 5], ["a", "b"])
+    with pytest.raises(ValueError, match="names its classes itself, a, b: leave --class_names out"):
+        load_labelled_images(source, names=["b", "a"])
+    split = load_labelled_images(source)["train"]
     rest, held_out = hold_out(split, 0.4, seed=0)
     assert sorted(held_out["label"]) == [0, 1] and 5 in rest["label"]
     with pytest.raises(ValueError, match="row 4 has label 5, but there are 2 classes, counted from 0"):
@@ -157,9 +160,7 @@ def test_a_batch_or_split_without_any_picture_is_named(image_folder):
 
 def test_a_data_set_without_labels_lists_its_columns(tmp_path):
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    with pytest.raises(
-        ValueError, match="must have a column of labels, got .*; one can be named by --label_column_name"
-    ):
+    with pytest.raises(ValueError, match="must have a column of labels, got .*; --label_column_name names a column of"):
         load_labelled_images(str(tmp_path))
 
 

@@ -172,6 +172,13 @@ def test_numbers_of_rows_may_be_written_beside_tars(tmp_path, name, content):
         find_shards(str(tmp_path))
 
 
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"splits": []}', '{"splits": {"train": {"shard_lengths": null}}}'])
+def test_tars_beside_another_file_of_that_name_are_counted(tmp_path, content):
+    write_tars(tmp_path)
+    (tmp_path / "_info.json").write_text(content)
+    assert find_shards(str(tmp_path)).rows == SHARD_SIZES
+
+
 def test_what_cannot_be_streamed_is_said(tmp_path):
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=r"streaming needs parquet or tar shards, got \['.png'\]"):

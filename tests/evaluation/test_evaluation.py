@@ -2,6 +2,8 @@
 
 import json
 from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 from helpers import DATA, class_token_config, last_line, run
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, ViTAEModel, config_from_preset
-from vitae_hf.class_names import imagenet_names
+from vitae_hf.class_names import distinct, imagenet_names, read_class_names
 from vitae_hf.commands import evaluate
 from vitae_hf.data.sources import load_labelled_images
 from vitae_hf.evaluation.scores import (
@@ -22,6 +24,7 @@ from vitae_hf.evaluation.scores import (
     draw_per_class,
     read_real_labels,
 )
+from vitae_hf.loading import label_names
 
 
 FEATURES = {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=["cat", "dog", "eel"])}
@@ -140,6 +143,19 @@ def test_labels_are_aligned_by_name_or_refused():
         align_labels(["cat", "dog"], {0: "cow", 1: "dog", 2: "fly"})
     with pytest.raises(ValueError, match="has 3 classes, 3 .* the model 2 classes, 2 .*: 'LABEL_0', 'LABEL_1'"):
         align_labels(["cat", "dog", "eel"], {0: "LABEL_0", 1: "LABEL_1"})
+
+
+def test_no_two_names_are_the_same():
+    assert distinct(["crane", "crane2", "crane", "cat", "crane"]) == ["crane", "crane2", "crane3", "cat", "crane4"]
+    assert label_names(SimpleNamespace(id2label={2: "a", 0: "b", 1: "a"})) == {0: "b", 1: "a", 2: "a2"}
+
+
+def test_names_of_classes_are_read_from_a_file_or_are_imagenets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenet-1k").mkdir()  # the data may lie there
+    assert len(set(read_class_names(Path("imagenet-1k")))) == 1000
+    with pytest.raises(ValueError, match="imagenet1k is neither a file with a class on each line nor imagenet-1k"):
+        read_class_names(Path("imagenet1k"))
 
 
 def test_folders_named_by_synsets_are_imagenets_classes():

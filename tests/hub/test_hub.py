@@ -728,8 +728,7 @@ def test_a_configuration_of_a_data_set_is_streamed(client, data_set, tmp_path):
 def test_tars_of_numbered_imagenet_classes_are_trained_on_and_evaluated(hub, client, tmp_path):
     """As `timm/imagenet-1k-wds` has them."""
     hub.create("datasets/org/tars")
-    files = {split: f"{split}-0000.tar" for split in ("train", "validation")}
-    for name in files.values():
+    for name in ("train-0000.tar", "validation-0000.tar"):
         with tarfile.open(tmp_path / name, "w") as archive:
             for number in range(6):
                 for ending, content in (("png", png(number)), ("cls", b"517"), ("json", b"{}")):
@@ -737,8 +736,6 @@ def test_tars_of_numbered_imagenet_classes_are_trained_on_and_evaluated(hub, cli
                     member.size = len(content)
                     archive.addfile(member, io.BytesIO(content))
         hub.commit_from_elsewhere("datasets/org/tars", name, (tmp_path / name).read_bytes())
-    splits = {split: {"filenames": [name], "shard_lengths": [6]} for split, name in files.items()}
-    hub.commit_from_elsewhere("datasets/org/tars", "_info.json", json.dumps({"splits": splits}).encode())
     words = ["--dataset", "org/tars", "--class_names", "imagenet-1k"]
     training = ["--preset", "vitae-nano", "--streaming", "true", "--max_steps", 1, "--per_device_train_batch_size", 6]
     training += ["--output_dir", tmp_path / "out", "--report_to", "none"]
@@ -748,7 +745,7 @@ def test_tars_of_numbered_imagenet_classes_are_trained_on_and_evaluated(hub, cli
         client.run("evaluate", *words, "--model_name_or_path", record["model"], "--output", tmp_path / "e")
     )
     assert (found["images"], found["split"]) == (6, "validation")
-    assert found["top5_percent"] == pytest.approx(record["top5_percent"], abs=1e-3)
+    assert found["loss"] == pytest.approx(record["eval_loss"], rel=1e-3)
 
 
 def test_a_split_of_a_configuration_is_predicted(client, data_set, tmp_path):

@@ -349,6 +349,8 @@ def test_the_column_of_pictures_is_named_where_there_are_several(tmp_path, capsy
     for source in ("pairs.parquet", "after.png"):
         run_predict(tmp_path / source, output=tmp_path / source[:5], image_column_name="after")
         scores += [row["score"] for row in rows_of(tmp_path / source[:5])]
+    with pytest.raises(ValueError, match="--image_column_name is for parquet files, and .*x.tar has no columns"):
+        run_predict(write_tar(tmp_path / "x.tar", range(2)), output=tmp_path / "tar", image_column_name="after")
     assert scores[0] == pytest.approx(scores[1])
 
 

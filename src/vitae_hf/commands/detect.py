@@ -8,12 +8,13 @@
 `--detector` is one of rt_detr, deformable_detr and faster_rcnn, which find boxes, or mask2former and mask_rcnn, which
 find masks too. `--dataset` is a Hub name or a folder: COCO's JSON files and their pictures, parquet files with columns
 `image` and `objects`, or pictures with a `metadata.jsonl` that has `file_name` and `objects`; of each object a box as
-left, top, width and height (`bbox`), a class (`category`) and, for masks, a `segmentation`. The backbone begins with a
-trained classifier or backbone (`--model_name_or_path`; a trained detector goes on whole) or at random (`--preset`).
-Every argument of the library's `TrainingArguments` works; resuming, SIGTERM, averaged weights and layer-wise decay are
-as in `vitae train`. At the end the folder holds the model (`ema/` with averaged weights, if there are any),
-`eval_results.json`, `detection_metrics.json` with the precision of each class, `predictions.png`, `training_curves.png`
-and a model card. `--push_to_hub` then publishes what was evaluated.
+left, top, width and height (`bbox`; as left, top, right and bottom with `--box_format xyxy`), a class (`category`) and,
+for masks, a `segmentation`. The backbone begins with a trained classifier or backbone (`--model_name_or_path`; a
+trained detector goes on whole) or at random (`--preset`). Every argument of the library's `TrainingArguments` works;
+resuming, SIGTERM, averaged weights and layer-wise decay are as in `vitae train`. At the end the folder holds the model
+(`ema/` with averaged weights, if there are any), `eval_results.json`, `detection_metrics.json` with the precision of
+each class, `predictions.png`, `training_curves.png` and a model card. `--push_to_hub` then publishes what was
+evaluated.
 """
 
 import json

@@ -45,7 +45,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--split", help="default: validation, else test")
     parser.add_argument("--image_column_name", help="the column of images, if there are several")
     parser.add_argument("--label_column_name", help="the column of labels, if there are several")
-    parser.add_argument("--class_names", type=Path, help="text file with a class on each line, or imagenet-1k")
+    parser.add_argument(
+        "--class_names",
+        type=Path,
+        help="for labels that are numbers: a text file with a class on each line, or imagenet-1k",
+    )
     add_image_size(parser)
     parser.add_argument("--crop_pct", type=float, help="share of the resized side that the centre crop keeps")
     parser.add_argument("--batch_size", type=int, default=64, help="default: 64")
@@ -94,6 +98,7 @@ def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, A
     circumstances = {
         "model": arguments.model_name_or_path,
         "dataset": arguments.dataset,
+        **{name: getattr(arguments, name) for name in ("dataset_name", "image_column_name", "label_column_name")},
         "split": str(split.split),
         "skipped": data.skipped,
         "image_size": [processor.size.height, processor.size.width],

@@ -103,7 +103,7 @@ def find_shards(
         found = find_columns(features, source, image_column, label_column)
         columns = {role: column for column, role in found.items()}
         image, label = columns["image"], columns["label"]
-    written_rows.cache_clear()  # the files may be others than the last time
+    written_rows.cache_clear()  # it may say something else than the last time
     with ThreadPoolExecutor(16) as pool:
         progress = {"total": len(paths), "desc": "counting rows", "unit": " shards", "disable": len(paths) < 9}
         rows = tuple(tqdm(pool.map(count_rows, paths), **progress))
@@ -156,12 +156,17 @@ def written_rows(folder: str) -> tuple[str, dict[str, int] | None]:
     for name in ("sizes.json", "_info.json"):
         if files.exists(f"{inner}/{name}"):
             found = json.loads(files.read_text(f"{inner}/{name}"))
-            if name == "_info.json":
-                splits = found.get("splits", {}).values()
-                pairs = (zip(split.get("filenames", ()), split.get("shard_lengths", ())) for split in splits)
-                found = dict(chain.from_iterable(pairs))
-            return f"{folder}/{name}", found
+            try:
+                rows = found if name == "sizes.json" else _rows_of_timm(found["splits"])
+            except (AttributeError, KeyError, TypeError):  # a file of another kind that is called so, too
+                continue
+            return f"{folder}/{name}", rows
     return folder, None
+
+
+def _rows_of_timm(splits: dict[str, dict[str, list[Any]]]) -> dict[str, int]:
+    pairs = (zip(split["filenames"], split["shard_lengths"]) for split in splits.values())
+    return dict(chain.from_iterable(pairs))
 
 
 def tar_samples(path: str) -> Iterator[Iterator[tuple[re.Match[str], Any]]]:

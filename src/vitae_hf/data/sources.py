@@ -57,8 +57,8 @@ def load_labelled_images(
         Its splits, with the pictures in a column `image` that is not decoded yet and the labels in a column `label`.
 
     Raises:
-        ValueError: there is no single column of images and of labels, or no names for the labels; the message lists the
-            columns. Or a label is none of the names.
+        ValueError: columns or names of classes are missing, or there are several; the message lists them. Or a label is
+            none of the names.
     """
     data = load_any(source, name, splits, labelled=True)
     columns = find_columns(next(iter(data.values())).features, source, image_column, label_column)
@@ -74,6 +74,8 @@ def load_labelled_images(
         if (highest := max(numbers, default=0)) >= len(names):
             raise ValueError(f"{source} has the label {highest}, but {len(names)} classes have names, counted from 0")
         data = data.cast_column("label", datasets.ClassLabel(names=names))
+    elif names not in (None, label.names):
+        raise ValueError(f"{source} names its classes itself, {listed(label.names)}: leave --class_names out")
     return data.cast_column("image", datasets.Image(decode=False))
 
 
@@ -85,7 +87,7 @@ def load_images(
     A folder may hold images anywhere.
 
     Raises:
-        ValueError: there is no single column of images; the message lists the columns.
+        ValueError: there is no column of images, or there are several; the message lists the columns.
     """
     data = load_any(source, name, splits)
     image = find_image(next(iter(data.values())).features, source, image_column)
@@ -203,7 +205,7 @@ def find_image(features: datasets.Features, source: str, name: str | None = None
     """The column of pictures of this name, or the only one.
 
     Raises:
-        ValueError: there is none, or several.
+        ValueError: there is none, or there are several and no name is given.
     """
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     return _one(images, name, "images", "--image_column_name", source, features)
@@ -236,10 +238,11 @@ def _one(found: list[str], name: str | None, what: str, option: str, source: str
     if name in found or (name is None and len(found) == 1):
         return name or found[0]
     if name is not None:
-        raise ValueError(f"{source} has no {what} in a column {name!r}; they may be in {found} of {features}")
+        raise ValueError(f"{source} has no {what} in a column {name!r}; it has {found or 'none'} in {features}")
     if found:
         raise ValueError(f"{source} has several columns of {what}, {found}: name one of them by {option}")
-    raise ValueError(f"{source} must have a column of {what}, got {features}; one can be named by {option}")
+    hint = f"; {option} names a column of numbers or text" if what == "labels" else ""
+    raise ValueError(f"{source} must have a column of {what}, got {features}{hint}")
 
 
 def pick_split(available: Iterable[str], *names: str) -> str:

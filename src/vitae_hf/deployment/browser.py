@@ -18,6 +18,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from ..failures import first_line
 from ..files import PACKAGE, size_of
 from ..hub.cards import space_card
+from ..loading import label_names
 from .exporting import (
     MANIFEST,
     check_format,
@@ -188,12 +189,14 @@ def write_programs(
 
 def javascript_config(config: PreTrainedConfig, is_classifier: bool) -> dict[str, Any]:
     """A configuration that transformers.js opens: it knows no ViTAE, but runs any network under the name of ViT."""
+    names = label_names(config) if is_classifier else {}
+    numbers = {name: number for number, name in names.items()}
     return {
         "model_type": "vit",
         "architectures": ["ViTForImageClassification" if is_classifier else "ViTModel"],
         "image_size": config.image_size,
         "num_channels": config.num_channels,
-        **({"id2label": config.id2label, "label2id": config.label2id} if is_classifier else {}),
+        **({"id2label": names, "label2id": numbers} if is_classifier else {}),
         "transformers.js_config": {"dtype": "fp32"},  # its default is int8 in WebAssembly
     }
 

@@ -58,8 +58,8 @@ class Listing:
         left_out: the names of the first of them.
 
     Raises:
-        ValueError: while iterating: a source is none of these, or is no data set of the Hub, but a configuration or a
-            split was asked for.
+        ValueError: while iterating: a source is none of these; or a configuration or a split was asked for, but it is
+            no data set of the Hub; or a column, but it is a tar.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Listing:
             name: put before the names in the folder.
         """
         if not path.is_dir():
-            kind = Shard if kind_of(path) in (".parquet", ".tar") else Item
+            kind = self.shard if kind_of(path) in (".parquet", ".tar") else Item
             yield kind(as_text(str(path)), str(path))
             return
         root, apart = os.path.realpath(path), "" if self.apart is None else os.path.realpath(self.apart)
@@ -131,11 +131,16 @@ class Listing:
             else:
                 yield from self.entry(found, str(file))
 
+    def shard(self, name: str, file: str) -> Shard:
+        if self.image_column is not None and file.endswith(".tar"):
+            raise ValueError(f"--image_column_name is for parquet files, and {name} has no columns")
+        return Shard(name, file)
+
     def entry(self, name: str, file: str) -> Iterator[Item | Shard]:
         """A file by its ending, if it is a picture or a shard."""
         kind = kind_of(Path(file))
         if kind in (".parquet", ".tar"):
-            yield Shard(name, file)
+            yield self.shard(name, file)
         elif kind == "pictures":
             yield Item(name, file)
         else:
@@ -153,7 +158,7 @@ def find_image_column(file: str, name: str | None = None) -> str:
     else of bytes and path.
 
     Raises:
-        ValueError: there is none, or several.
+        ValueError: there is none, or there are several and no name is given.
     """
     with open_file(file) as opened:
         schema = pyarrow.parquet.read_schema(opened)

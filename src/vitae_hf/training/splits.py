@@ -39,10 +39,10 @@ def choose_splits(run: RunArguments, available: Iterable[str], can_hold_out: boo
 def load_splits(
     run: ImageArguments, training: ViTAETrainingArguments, load: Callable[..., datasets.DatasetDict]
 ) -> datasets.DatasetDict:
-    """The splits that the run needs: under `--streaming` without the training images.
+    """The splits that the run needs: under `--streaming` the one to evaluate alone.
 
     Args:
-        load: such as [`load_images`].
+        load: `(source, name, splits, image_column=…)` to splits, such as [`load_images`].
     """
     with training.main_process_first(desc="data"):
         choose_splits(run, find_data_files(run.dataset, run.dataset_name), can_hold_out=not run.streaming)

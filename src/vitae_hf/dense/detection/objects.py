@@ -137,7 +137,7 @@ def check_box(box: Any, height: int, width: int) -> None:
         ValueError: it is not.
     """
     if not isinstance(box, Sequence) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
-        raise ValueError(f"has the box {box}, which must be left, top, width and height")
+        raise ValueError(f"has the box {box}, which must be four numbers")
     left, top, box_width, box_height = box
     if not np.isfinite(box).all():
         raise ValueError(f"has the box {box}, whose numbers must be finite")
