@@ -73,7 +73,7 @@ def test_the_scenes_have_a_mask_in_every_box(scenes):
 
 
 BAD = {
-    "three numbers": (("annotations", 0, {"bbox": [1, 2, 3]}), r"\[1.0, 2.0, 3.0\], which must be left"),
+    "three numbers": (("annotations", 0, {"bbox": [1, 2, 3]}), r"\[1.0, 2.0, 3.0\], which must be four numbers"),
     "text in a box": (("annotations", 0, {"bbox": [1, 2, 3, "x"]}), "which must be four numbers"),
     "no box": (("annotations", 0, {"bbox": None}), r"\[\], which must be"),
     "not finite": (("annotations", 0, {"bbox": [1, 2, 3, float("nan")]}), "whose numbers must be finite"),
