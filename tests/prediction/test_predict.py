@@ -339,7 +339,7 @@ def test_a_shard_without_pictures_is_a_row_that_lists_its_columns(tmp_path):
     assert row["path"] == "table.parquet" and "must have a column of pictures, got a, b" in row["error"]
 
 
-def test_the_column_of_pictures_is_named_where_there_are_several(tmp_path, capsys):
+def test_the_column_of_pictures_is_named_where_there_are_several(tmp_path):
     table = pa.table({name: [content(number)] for number, name in enumerate(("before", "after"))})
     pa.parquet.write_table(table, tmp_path / "pairs.parquet")
     with pytest.raises(ValueError, match=r"several columns of pictures, \['before', 'after'\]: .* --image_column_name"):

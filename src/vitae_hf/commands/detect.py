@@ -133,8 +133,12 @@ class Detection(Task[DetectionTrainer]):
         with training.main_process_first(desc="data"):
             splits, names = load_boxed_images(run.dataset, run.dataset_name, run.class_names)
         choose_splits(run, splits)
-        common: dict[str, Any] = {"names": names, "with_masks": self.with_masks, "box_format": run.box_format}
-        common["on_bad_object"] = run.on_bad_object
+        common: dict[str, Any] = {
+            "names": names,
+            "with_masks": self.with_masks,
+            "on_bad_object": run.on_bad_object,
+            "box_format": run.box_format,
+        }
         train_data = DetectionDataset(
             splits[run.train_split], ObjectTransform(augmentation), seed=training.seed, **common
         )

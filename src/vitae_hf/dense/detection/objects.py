@@ -122,9 +122,14 @@ def read_objects(
     return found, problems
 
 
+def is_box(box: Any) -> bool:
+    """Whether something is four numbers."""
+    return isinstance(box, Sequence) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)
+
+
 def from_corners(box: Any) -> Any:
     """Left, top, width and height of a box of left, top, right and bottom; what is no box is left as it is."""
-    if not isinstance(box, Sequence) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
+    if not is_box(box):
         return box
     left, top, right, bottom = box
     return [left, top, right - left, bottom - top]
@@ -136,7 +141,7 @@ def check_box(box: Any, height: int, width: int) -> None:
     Raises:
         ValueError: it is not.
     """
-    if not isinstance(box, Sequence) or len(box) != 4 or not all(isinstance(value, (int, float)) for value in box):
+    if not is_box(box):
         raise ValueError(f"has the box {box}, which must be four numbers")
     left, top, box_width, box_height = box
     if not np.isfinite(box).all():
