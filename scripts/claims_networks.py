@@ -83,11 +83,6 @@ def dilations_of_one(config: ViTAEFamilyConfig) -> dict:
     return {"reduction_dilations": tuple((1,) * len(dilations) for dilations in config.reduction_dilations)}
 
 
-def patches_without_overlap(config: ViTAEFamilyConfig) -> dict:
-    """The same with kernels as large as their stride, which is how plain transformers embed patches."""
-    return {**dilations_of_one(config), "reduction_kernel_sizes": config.strides}
-
-
 def build(
     preset: str, fields: Callable[[ViTAEFamilyConfig], dict] = lambda _: {}, change=lambda _: None, mlp_ratio=2.0
 ):
@@ -109,11 +104,9 @@ def of_equal_size(preset: str, **ablation) -> PreTrainedModel:
 ABLATIONS: dict[str, dict] = {
     "no branch": {"change": without_branch},
     "dilations of 1": {"fields": dilations_of_one},
-    "no overlap": {"fields": patches_without_overlap},
     "branch before attention": {"change": in_order(BranchFirst)},
     "branch after attention": {"change": in_order(AttentionFirst)},
 }
-SMALLER = ("no branch", "no overlap")
 
 
 def family(preset: str) -> dict[str, Callable[[], PreTrainedModel]]:
@@ -121,7 +114,7 @@ def family(preset: str) -> dict[str, Callable[[], PreTrainedModel]]:
     networks = {preset: lambda: build(preset)}
     for name, ablation in ABLATIONS.items():
         networks[f"{preset}, {name}"] = lambda ablation=ablation: build(preset, **ablation)
-        if name in SMALLER:
+        if name == "no branch":
             networks[f"{preset}, {name}, same size"] = lambda ablation=ablation: of_equal_size(preset, **ablation)
     return networks
 

@@ -49,7 +49,7 @@ RECIPE = {
     "held_out": 2000,
     "changed_test_images": 1000,
     "matched_percent": 82.0,
-    "patience_epochs": 3,
+    "patience_epochs": 2,
 }
 FIRST_EXPONENTS = (0, 1, 2)  # of the learning rates that each network is tried with
 LOWEST, HIGHEST = -5, 5
@@ -311,10 +311,10 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument(
         "--patience",
         type=int,
-        default=8,
+        default=6,
         help="how many tests without a higher accuracy end a run; at least some epochs",
     )
-    parser.add_argument("--rate_tests", type=int, default=10, help="how long the runs are that choose a learning rate")
+    parser.add_argument("--rate_tests", type=int, default=5, help="how long the runs are that choose a learning rate")
     parser.add_argument("--processes", type=int, default=1, help="how many runs go on at once, in one thread each")
     arguments = parser.parse_args(argv)
     comparison = Comparison(arguments)
