@@ -336,13 +336,13 @@ def test_a_shard_without_pictures_is_a_row_that_lists_its_columns(tmp_path):
     write_parquet(tmp_path / "x.parquet", range(3))
     run_predict(tmp_path, output=tmp_path / "out")
     (row,) = [row for row in rows_of(tmp_path / "out") if row["error"]]
-    assert row["path"] == "table.parquet" and "must have a column of pictures, got a, b" in row["error"]
+    assert row["path"] == "table.parquet" and "must have a column of images, got {'a': " in row["error"]
 
 
 def test_the_column_of_pictures_is_named_where_there_are_several(tmp_path):
     table = pa.table({name: [content(number)] for number, name in enumerate(("before", "after"))})
     pa.parquet.write_table(table, tmp_path / "pairs.parquet")
-    with pytest.raises(ValueError, match=r"several columns of pictures, \['before', 'after'\]: .* --image_column_name"):
+    with pytest.raises(ValueError, match=r"several columns of images, \['before', 'after'\]: .* --image_column_name"):
         run_predict(tmp_path / "pairs.parquet", output=tmp_path / "out")
     (tmp_path / "after.png").write_bytes(content(1))
     scores = []

@@ -21,7 +21,7 @@ import torch
 
 from ..class_names import read_class_names
 from ..data.samples import ImageDataset, evaluation_pixels
-from ..data.sources import find_data_files, load_labelled_images, pick_split
+from ..data.sources import EVALUATION_SPLITS, find_data_files, load_labelled_images, pick_split
 from ..environment import environment
 from ..evaluation.scores import (
     align_labels,
@@ -72,7 +72,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """All figures, and how they were measured."""
     source = arguments.dataset, arguments.dataset_name
-    chosen = pick_split(find_data_files(*source), *([arguments.split] if arguments.split else ("validation", "test")))
+    chosen = pick_split(find_data_files(*source), *([arguments.split] if arguments.split else EVALUATION_SPLITS))
     of_numbers = None if arguments.class_names is None else read_class_names(arguments.class_names)
     columns = {"image_column": arguments.image_column_name, "label_column": arguments.label_column_name}
     split = load_labelled_images(*source, [chosen], of_numbers, **columns)[chosen]  # the others may be large

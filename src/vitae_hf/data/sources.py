@@ -2,7 +2,7 @@
 """Loads pictures by `datasets`, with labels or without, from parquet files, tars, metadata or plain folders."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,17 @@ def find_image(features: datasets.Features, source: str, name: str | None = None
         ValueError: there is none, or there are several and no name is given.
     """
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    return _one(images, name, "images", "--image_column_name", source, features)
+    return choose_image_column(images, source, features, name)
+
+
+def choose_image_column(found: list[str], source: str, columns: Mapping[str, Any], name: str | None = None) -> str:
+    """Of the columns that hold pictures the one of this name, or the only one.
+
+    Raises:
+        ValueError: there is none, or there are several and no name is given; the message lists all columns with their
+            types.
+    """
+    return _one(found, name, "images", "--image_column_name", source, columns)
 
 
 def find_columns(
@@ -233,16 +243,20 @@ def find_columns(
     return {found: "image", _one(labels, label, "labels", "--label_column_name", source, features): "label"}
 
 
-def _one(found: list[str], name: str | None, what: str, option: str, source: str, features: datasets.Features) -> str:
+def _one(found: list[str], name: str | None, what: str, option: str, source: str, columns: Mapping[str, Any]) -> str:
     """The column of this name, or the only one of those that were found."""
     if name in found or (name is None and len(found) == 1):
         return name or found[0]
     if name is not None:
-        raise ValueError(f"{source} has no {what} in a column {name!r}; it has {found or 'none'} in {features}")
+        raise ValueError(f"{source} has no {what} in a column {name!r}; it has {found or 'none'} in {dict(columns)}")
     if found:
         raise ValueError(f"{source} has several columns of {what}, {found}: name one of them by {option}")
     hint = f"; {option} names a column of numbers or text" if what == "labels" else ""
-    raise ValueError(f"{source} must have a column of {what}, got {features}{hint}")
+    raise ValueError(f"{source} must have a column of {what}, got {dict(columns)}{hint}")
+
+
+EVALUATION_SPLITS = ("validation", "test")
+"""What is evaluated by default: the first of these that there is."""
 
 
 def pick_split(available: Iterable[str], *names: str) -> str:

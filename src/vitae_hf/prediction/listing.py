@@ -18,9 +18,8 @@ import pyarrow.parquet
 
 from ..data.folders import files_below, kind_of
 from ..data.shards import count_rows, open_file, read_parquet, tar_samples
-from ..data.sources import find_data_files, pick_split
+from ..data.sources import choose_image_column, find_data_files, pick_split
 from ..failures import first_line
-from ..messages import listed
 from .reading import Item, is_passing
 
 
@@ -165,13 +164,7 @@ def find_image_column(file: str, name: str | None = None) -> str:
     features = datasets.Features.from_arrow_schema(schema)
     marked = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     found = marked or [field.name for field in schema if holds_bytes(field.type)]
-    if name is None and len(found) > 1:
-        raise ValueError(f"{file} has several columns of pictures, {found}: name one of them by --image_column_name")
-    if not found or name not in (None, *found):
-        raise ValueError(
-            f"{file} must have a column of pictures{f' {name!r}' if name else ''}, got {listed(schema.names)}"
-        )
-    return name or found[0]
+    return choose_image_column(found, file, dict(zip(schema.names, map(str, schema.types))), name)
 
 
 def holds_bytes(kind: Any) -> bool:

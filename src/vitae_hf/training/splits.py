@@ -12,14 +12,13 @@ from accelerate.utils import broadcast_object_list
 
 from ..data.samples import ImageDataset, PictureDataset, evaluation_pixels
 from ..data.shards import Shards, StreamedImageDataset, find_shards
-from ..data.sources import find_data_files, hold_out, pick_split
+from ..data.sources import EVALUATION_SPLITS, find_data_files, hold_out, pick_split
 from ..image_processing_vitae import ViTAEImageProcessor
 from .arguments import ImageArguments, RunArguments, ViTAETrainingArguments
 
 
 HELD_OUT = "held_out"
 """Name of the split that is held out of the training images."""
-EVALUATION_SPLITS = ("validation", "test")
 
 
 def choose_splits(run: RunArguments, available: Iterable[str], can_hold_out: bool = False) -> None:
