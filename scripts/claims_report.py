@@ -75,6 +75,33 @@ def pieces_table(results: dict) -> list[str]:
     return rows(header, cells) if cells else []
 
 
+def pieces_of(results: dict) -> dict[str, str]:
+    """Every network that lacks a piece, with the whole one."""
+    return {name: name.split(",")[0] for name in results["parameters"] if name not in WHOLE}
+
+
+def differences_table(results: dict) -> list[str]:
+    """What a piece is worth: the whole network's figures less those without the piece, trained on the same images.
+
+    Bold where the difference has one sign with every seed.
+    """
+    header = ["without", "seeds", "top-1, points", *(f"kept: {name}" for name in COLUMNS)]
+    figures = [lambda run: run["top1_percent"], *(lambda run, column=column: kept(run, column) for column in COLUMNS)]
+    cells = []
+    for network, whole in pieces_of(results).items():
+        by_seed = [{run["seed"]: run for run in of(results, name, 0.1) if "curves" in run} for name in (whole, network)]
+        if seeds := sorted(by_seed[0].keys() & by_seed[1].keys()):
+            pairs = [[figure(by_seed[0][seed]) - figure(by_seed[1][seed]) for seed in seeds] for figure in figures]
+            cells.append([network, str(len(seeds)), *(signed(values) for values in pairs)])
+    return rows(header, cells) if cells else []
+
+
+def signed(differences: list[float]) -> str:
+    """Mean and range of differences, bold if all have one sign."""
+    text = f"{statistics.mean(differences):+.1f} ({min(differences):+.1f} to {max(differences):+.1f})"
+    return f"**{text}**" if min(differences) > 0 or max(differences) < 0 else text
+
+
 def matched_table(results: dict) -> list[str]:
     """Accuracy on damaged pictures of networks as they were when their accuracy on held-out images was the same."""
     header = ["network", "seeds", "whole pictures", *DAMAGES]
@@ -154,6 +181,7 @@ def write_report(results: dict, path: Path) -> None:
     """Write tables beside the JSON file, and pictures as soon as there is something to draw."""
     titles = {
         "Pieces, scale and damage": pieces_table(results),
+        "What the pieces are worth": differences_table(results),
         "Damage at equal accuracy": matched_table(results),
         "Data": data_table(results),
     }

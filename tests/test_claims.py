@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import claims_pictures
+import claims_report
 import compare_claims
 import pytest
 import torch
@@ -127,6 +128,24 @@ def test_an_average_of_weights_has_statistics_of_its_own():
         handle.remove()
     torch.testing.assert_close(norm.running_mean, seen[0].mean((0, 2, 3)), atol=1e-4, rtol=0)
     assert not torch.allclose(norm.running_mean, followed, atol=1e-3)
+
+
+def test_a_piece_is_worth_what_the_whole_network_has_more_with_the_same_seed():
+    def run(network, seed, top1, larger):
+        curves = {
+            change: {str(strength): 50.0 for strength in strengths}
+            for change, (_, strengths) in claims_pictures.CHANGES.items()
+        }
+        curves["scale"] |= {"32": 90.0, "38": larger, "46": larger, "54": larger, "64": larger}
+        return {"network": network, "share": 0.1, "seed": seed, "top1_percent": top1, "curves": curves}
+
+    names = "vitae-nano", "vitae-nano, no branch"
+    runs = [run(names[0], 0, 90.0, 50.0), run(names[0], 1, 88.0, 66.0), run(names[0], 2, 91.0, 50.0)]
+    runs += [run(names[1], 1, 86.0, 50.0), run(names[1], 0, 89.0, 58.0)]  # the third seed has not run yet
+    table = claims_report.differences_table({"parameters": dict.fromkeys(names, 1), "runs": runs})
+    cells = [cell.strip() for cell in table[-1].strip("|").split("|")]
+    assert cells[:3] == [names[1], "2", "**+1.5 (+1.0 to +2.0)**"]
+    assert cells[3:5] == ["+0.0 (+0.0 to +0.0)", "+5.0 (-10.0 to +20.0)"]  # smaller, larger: of the 80 above chance
 
 
 @pytest.mark.slow
