@@ -8,17 +8,18 @@ from pathlib import Path
 from .failures import of_a_missing_package
 
 
-def distinct(names: Iterable[str]) -> list[str]:
-    """Names of which no two are the same: the second class of a name gets a 2, the third a 3.
+def distinct(names: Iterable[str], separator: str = "") -> list[str]:
+    """Names of which no two are the same: the second of a name gets a 2 after the separator, the third a 3.
 
     Two classes of ImageNet-1k, a bird and a machine, are called crane. The Hub's `ILSVRC/imagenet-1k` calls them
     `crane` and `crane2`, too.
     """
     names = list(names)
     found: dict[str, None] = {}
+    given = set(names)
     for name in names:
-        others = (f"{name}{number}" for number in count(2))
-        free = (other for other in others if other not in found and other not in names)
+        others = (f"{name}{separator}{number}" for number in count(2))
+        free = (other for other in others if other not in found and other not in given)
         found[next(free) if name in found else name] = None
     return list(found)
 
@@ -47,8 +48,9 @@ def read_class_names(file: Path) -> list[str]:
         if file == Path("imagenet-1k"):
             return list(imagenet_names().values())
         raise ValueError(f"{file} is neither a file with a class on each line nor imagenet-1k")
-    names = file.read_text().rstrip("\n").splitlines()
-    for number, name in enumerate(names):
-        if not name.strip() or name in names[:number]:
-            raise ValueError(f"line {number + 1} of {file} must be the name of one more class, got {name!r}")
-    return names
+    names: dict[str, None] = {}
+    for name in file.read_text(encoding="utf-8-sig").rstrip("\n").splitlines():
+        if not name.strip() or name in names:
+            raise ValueError(f"line {len(names) + 1} of {file} must be the name of one more class, got {name!r}")
+        names[name] = None
+    return list(names)

@@ -288,7 +288,7 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         divides = num_heads >= 1 and hidden_size % num_heads == 0
         require(divides, "num_attention_heads", f"divide the width {hidden_size}", num_heads, where)
         inner = self.mlp_ratio * hidden_size
-        require(inner <= LARGEST, "mlp_ratio", f"give a width of at most {LARGEST}", self.mlp_ratio, where)
+        require(1 <= inner <= LARGEST, "mlp_ratio", f"give a width of 1 to {LARGEST}", self.mlp_ratio, where)
         widths, groups = (hidden_size, int(inner)), row["conv_groups"]
         divides = groups >= 1 and all(width % groups == 0 for width in widths)
         require(divides, "conv_groups", f"divide the widths {widths}", groups, where)

@@ -68,7 +68,7 @@ def run_command(
     try:
         record = main(argv)
     except Exception as error:
-        if not any(isinstance(cause, FAILURES) or is_of_datasets(cause) for cause in causes(error)):
+        if not any(isinstance(cause, FAILURES) or is_of_data(cause) for cause in causes(error)):
             raise
         logger.debug("a command failed", exc_info=error)
         print(f"\nerror: {plain_words(error)}", file=sys.stderr)  # below a progress bar
@@ -112,9 +112,9 @@ def causes(error: BaseException) -> list[BaseException]:
     return found
 
 
-def is_of_datasets(error: BaseException) -> bool:
-    """Whether it is an error of `datasets`, some of whose classes are derived from `Exception` alone."""
-    return type(error).__module__ == "datasets.exceptions"
+def is_of_data(error: BaseException) -> bool:
+    """Whether it is an error of `datasets` or pyarrow, some of whose classes are derived from no usual one."""
+    return type(error).__module__ in ("datasets.exceptions", "pyarrow.lib")
 
 
 def first_line(error: BaseException) -> str:

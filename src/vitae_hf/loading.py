@@ -126,6 +126,22 @@ def label_names(config: PreTrainedConfig) -> dict[int, str]:
     return dict(zip(numbers, distinct(id2label[number] for number in numbers)))
 
 
+def class_scores(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
+    """Probabilities of the classes, as the library's pipeline gives them: (…, classes) -> (…, classes).
+
+    Of several labels for a picture, and of a single one, each has a probability of its own.
+    """
+    is_multi_label = config.problem_type == "multi_label_classification" or logits.shape[-1] == 1
+    return logits.sigmoid() if is_multi_label else logits.softmax(-1)
+
+
+def best_labels(config: PreTrainedConfig, logits: torch.Tensor, most: int = 5) -> list[dict[str, Any]]:
+    """The likeliest labels of a picture, as the library's pipeline gives them: `{"label": …, "score": …}`."""
+    scores, classes = class_scores(config, logits).topk(min(most, len(logits)))
+    names = label_names(config)
+    return [{"label": names[index], "score": score} for score, index in zip(scores.tolist(), classes.tolist())]
+
+
 def saved_class(source: str, **options: Any) -> Any:
     """What loads a model as it was saved, as its configuration says; of an unknown class, the base model."""
     config = AutoConfig.from_pretrained(source, **options)

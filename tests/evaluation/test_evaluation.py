@@ -154,6 +154,11 @@ def test_names_of_classes_are_read_from_a_file_or_are_imagenets(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "imagenet-1k").mkdir()  # the data may lie there
     assert len(set(read_class_names(Path("imagenet-1k")))) == 1000
+    (tmp_path / "names.txt").write_bytes("\ufeffKatze\nHündin\n".encode())  # as some editors write it
+    assert read_class_names(tmp_path / "names.txt") == ["Katze", "Hündin"]
+    (tmp_path / "names.txt").write_text("a\nb\na\n")
+    with pytest.raises(ValueError, match="line 3 of .*names.txt must be the name of one more class, got 'a'"):
+        read_class_names(tmp_path / "names.txt")
     with pytest.raises(ValueError, match="imagenet1k is neither a file with a class on each line nor imagenet-1k"):
         read_class_names(Path("imagenet1k"))
 

@@ -4,6 +4,7 @@
 import json
 import re
 from contextlib import nullcontext
+from pathlib import Path
 
 import measure_explanations
 import numpy as np
@@ -201,6 +202,29 @@ def test_image_and_labels_are_those_of_the_pipeline(model, pixel_values):
     assert explanation.target == order[0] and explain(model, PROCESSOR, CAT, "LABEL_2").target == 2
     model.config.problem_type = "multi_label_classification"
     assert sum(entry["score"] for entry in explain(model, PROCESSOR, CAT).labels) > 1.01
+
+
+@pytest.mark.parametrize("channels", [1, 13])
+def test_pictures_of_other_channels_are_drawn_as_their_mean(channels, tmp_path):
+    model = lively(AutoModelForImageClassification.from_config(windowed_config(num_channels=channels)))
+    mean, std = [0.5] * channels, [0.25] * channels
+    options = {
+        "do_resize": False,
+        "do_convert_rgb": False,
+        "input_data_format": "channels_last",
+    }
+    processor = ViTAEImageProcessor(size=64, image_mean=mean, image_std=std, **options)
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, channels), np.uint8)
+    explanation = explain(model, processor, picture)
+    means = picture.mean(-1, keepdims=True).round()
+    assert explanation.image.shape == (64, 64, 3) and np.abs(explanation.image - means).max() <= 1
+    draw(explanation).savefig(tmp_path / "picture.png")
+    assert vivid(tmp_path / "picture.png") > 1000
+
+
+def test_pictures_to_write_have_names_of_their_own():
+    paths = explain_command.picture_paths(["a/cat-2.jpg", "cat.jpg", "b/cat.png", "dog.png"], Path("out"))
+    assert [path.name for path in paths] == ["cat-2.png", "cat.png", "cat-3.png", "dog.png"]
 
 
 def test_classes_of_one_name_are_told_apart(model):

@@ -207,6 +207,9 @@ def test_a_used_folder_and_wrong_labels_are_refused_before_anything_is_written(n
     (tmp_path / "labels.json").write_text('["only one"]')
     with pytest.raises(ValueError, match="JSON list of 10 class names"):
         convert_checkpoint(path, tmp_path / "out", labels=tmp_path / "labels.json")
+    (tmp_path / "labels.json").write_text("{cat: 0}")
+    with pytest.raises(ValueError, match="labels.json must be a JSON list of class names: Expecting property name"):
+        convert_checkpoint(path, tmp_path / "out", labels=tmp_path / "labels.json")
     assert not (tmp_path / "out").exists()
 
 

@@ -24,7 +24,9 @@ from vitae_hf import ViTAEImageProcessor
 from vitae_hf.failures import run_command
 from vitae_hf.files import find_model
 from vitae_hf.prediction import listing
+from vitae_hf.prediction.dealing import part_name
 from vitae_hf.prediction.listing import Listing
+from vitae_hf.prediction.parts import place
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +274,11 @@ def test_pictures_that_changed_are_refused(tmp_path, capsys, change):
         expected = "part-000002-0001.parquet has 2 pictures, where there now are 1"
     said = sentence(capsys, folder, output=tmp_path / "out")
     assert "the source has changed: " in said and expected in said
+
+
+def test_parts_are_in_the_order_of_their_numbers(tmp_path):
+    names = [part_name(unit, number) for unit, number in ((2, 9_999), (2, 10_000), (999_999, 0), (1_000_000, 0))]
+    assert sorted(map(Path, names), key=place) == list(map(Path, names)) != sorted(map(Path, names))
 
 
 def test_what_killed_runs_left_unfinished_is_deleted_once_nobody_can_be_writing_it(source, tmp_path):

@@ -136,9 +136,11 @@ def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_batch(tm
     dataset = [{"pixel_values": image, "labels": 0, "names": f"{i}.png"} for i, image in enumerate(images(16))]
     dataset[9]["pixel_values"][0, 3, 3] = torch.inf
     run = trainer(tmp_path, dataset, max_steps=8, save_steps=1, per_device_train_batch_size=2)
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(FloatingPointError, match=r"the loss of step \d is nan, .* batch of \[.*'9.png'.*checkpoint"):
         run.train()
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+    assert signal.getsignal(signal.SIGTERM) == before  # a signal ends the process again
 
 
 @pytest.mark.parametrize("where", ["model", "ema"])

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..class_names import distinct
 from ..data.pictures import open_picture
 from ..environment import environment
 from ..evaluation.explanation import Explanation, class_of, draw, explain
@@ -49,12 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def picture_paths(images: list[str], folder: Path) -> list[Path]:
     """The picture to write for each image, of the same name. If several images have one name, they are numbered."""
-    paths: list[Path] = []
-    for image in images:
-        stem = Path(image).stem
-        same = sum(path.stem == stem or path.stem.rpartition("-")[0] == stem for path in paths)
-        paths.append(folder / (f"{stem}-{same + 1}.png" if same else f"{stem}.png"))
-    return paths
+    return [folder / f"{stem}.png" for stem in distinct((Path(image).stem for image in images), separator="-")]
 
 
 def summary(image: str, picture: Path, explanation: Explanation) -> dict[str, Any]:

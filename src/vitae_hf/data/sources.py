@@ -28,7 +28,7 @@ LABEL_COLUMNS = ("label", "labels", "cls", "class", "class_name", "category", "t
 def number_or_text(content: bytes) -> int | str | None:
     """The label in a member of a tar: a number if it has only digits, else text; `None` if it is empty."""
     text = content.decode().strip()
-    return int(text) if text.isdigit() else text or None
+    return int(text) if text.isascii() and text.isdigit() else text or None
 
 
 WebDataset.DECODERS["cls"] = number_or_text  # `datasets` itself takes numbers alone
@@ -151,9 +151,13 @@ def load_any(
         labelled: whether a picture beside the folders of the classes is an error.
     """
     folder = local_folder(source, name)
-    if folder is None:
-        with about(source):
+    with about(source):
+        if folder is None:
             return _load_with_datasets(source, name, splits)
+        return _load_folder(folder, source, splits, labelled)
+
+
+def _load_folder(folder: Folder, source: str, splits: list[str] | None, labelled: bool) -> datasets.DatasetDict:
     kind, _ = folder.contents
     data_files = folder.data_files
     wanted = [pick_split(data_files, split) for split in splits or data_files]

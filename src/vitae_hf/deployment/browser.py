@@ -174,13 +174,13 @@ def write_programs(
     written, refused, programs = {}, {}, make_programs(model)
     for dtype, name in FILES.items():
         path = folder / name
-        onnx_ir.save(programs[dtype](), path)
         try:
+            onnx_ir.save(programs[dtype](), path)
             checks = verify(open_program(path), model, processor, pictures, dtype)
         except Exception as error:  # the runtime's own ones have no other base class
             if dtype == "float32":
                 raise
-            path.unlink()
+            path.unlink(missing_ok=True)
             refused[dtype] = first_line(error)
         else:
             written[dtype] = {"file": name, "bytes": path.stat().st_size, "checks": checks}

@@ -69,6 +69,14 @@ TOLERANCES: dict[str, tuple[str, float]] = {
 """Which figure of [`compare`] says how far a program of each dtype may be from the model, and how far at most."""
 
 
+def has_module(name: str) -> bool:
+    """Whether a module is installed. Of one inside of a package that is not, `find_spec` raises an error."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
 def check_format(name: str) -> None:
     """Raise an error unless a format is known and can be written here.
 
@@ -78,9 +86,9 @@ def check_format(name: str) -> None:
     """
     if name not in BACKENDS:
         raise ValueError(f"the format must be one of {', '.join(BACKENDS)}; got {name!r}")
-    if BACKENDS[name] and importlib.util.find_spec("transformers.exporters.runners") is None:
+    if BACKENDS[name] and not has_module("transformers.exporters.runners"):
         raise ImportError(f"exporting takes transformers 5.23 or newer, this is {transformers.__version__}")
-    if missing := [package for package in PACKAGES[name] if importlib.util.find_spec(package) is None]:
+    if missing := [package for package in PACKAGES[name] if not has_module(package)]:
         extra = next((extra for extra, modules in EXTRAS.items() if missing[0] in modules), "export")
         raise ImportError(
             f"the format {name} takes {', '.join(missing)}, not installed here: `pip install 'vitae-hf[{extra}]'`"

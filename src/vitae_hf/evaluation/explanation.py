@@ -28,13 +28,10 @@ from transformers import PreTrainedModel
 from ..attention_vitae import join_windows, split_into_windows
 from ..data.pictures import as_pictures
 from ..layers_vitae import ViTAEFamilyCell, ViTAEFamilyReductionCell, grid_tokens, tokens_to_map
-from ..loading import any_size_options, label_names
+from ..loading import any_size_options, best_labels, label_names
 from ..messages import listed
 from ..modeling_base_vitae import ViTAEFamilyPreTrainedModel
 from ..rotated_windows_vitae import ViTAERotatedWindowAttention
-
-
-MOST_LABELS = 5
 
 
 @dataclass
@@ -291,7 +288,7 @@ def class_of(label: str, id2label: dict[int, str]) -> int:
     for index, name in id2label.items():
         if name == label:
             return index
-    similar = get_close_matches(label, id2label.values(), n=MOST_LABELS, cutoff=0)
+    similar = get_close_matches(label, id2label.values(), n=5, cutoff=0)
     raise ValueError(f"the model has no class {label!r}; of its {len(id2label)} these are closest: {listed(similar)}")
 
 
@@ -305,19 +302,13 @@ def _target_class(target: int | str | None, logits: torch.Tensor, id2label: dict
     return target
 
 
-def _best_labels(model: ViTAEFamilyPreTrainedModel, logits: torch.Tensor) -> list[dict[str, Any]]:
-    """The likeliest labels, with the scores that the library's pipeline gives them."""
-    is_multi_label = model.config.problem_type == "multi_label_classification" or len(logits) == 1
-    scores = logits.sigmoid() if is_multi_label else logits.softmax(-1)
-    best, names = scores.topk(min(MOST_LABELS, len(scores))), label_names(model.config)
-    return [
-        {"label": names[index], "score": score} for score, index in zip(best.values.tolist(), best.indices.tolist())
-    ]
-
-
 def _as_image(pixel_values: torch.Tensor, processor: Any) -> np.ndarray:
-    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-    return as_pictures(pixel_values, mean, std)[0]
+    """(1, C, H, W) -> (H, W, 3), uint8: grey, the mean of all channels, where these are not red, green and blue."""
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0], [1.0])
+    picture = as_pictures(pixel_values, mean, std)[0]
+    if picture.shape[-1] == 3:
+        return picture
+    return picture.mean(-1, keepdims=True).round().astype(np.uint8).repeat(3, -1)
 
 
 def _run(
@@ -366,7 +357,7 @@ def explain(model: PreTrainedModel, processor: Any, image: Any, target: int | st
     shares = [seen.shares[cell.name] for cell in cells]
     return Explanation(
         image=_as_image(pictures, processor),
-        labels=_best_labels(model, logits),
+        labels=best_labels(model.config, logits),
         target=target,
         target_label=id2label[target],
         grad_cam=heat,

@@ -15,7 +15,7 @@ from ..configuration_vitae import ViTAEConfig, ViTAEFamilyConfig
 from ..failures import about
 from ..files import whole_folder
 from ..image_processing_vitae import ViTAEImageProcessorPil
-from ..loading import label_names, load_trained
+from ..loading import best_labels, load_trained
 from ..messages import listed, printable
 from ..modeling_vitae import ViTAEForPreTraining
 from .cards import converted_card, variant_card
@@ -98,7 +98,10 @@ def read_labels(path: str | Path | None, num_labels: int | None) -> dict[int, st
         ImportError: ImageNet's names are needed and timm, which has them, is not installed.
     """
     if path is not None:
-        names = json.loads(Path(path).read_text())
+        try:
+            names = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        except ValueError as error:  # no JSON, or no text
+            raise ValueError(f"{path} must be a JSON list of class names: {error}") from error
         if not isinstance(names, list) or len(names) != num_labels or not all(isinstance(name, str) for name in names):
             raise ValueError(
                 f"{path} must be a JSON list of {num_labels} class names, one for each output of the classifier"
@@ -232,11 +235,7 @@ def verify_folder(folder: str | Path, image: str | Path) -> list[dict[str, Any]]
         raise ValueError(f"the converted network gives outputs that are not finite for {image}")
     if "logits" not in outputs:
         return {name: list(output.shape) for name, output in outputs.items()}
-    scores, indices = outputs.logits[0].softmax(-1).topk(min(5, outputs.logits.numel()))
-    return [
-        {"label": label_names(model.config)[index], "score": round(score, 4)}
-        for score, index in zip(scores.tolist(), indices.tolist())
-    ]
+    return [{**entry, "score": round(entry["score"], 4)} for entry in best_labels(model.config, outputs.logits[0])]
 
 
 def reconstruction_loss(model: ViTAEForPreTraining, pixel_values: torch.Tensor) -> float:

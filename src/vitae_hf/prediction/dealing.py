@@ -11,7 +11,7 @@ from itertools import groupby
 
 from ..data.shards import count_rows
 from .listing import Listing, Shard, find_image_column, rows_of_parquet, rows_of_tar, why_unreadable
-from .parts import Parts
+from .parts import Parts, place
 from .reading import Item
 
 
@@ -48,7 +48,7 @@ class Dealing:
                 yield from self.of_pictures(unit, found)
             else:
                 yield from self.of_tar(unit, found) if found.is_tar else self.of_parquet(unit, found)
-        self.see_none_beyond(part_name(unit + 1))
+        self.see_none_beyond(unit + 1)
 
     def units(self) -> Iterator[Shard | list[Item]]:
         """Each shard, and the pictures between two shards in lists of a part's size."""
@@ -64,10 +64,10 @@ class Dealing:
         if items:
             yield items
 
-    def see_none_beyond(self, name: str) -> None:
-        beyond = [path.stem for path in self.parts.folder.glob("part-*") if path.stem >= name]
+    def see_none_beyond(self, units: int) -> None:
+        beyond = [part for part in self.parts.folder.glob("part-*") if place(part) >= (units,)]
         if beyond:
-            raise ValueError(self.parts.has_changed(min(beyond), "pictures that are no longer there"))
+            raise ValueError(self.parts.has_changed(min(beyond, key=place).stem, "pictures that are no longer there"))
 
     def is_to_do(self, unit: int, number: int, pictures: list[str]) -> bool:
         """Whether a part is this process's, and is not there yet."""

@@ -12,6 +12,7 @@ from pyarrow import compute, csv, parquet
 
 from ..failures import about
 from ..messages import listed
+from .parts import place
 
 
 BLOCK = 16_384
@@ -58,11 +59,11 @@ def read_blocks(folder: str | Path) -> Iterator[Block]:
         ValueError: there are no parts or no embeddings, a part is damaged, or embeddings differ in length or are not
             finite.
     """
-    parts = sorted(path for path in Path(folder).glob("part-*") if path.suffix in (".parquet", ".csv"))
+    parts = [path for path in Path(folder).glob("part-*") if path.suffix in (".parquet", ".csv")]
     if not parts:
         raise ValueError(f"{folder} has no part-*.parquet or part-*.csv: `vitae predict` writes them")
     width = None
-    for part in parts:
+    for part in sorted(parts, key=place):
         with about(str(part)):
             for batch in _read_part(part):
                 block = _as_block(batch)

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+import re
 import time
 import uuid
 from contextlib import suppress
@@ -31,6 +32,11 @@ SETTINGS = "predict.json"
 UNFINISHED = ".unfinished"
 LONGEST_WRITING = 3600  # seconds
 WAY_OUT = "choose another folder, or begin anew by --overwrite"
+
+
+def place(part: Path) -> tuple[int, ...]:
+    """The numbers in the name of a part, which are its place: as text, the millionth would come before the first."""
+    return tuple(map(int, re.findall("[0-9]+", part.stem)))
 
 
 class Parts:

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..layers_vitae import grid_tokens
-from ..loading import any_size_options, label_names
+from ..loading import any_size_options, class_scores, label_names
 from ..modeling_vitae import ViTAEForPreTraining
 from .reading import Batch, as_item, chunks, read
 
@@ -171,8 +171,7 @@ class Predictor:
         logits, features = self.forward(pixel_values)
         outputs: list[torch.Tensor] = []
         if logits is not None:
-            is_multi_label = self.model.config.problem_type == "multi_label_classification" or logits.shape[1] == 1
-            scores = logits.float().sigmoid() if is_multi_label else logits.float().softmax(1)
+            scores = class_scores(self.model.config, logits.float())
             outputs += scores.topk(min(self.top_k, scores.shape[1]))
         if self.embeddings:
             outputs.append(features.to(getattr(torch, self.embeddings)))

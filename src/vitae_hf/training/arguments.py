@@ -158,6 +158,8 @@ class ViTAETrainingArguments(TrainingArguments):
             )
         if self.data_seed is None:
             self.data_seed = self.seed  # else each process would draw an order of its own for the data
+        if self.learning_rate <= 0:
+            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}")
         if self.repeated_augmentation < 1:
             raise ValueError(f"`repeated_augmentation` must be at least 1, got {self.repeated_augmentation}")
         if self.sync_batch_norm and self.frozen_batch_norm:
@@ -256,7 +258,7 @@ def override_recipe(recipe: dict[str, Any], argv: list[str]) -> dict[str, Any]:
     Raises:
         ValueError: the command line gives both a value and the rule for it.
     """
-    given = {word[2:].split("=")[0] for word in argv if word.startswith("--")}
+    given = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
     for name in ("learning_rate", "ema_decay"):
         if {name, f"base_{name}"} <= given:
             raise ValueError(f"--{name} and --base_{name} exclude each other")

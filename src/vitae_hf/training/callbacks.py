@@ -136,8 +136,13 @@ class StopOnSignal(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
         self.received = bool(self._ask(args))
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the signals the handlers back that they had before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._previous = {}
 
 
 class SeedEachProcess(TrainerCallback):

@@ -141,7 +141,10 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         self._is_checked = False
-        return super().train(*args, **kwargs)
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self.stop.restore()  # after an error too, which no callback is told of
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:  # a finished run was resumed: the library would train on
