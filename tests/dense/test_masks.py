@@ -94,10 +94,14 @@ def test_class_names_are_neither_empty_nor_there_twice(tmp_path):
         mask_class_names({}, tmp_path / "names.txt")
 
 
-def test_labels_are_reduced_as_in_ade20k():
+def test_labels_are_reduced_as_in_ade20k_and_a_class_is_ignored():
     split = masked_rows((np.zeros((2, 2, 3), np.uint8), np.array([[0, 1], [3, 255]], np.uint8)))
     data = SegmentationDataset(split, None, num_labels=3, reduce_labels=True)
     assert data.read(0)[1].tolist() == [[255, 0], [2, 255]]
+    data = SegmentationDataset(split, None, num_labels=2, reduce_labels=True, ignored_class=2)
+    assert data.read(0)[1].tolist() == [[255, 0], [255, 255]]
+    data = SegmentationDataset(split, None, num_labels=2, ignored_class=3)
+    assert data.read(0)[1].tolist() == [[0, 1], [255, 255]]
 
 
 def test_bad_masks_are_named_with_what_was_expected():

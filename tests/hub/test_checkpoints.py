@@ -15,12 +15,19 @@ from hub_server import metadata_errors
 from huggingface_hub import ModelCard
 from measure_parity import golden_shapes, golden_state_dict, golden_weights
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
 
 from vitae_hf import ViTAEBackbone, ViTAEForPreTraining, ViTAEv2Backbone, config_from_preset, load_original_checkpoint
 from vitae_hf.commands import convert
 from vitae_hf.embeddings_vitae import sin_cos_positions
 from vitae_hf.hub.conversion import config_from_original, convert_checkpoint, convert_original_state_dict
+from vitae_hf.hub.kinds import recognise
 from vitae_hf.hub.publishing import check_folder
 
 
@@ -315,6 +322,7 @@ def test_a_classifier_with_rotated_windows_computes_what_its_authors_do(tmp_path
     assert record["left_aside"] == record["never_read"] == {} and record["assumed"] == []
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
     assert (model.config.window_type, model.config.qkv_bias) == (window_type, False)
+    assert AutoImageProcessor.from_pretrained(tmp_path / "out").crop_pct == 0.875
     golden = np.load(GOLDEN / f"{name}_cls51_224_seed0.npz")
     modules = {f"block{index}": model.vitae.stages[0].normal_cells[index] for index in (0, 2, 11)}
     for dtype in (torch.float32, torch.bfloat16):
@@ -385,6 +393,16 @@ def test_what_a_backbone_with_windows_is_for_is_assumed_aloud(tmp_path, capsys, 
     is_mit = ModelCard.load(tmp_path / "out" / "README.md").data.license == "mit"
     assert is_mit == name.startswith("rvsa")  # of ViTDet's weights nobody says that they are
     assert record["preset"] == ("vitae-b-rvsa" if is_mit else "vitae-b")
+
+
+def test_what_a_backbone_with_windows_is_for_can_be_said():
+    tensors = listed_shapes("rvsa-vitae-b_seg")
+    checkpoint = recognise(tensors, rescaled_cells=[-1])
+    network = checkpoint.network()
+    assert network.config.rescaled_cells == (-1,) and network.assumed == []
+    assert "norm.weight" in checkpoint.tensors and "norm.weight" not in checkpoint.never_read
+    with pytest.raises(ValueError, match="--rescaled_cells is for backbones of plain variants"):
+        recognise(nano(), rescaled_cells=[-1])
 
 
 @pytest.mark.parametrize("change", ["missing", "not expected", "wrong shape"])
@@ -465,6 +483,33 @@ def test_tables_that_no_network_reads_tell_the_size_of_windows():
     assert config_from_original(nano() | tables).window_sizes == (3, 3, None, None)
 
 
+def test_only_classifiers_with_tables_in_two_stages_are_taken_for_rsps():
+    tables = {f"layers.{stage}.NC.0.attn.relative_position_bias_table": torch.zeros(169, 1) for stage in range(4)}
+    two, four = dict(list(tables.items())[:2]), tables
+    assert [config_from_original(nano() | found).window_padding for found in (two, four)] == ["end", "both"]
+
+
+def test_values_that_are_not_finite_matter_in_the_network_alone(tmp_path):
+    torch.save(
+        {"model": {**prefixed(nano(), "backbone."), "bbox_head.anchors": torch.full((2,), torch.inf)}}, tmp_path / "a"
+    )
+    record = convert_checkpoint(tmp_path / "a", tmp_path / "out")
+    assert record["left_aside"] == {"bbox_head": 1}
+    torch.save(nano() | {"head.bias": torch.full((10,), torch.nan)}, tmp_path / "b")
+    with pytest.raises(ValueError, match="the network has values that are not finite, in head.bias"):
+        convert_checkpoint(tmp_path / "b", tmp_path / "other")
+
+
+def test_averaged_weights_are_taken_by_both_of_their_names(tmp_path):
+    averaged = {name: value / 2 if name == "head.bias" else value for name, value in nano().items()}
+    for key in ("state_dict_ema", "model_ema"):
+        torch.save({"model": nano(), key: averaged}, tmp_path / key)
+        found = load_original_checkpoint(tmp_path / key)
+        assert torch.equal(found["head.bias"], averaged["head.bias"])
+    torch.save({"model": averaged, "model_ema": None}, tmp_path / "without")
+    assert torch.equal(load_original_checkpoint(tmp_path / "without")["head.bias"], averaged["head.bias"])
+
+
 def test_a_bias_that_is_missing_is_not_taken_for_attention_without_windows():
     weights = nano()
     del weights["layers.0.RC.attn.attn.qkv.bias"]
@@ -528,7 +573,7 @@ REFUSED = {  # what it is, and what is said
     ),
     "encoder alone": (
         lambda: {name: value for name, value in nano_autoencoder().items() if "decoder" not in name},
-        "without its decoder: `decoder_blocks.…` is missing",
+        "without its decoder, perhaps fine-tuned: it has neither `decoder_blocks.…` nor",
     ),
     "ours": (
         lambda: AutoModel.from_config(config_from_preset("vitae-nano")).state_dict(),

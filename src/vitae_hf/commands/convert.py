@@ -35,6 +35,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--window_padding", choices=WINDOW_PADDINGS, help="where ViTAEv2 pads maps for its windows; default: recognised"
     )
     parser.add_argument(
+        "--rescaled_cells",
+        type=int,
+        nargs="+",
+        metavar="CELL",
+        help="cells of a plain backbone after which maps are taken, 3 5 7 11 for segmentation, -1 for detection;"
+        " default: by the heads beside it",
+    )
+    parser.add_argument(
         "--labels", type=Path, help="JSON list of class names; default: ImageNet-1k's for 1,000 classes"
     )
     parser.add_argument(

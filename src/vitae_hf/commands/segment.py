@@ -54,6 +54,9 @@ class SegmentationArguments(StartArguments):
     reduce_labels: bool = field(
         default=False, metadata={"help": "0 in a mask is no class, and 1 the first, as in ADE20K."}
     )
+    ignored_class: int | None = field(
+        default=None, metadata={"help": "A class in masks that is ignored like 255, counted as the others are."}
+    )
     head_channels: int = field(default=512, metadata={"help": "Width of a new head."})
     frozen_stages: int = field(
         default=0, metadata={"help": "How many stages of the backbone, from the first on, are not trained."}
@@ -119,6 +122,7 @@ class Segmentation(Task[SegmentationTrainer]):
             do_reduce_labels=run.reduce_labels,
         )
         common: dict[str, Any] = {"num_labels": len(names), "reduce_labels": run.reduce_labels}
+        common["ignored_class"] = run.ignored_class
         transform = segmentation_transform(augmentation)
         train_data = SegmentationDataset(splits[run.train_split], transform, seed=training.seed, **common)
         eval_data = SegmentationDataset(splits[run.eval_split], partial(evaluation_sample, processor), **common)

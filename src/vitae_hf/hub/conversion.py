@@ -2,7 +2,7 @@
 """From a checkpoint of the authors to a model folder: tensors renamed, the folder written whole, and tried."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,10 @@ def read_labels(path: str | Path | None, num_labels: int | None) -> dict[int, st
     return dict(enumerate(distinct(names)))
 
 
+RESIZED_TO_256 = ("vitae-b-rvsa", "vitaev2-s-rsp")
+"""The presets whose authors evaluate 224 of 256 pixels; those of the others, 224 of 248."""
+
+
 def convert_checkpoint(
     source: str | Path,
     output: str | Path,
@@ -126,6 +130,7 @@ def convert_checkpoint(
     prefix: str | None = None,
     head: str = "keep",
     window_padding: str | None = None,
+    rescaled_cells: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Write an original checkpoint as a folder for `from_pretrained` and the Hub, whole or not at all.
 
@@ -141,6 +146,7 @@ def convert_checkpoint(
         prefix: of the network's tensors, if the file has several networks.
         head: `"drop"`: without the classifier.
         window_padding: of a ViTAEv2, as its configuration has it; default: from the tensors, as far as they tell.
+        rescaled_cells: of a plain backbone, as [`recognise`] takes it.
 
     Returns:
         The folder, and what was found: name and SHA-256 of the file; preset, class and parameters of the model; labels,
@@ -156,14 +162,15 @@ def convert_checkpoint(
         raise FileExistsError(f"{output} exists already and is not an empty folder")
     with about(str(source)):
         path = find_checkpoint(source)
-        checkpoint = recognise(load_original_checkpoint(path), prefix, head)
+        checkpoint = recognise(load_original_checkpoint(path), prefix, head, rescaled_cells)
         network = checkpoint.network(preset, window_padding)
         model = build(checkpoint, network, labels)
     record = {"output": str(output), "file": path.name, "sha256": sha256(path), **describe(model, checkpoint, network)}
     record["is_imagenet_1k"] = labels is None and record["num_labels"] == 1000
     with whole_folder(output) as unfinished:
         model.save_pretrained(unfinished)
-        ViTAEImageProcessorPil(size=model.config.image_size).save_pretrained(unfinished)
+        options: dict[str, Any] = {"crop_pct": 0.875} if network.preset in RESIZED_TO_256 else {}
+        ViTAEImageProcessorPil(size=model.config.image_size, **options).save_pretrained(unfinished)
         card_of(record, output.name, network.config).save(unfinished / "README.md")
         write_sums(unfinished, sorted(unfinished.iterdir()))
         if verify is not None:

@@ -4,7 +4,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,12 +32,14 @@ class Checkpoint(NamedTuple):
         tensors: those of the network, by the authors' names without prefix.
         never_read: those that are among them although no network reads them.
         left_aside: for each tensor beside them, what it belongs to, such as the head of a detector.
+        rescaled_cells: after which cells of a plain backbone its maps are taken, if that is known.
     """
 
     kind: "Kind"
     tensors: dict[str, torch.Tensor]
     never_read: dict[str, torch.Tensor]
     left_aside: list[str]
+    rescaled_cells: tuple[int, ...] | None = None
 
     def network(self, preset: str | None = None, window_padding: str | None = None) -> "Network":
         """What it becomes; the message of a `ValueError` says why it cannot."""
@@ -164,8 +166,9 @@ def window_size_of(name: str, table: torch.Tensor) -> int:
 
 def window_padding_of(checkpoint: Checkpoint) -> tuple[str, str]:
     """Where windows are padded, as far as tensors tell, and a sentence that says what was assumed."""
-    has_tables = any(name.endswith("bias_table") for name in checkpoint.never_read)
-    if has_tables and has_classifier(checkpoint.tensors):
+    tables = [name for name in checkpoint.never_read if name.endswith("bias_table")]
+    are_rsps = all(name.startswith(("layers.0.", "layers.1.")) for name in tables)  # I3CL's are in all stages
+    if tables and are_rsps and has_classifier(checkpoint.tensors):
         because = "windows are padded at the end, as in RSP's backbones, since a classifier with tables that nothing"
         return "end", f"{because} reads is RSP's; at its 224×224 none are padded; --window_padding both is for others"
     if any(name.startswith("norm0.") for name in checkpoint.never_read):
@@ -264,15 +267,17 @@ def padding_of_windows(kind: str, wanted: str | None) -> tuple[str, list[str]]:
 
 
 def rescaled_cells(checkpoint: Checkpoint) -> tuple[tuple[int, ...], list[str]]:
-    """Which cells the four maps of a backbone are taken after, and why."""
+    """Which cells the four maps of a backbone are taken after, and why, unless it is known."""
+    if checkpoint.rescaled_cells is not None:
+        return checkpoint.rescaled_cells, []
     beside = sorted({group for group in checkpoint.left_aside if re.match(r"decode_head|auxiliary_head", group)})
     because = f"`{beside[0].partition('.')[0]}` is beside the backbone" if beside else ""
     if because or window_type(checkpoint.tensors) != "plain" and not checkpoint.left_aside:
         because = because or "nothing beside the backbone tells what it is for"
         words = "its four maps are those after cells 3, 5, 7 and 11, as for segmentation"
-        return (3, 5, 7, 11), [f"{words}: {because}; set `rescaled_cells` in config.json to [-1] for a detector's"]
+        return (3, 5, 7, 11), [f"{words}: {because}; if it is a detector's, --rescaled_cells -1"]
     words = "its four maps are made from the last one, as for detection"
-    return (-1,), [f"{words}; set `rescaled_cells` in config.json to [3, 5, 7, 11] for segmentation"]
+    return (-1,), [f"{words}; if it is for segmentation, --rescaled_cells 3 5 7 11"]
 
 
 def has_feature_pyramid(tensors: Iterable[str]) -> bool:
@@ -366,9 +371,10 @@ KINDS = (
     ),
     Kind("a masked autoencoder", r"decoder_blocks\.", autoencoder, prepare=as_autoencoder),
     Kind(
-        "the encoder of a masked autoencoder without its decoder",
+        "the encoder of a masked autoencoder without its decoder, perhaps fine-tuned",
         r"blocks\.",
-        instead="`decoder_blocks.…` is missing; convert the file that has both, and load the encoder from its folder",
+        instead="it has neither `decoder_blocks.…` nor relative positions; the file of the whole autoencoder converts, and"
+        " its folder can be fine-tuned",
     ),
     Kind(
         "ViTAEv2",
@@ -418,16 +424,23 @@ def find_prefix(names: Iterable[str], wanted: str | None = None) -> str:
     return choice[0]
 
 
-def recognise(state_dict: Mapping[str, torch.Tensor], prefix: str | None = None, head: str = "keep") -> Checkpoint:
+def recognise(
+    state_dict: Mapping[str, torch.Tensor],
+    prefix: str | None = None,
+    head: str = "keep",
+    rescaled_cells: Sequence[int] | None = None,
+) -> Checkpoint:
     """Tell the tensors of a state dict apart.
 
     Args:
         state_dict: tensors by the authors' names, with whatever before and beside them.
         prefix: as [`find_prefix`] takes it.
         head: `"drop"` leaves a classifier aside.
+        rescaled_cells: of a plain backbone, as [`ViTAEConfig`] has them; default: from what is beside it.
 
     Raises:
-        ValueError: as [`find_prefix`] and [`kind_of`] say, or the kind's `prepare`.
+        ValueError: as [`find_prefix`] and [`kind_of`] say, or the kind's `prepare`; a value of the network is not
+            finite; or `rescaled_cells` are given for what is no plain backbone.
     """
     prefix = find_prefix(state_dict, prefix)
     inside = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
@@ -435,10 +448,15 @@ def recognise(state_dict: Mapping[str, torch.Tensor], prefix: str | None = None,
     if head == "drop":
         left_aside += ["head" for name in inside if name.startswith("head.")]
         inside = {name: tensor for name, tensor in inside.items() if not name.startswith("head.")}
+    if endless := [name for name, tensor in inside.items() if not tensor.isfinite().all()]:
+        raise ValueError(f"the network has values that are not finite, in {listed(map(printable, endless))}")
     kind = kind_of(inside)
+    if rescaled_cells is not None and not has_feature_pyramid(inside):
+        raise ValueError("--rescaled_cells is for backbones of plain variants, and this is none")
     unread = {name for name in inside if kind.never_read and re.search(kind.never_read, name)}
     tensors = kind.prepare({name: tensor for name, tensor in inside.items() if name not in unread})
-    return Checkpoint(kind, tensors, {name: inside[name] for name in inside if name in unread}, left_aside)
+    never_read = {name: inside[name] for name in inside if name in unread}
+    return Checkpoint(kind, tensors, never_read, left_aside, None if rescaled_cells is None else tuple(rescaled_cells))
 
 
 def group_beside(name: str, prefix: str) -> str:

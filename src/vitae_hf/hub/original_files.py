@@ -95,15 +95,15 @@ def read_tensors(path: str | Path) -> Any:
 def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """Read the weights of a checkpoint of the authors, such as a `.pth` file, without running code from it.
 
-    Takes `state_dict_ema` if there is one, else `state_dict`, `model` or the file itself; drops `module.` prefixes.
+    Takes the averaged weights if there are some, `state_dict_ema` or `model_ema`, else `state_dict`, `model` or the
+    file itself; drops `module.` prefixes.
 
     Raises:
         OSError: the file is not there or cannot be read.
-        ValueError: it is of neither PyTorch nor safetensors, damaged, asks to run code, or holds no state dict of
-            finite numbers.
+        ValueError: it is of neither PyTorch nor safetensors, damaged, asks to run code, or holds no state dict.
     """
     content = read_tensors(path)
-    for key in ("state_dict_ema", "state_dict", "model"):
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
@@ -115,15 +115,8 @@ def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             f"{path} holds no state dict: expected tensors by name, at the top or under `state_dict_ema`,"
             " `state_dict` or `model`"
         )
-    unusable = {name: problem for name, value in content.items() if (problem := problem_of_weight(value))}
+    unusable = {name: value.problem for name, value in content.items() if isinstance(value, NoTensor)}
     if unusable:
         names = listed(f"{printable(name)} ({problem})" for name, problem in unusable.items())
         raise ValueError(f"{path} holds what no weight can be: {names}")
     return {key.removeprefix("module."): tensor for key, tensor in content.items()}
-
-
-def problem_of_weight(value: torch.Tensor | NoTensor) -> str | None:
-    """What keeps a value of a state dict from being a weight, if anything does."""
-    if isinstance(value, NoTensor):
-        return value.problem
-    return None if value.isfinite().all() else "not finite"

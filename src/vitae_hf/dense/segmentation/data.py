@@ -83,7 +83,13 @@ def mask_class_names(data: datasets.DatasetDict, file: Path | None = None) -> di
     return dict(enumerate(names))
 
 
-def read_mask(image: dict[str, Any] | None, name: str, num_labels: int, reduce_labels: bool = False) -> np.ndarray:
+def read_mask(
+    image: dict[str, Any] | None,
+    name: str,
+    num_labels: int,
+    reduce_labels: bool = False,
+    ignored_class: int | None = None,
+) -> np.ndarray:
     """A mask `(height, width)` in uint8 with a class at each pixel, or 255 for none.
 
     Args:
@@ -91,6 +97,7 @@ def read_mask(image: dict[str, Any] | None, name: str, num_labels: int, reduce_l
         name: of the row, for messages.
         num_labels: number of classes.
         reduce_labels: whether 0 means "none of the classes", as in ADE20K, and the first class is 1.
+        ignored_class: a class that counts as none, numbered as the others are.
 
     Raises:
         ValueError: the mask is missing or damaged, has several channels, or has a value that is no class.
@@ -98,6 +105,8 @@ def read_mask(image: dict[str, Any] | None, name: str, num_labels: int, reduce_l
     mask = decode_image(image, f"the mask of {name}", _single_channel)
     if reduce_labels:
         mask = np.where((mask == 0) | (mask == IGNORED_CLASS), IGNORED_CLASS, mask - 1)
+    if ignored_class is not None:
+        mask = np.where(mask == ignored_class, IGNORED_CLASS, mask)
     wrong = mask[(mask != IGNORED_CLASS) & (mask >= num_labels)]
     if wrong.size:
         raise ValueError(
@@ -119,7 +128,7 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
     Args:
         split: as [`load_masked_images`] gives it.
         transform: of an RGB picture and its mask, uint8 `(height, width)`.
-        num_labels, reduce_labels: as in [`read_mask`].
+        num_labels, reduce_labels, ignored_class: as in [`read_mask`].
         seed: see [`PictureDataset`].
 
     Raises:
@@ -136,12 +145,14 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         num_labels: int,
         reduce_labels: bool = False,
         seed: int | None = None,
+        ignored_class: int | None = None,
     ):
         super().__init__(transform, seed=seed, num_labels=num_labels)
         if num_labels > IGNORED_CLASS:
             raise ValueError(f"there can be {IGNORED_CLASS} classes at most, got {num_labels}")
         self.split = split
         self.reduce_labels = reduce_labels
+        self.ignored_class = ignored_class
 
     def __len__(self) -> int:
         return len(self.split)
@@ -154,7 +165,7 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         row = self.split[index]
         name = (row["image"] or {}).get("path") or f"row {index}"
         picture = decode_image(row["image"], name, unturned)
-        mask = read_mask(row["mask"], name, self.num_labels, self.reduce_labels)
+        mask = read_mask(row["mask"], name, self.num_labels, self.reduce_labels, self.ignored_class)
         if picture.size != mask.shape[::-1]:
             raise ValueError(
                 f"{name} has {picture.size[0]}×{picture.size[1]} pixels, but its mask {mask.shape[1]}×{mask.shape[0]}"
