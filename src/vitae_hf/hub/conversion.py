@@ -61,7 +61,7 @@ def convert_original_state_dict(
         masked autoencoder.
 
     Raises:
-        ValueError: a tensor is missing, left over or of another shape; the message names the first ten.
+        ValueError: a tensor is missing, left over, of another shape or not finite; the message names the first ten.
     """
     checkpoint = recognise(state_dict)
     if config is None:
@@ -83,6 +83,8 @@ def rename(checkpoint: Checkpoint, network: Network) -> dict[str, torch.Tensor]:
         if tuple(tensors[original].shape) != tuple(expected):
             problems.append(f"wrong shape: {original} is {tuple(tensors[original].shape)}, expected {tuple(expected)}")
             continue
+        if not (tensors[original].is_meta or tensors[original].isfinite().all()):
+            problems.append(f"not finite: {original}")
         pieces = tensors[original].chunk(len(parts)) if len(parts) > 1 else [tensors[original]]
         converted.update({name: piece.clone() for name, piece in zip(parts, pieces)})
     if problems:

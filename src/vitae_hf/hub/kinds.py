@@ -373,8 +373,8 @@ KINDS = (
     Kind(
         "the encoder of a masked autoencoder without its decoder, perhaps fine-tuned",
         r"blocks\.",
-        instead="it has neither `decoder_blocks.…` nor relative positions; the file of the whole autoencoder converts, and"
-        " its folder can be fine-tuned",
+        instead="it has neither `decoder_blocks.…` nor relative positions; the file of the whole autoencoder converts,"
+        " and its folder can be fine-tuned",
     ),
     Kind(
         "ViTAEv2",
@@ -439,8 +439,8 @@ def recognise(
         rescaled_cells: of a plain backbone, as [`ViTAEConfig`] has them; default: from what is beside it.
 
     Raises:
-        ValueError: as [`find_prefix`] and [`kind_of`] say, or the kind's `prepare`; a value of the network is not
-            finite; or `rescaled_cells` are given for what is no plain backbone.
+        ValueError: as [`find_prefix`] and [`kind_of`] say, or the kind's `prepare`; or `rescaled_cells` are
+            given for what is no plain backbone.
     """
     prefix = find_prefix(state_dict, prefix)
     inside = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
@@ -448,8 +448,6 @@ def recognise(
     if head == "drop":
         left_aside += ["head" for name in inside if name.startswith("head.")]
         inside = {name: tensor for name, tensor in inside.items() if not name.startswith("head.")}
-    if endless := [name for name, tensor in inside.items() if not tensor.isfinite().all()]:
-        raise ValueError(f"the network has values that are not finite, in {listed(map(printable, endless))}")
     kind = kind_of(inside)
     if rescaled_cells is not None and not has_feature_pyramid(inside):
         raise ValueError("--rescaled_cells is for backbones of plain variants, and this is none")
