@@ -117,6 +117,8 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
             if name not in LIBRARY_FIELDS and not name.startswith("_"):
                 logger.warning("%s has no field %r; nothing will read it.", type(self).__name__, name)
         kwargs = {name: value for name, value in kwargs.items() if not self.is_derived(name)}
+        if isinstance(self.id2label, (list, tuple)):  # names alone, as a data set has them
+            self.id2label = dict(enumerate(self.id2label))
         if self.label2id is None and self.id2label is not None:
             numbers = {label: int(index) for index, label in self.id2label.items()}
             self.label2id: dict[str, int] | dict[str, str] | None = numbers
@@ -135,6 +137,8 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         for name in kwargs:
             cls.check_typed_name(name)
         labels = {name: kwargs.pop(name) for name in LABEL_FIELDS if name in kwargs}
+        if isinstance(names := labels.get("id2label"), (list, tuple)):
+            labels["id2label"] = dict(enumerate(names))
         if any(labels.values()):  # both label fields of the dictionary are replaced, since they belong together
             config_dict = {name: value for name, value in config_dict.items() if name not in LABEL_FIELDS} | labels
         return super().from_dict({"model_type": cls.model_type, **config_dict}, **kwargs)
@@ -296,11 +300,15 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
     def save_pretrained(self, save_directory: str | PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save `config.json` and the code files, so that every Auto class can load the folder without this package.
 
-        See [`PreTrainedConfig.save_pretrained`] for the arguments.
+        A user's class that was registered by `register_for_auto_class` takes the place of ours. See
+        [`PreTrainedConfig.save_pretrained`] for the arguments.
         """
-        self.auto_map: dict[str, str] = dict(self.auto_classes)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
+        # The library has just saved the model's own code. What else the configuration names is of an earlier folder.
+        named = getattr(self, "auto_map", None) or {}
+        own = {key: name for key, name in named.items() if (folder / f"{name.partition('.')[0]}.py").exists()}
+        self.auto_map: dict[str, str] = {**self.auto_classes, **own}
         for name in self.code_files:
             source = Path(__file__).with_name(name)
             # If this file was loaded as remote code, the model's files may be in another cache folder. The library then

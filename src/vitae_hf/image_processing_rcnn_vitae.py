@@ -17,7 +17,8 @@ class RCNNImageProcessor(DeformableDetrImageProcessor):
         """The settings, and where `AutoImageProcessor` finds this class without this package."""
         # By backend, as the library has it too: a plain name makes its pipelines look for a processor of videos.
         reference = f"{Path(__file__).stem}.{type(self).__name__}"
-        return {**super().to_dict(), "auto_map": {"AutoImageProcessor": {"torchvision": reference}}}
+        auto_map = {"AutoImageProcessor": {"torchvision": reference}}
+        return super().to_dict() if self._auto_class else {**super().to_dict(), "auto_map": auto_map}
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any

@@ -229,11 +229,13 @@ class _ViTAEProcessing(BaseImageProcessor):
                 image = {1: to_grey, 3: to_rgb}.get(num_channels, PIL.ImageOps.exif_transpose)(image)
             image, input_data_format = np.atleast_3d(np.asarray(image)), ChannelDimension.LAST
         image = to_pixels(image if torch.is_tensor(image) else to_tensor(image), num_channels)
-        if do_rescale and image.dtype != torch.uint8 and image.min() >= 0 and image.max() <= 1:
+        if do_rescale and image.dtype != torch.uint8 and image.numel() and image.min() >= 0 and image.max() <= 1:
             logger.warning_once(
                 "It looks like you are trying to rescale already rescaled images. If the input images have pixel values"
                 " between 0 and 1, set `do_rescale=False` to avoid rescaling them again."
             )
+        if not image.numel():
+            raise ValueError(f"the picture has no pixels: its shape is {tuple(image.shape)}")
         input_data_format = input_data_format or infer_channel_axis(image, num_channels)
         pixels = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
         if do_convert_rgb and num_channels == 3 and len(pixels) in (1, 4):
@@ -253,7 +255,7 @@ class _ViTAEProcessing(BaseImageProcessor):
             raise ValueError(
                 f"`size` must have 'height' and 'width', the size of the output in pixels, got {dict(size)}."
             )
-        if not 0 < crop_pct <= 1:
+        if not isinstance(crop_pct, (int, float)) or not 0 < crop_pct <= 1:
             raise ValueError(f"`crop_pct` must be above 0 and at most 1, got {crop_pct}.")
         self._validate_numbers(size, crop_pct, **kwargs)
 
@@ -297,7 +299,9 @@ class _ViTAEProcessing(BaseImageProcessor):
         return image[..., rows, columns]
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "auto_map": AUTO_MAP}
+        """The settings, and where `AutoImageProcessor` finds this class, unless a user's class has been registered."""
+        settings = super().to_dict()
+        return settings if self._auto_class else {**settings, "auto_map": AUTO_MAP}
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any

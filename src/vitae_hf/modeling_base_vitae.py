@@ -8,12 +8,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, Self
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_outputs import (
     BackboneOutput,
     BaseModelOutputWithPooling,
@@ -34,6 +36,17 @@ def nearest_multiples(side: int, stride: int) -> list[int]:
     """`side` itself if it is a multiple of `stride`, or else the multiples below (unless that is 0) and above it."""
     below = side // stride * stride
     return [multiple for multiple in sorted({below, -(-side // stride) * stride}) if multiple > 0] or [stride]
+
+
+def without_mask(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keywords without an `attention_mask` that is none, which PEFT, for one, gives to every model.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if kwargs.get("attention_mask") is not None:
+        raise ValueError("`attention_mask` must be None: all tokens of an image attend to each other")
+    return {name: value for name, value in kwargs.items() if name != "attention_mask"}
 
 
 def is_readable(file: str) -> bool:
@@ -138,6 +151,10 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
     # What only some classes of a family have. A class without a part ignores its weights when it loads a folder.
     optional_parts: tuple[str, ...] = ("classifier", "decoder", "mask_token")
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._auto_class = None  # not inherited: a user's class is saved as one once it is registered itself
+
     def __init__(self, config: ViTAEFamilyConfig, *args: Any, **kwargs: Any):
         config.validate()  # a second time, since fields may have been set after the configuration was made
         if config.adds_to_scores:  # which these two cannot
@@ -156,6 +173,20 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
         """[`PreTrainedModel.save_pretrained`], for models that FSDP2 has sharded too, see [`own_class`]."""
         with own_class(self):
             super().save_pretrained(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Self:
+        """[`PreTrainedModel.from_pretrained`]. Called by an Auto class that is to trust a folder's code, it loads the
+        user's class with which the folder was saved: the library itself prefers classes that are installed, as this is.
+        """
+        auto_map = getattr(kwargs.get("config"), "auto_map", None) or {}
+        saved, own = auto_map.get(cls._auto_class), f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+        if saved is None or saved.rpartition("--")[2] == own or not kwargs.get("trust_remote_code"):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model_class: Any = get_class_from_dynamic_module(saved, str(pretrained_model_name_or_path), **kwargs)
+        return model_class.from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:

@@ -45,6 +45,7 @@ from .modeling_base_vitae import (
     ViTAEFamilyForImageClassification,
     ViTAEFamilyForMaskedImageModeling,
     ViTAEFamilyPreTrainedModel,
+    without_mask,
 )
 from .rotated_windows_vitae import ViTAERotatedWindowAttention
 
@@ -344,14 +345,14 @@ class ViTAEModel(ViTAEPreTrainedModel):
         Raises:
             ValueError: the shape of `pixel_values` is not as above, or `ids_keep` is given to another network.
         """
-        pixel_values = self.validate_pixel_values(pixel_values)
+        pixel_values, others = self.validate_pixel_values(pixel_values), without_mask({**kwargs})
         if ids_keep is not None and not (self.config.has_class_token and self.config.conv_kernel_size == 1):
             raise ValueError("`ids_keep` takes a class token and `conv_kernel_size=1`: chosen patches form no grid.")
         pixel_values = channels_last(pixel_values.to(self.get_input_embeddings().dtype))
         if self.config.is_plain:
-            hidden_states = self.encode_patches(pixel_values, interpolate_pos_encoding, ids_keep, **kwargs)
+            hidden_states = self.encode_patches(pixel_values, interpolate_pos_encoding, ids_keep, **others)
         else:
-            hidden_states = self.encode_pyramid(pixel_values, **kwargs)
+            hidden_states = self.encode_pyramid(pixel_values, **others)
         pooled = None if self.pooler is None else self.pooler(hidden_states)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 

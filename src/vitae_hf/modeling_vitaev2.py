@@ -35,6 +35,7 @@ from .modeling_base_vitae import (
     ViTAEFamilyForImageClassification,
     ViTAEFamilyForMaskedImageModeling,
     ViTAEFamilyPreTrainedModel,
+    without_mask,
 )
 
 
@@ -147,12 +148,12 @@ class ViTAEv2Model(ViTAEv2PreTrainedModel):
         Raises:
             ValueError: the shape of `pixel_values` is not as above.
         """
-        pixel_values = self.validate_pixel_values(pixel_values)
+        pixel_values, others = self.validate_pixel_values(pixel_values), without_mask({**kwargs})
         height, width = pixel_values.shape[-2:]
         feature_map = channels_last(pixel_values.to(self.get_input_embeddings().dtype))
         for stage, stride in zip(self.stages, self.config.strides):
             height, width = height // stride, width // stride
-            feature_map = stage(feature_map, height, width, **kwargs)
+            feature_map = stage(feature_map, height, width, **others)
         hidden_states = map_to_tokens(feature_map)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states.mean(1))
 

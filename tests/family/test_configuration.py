@@ -63,6 +63,7 @@ def test_overrides_reach_the_configuration():
     named = config_from_preset("vitae-b", id2label={0: "cat", 1: "dog", 2: "fox"}, image_size=(224, 448))
     assert named.num_labels == 3 and named.image_height_width == (224, 448)
     assert config_from_preset("vitae-nano", label2id={"cat": 0, "dog": 1}).id2label == {0: "cat", 1: "dog"}
+    assert config_from_preset("vitae-nano", id2label=["cat", "dog"]).label2id == {"cat": 0, "dog": 1}
 
 
 @pytest.mark.parametrize(
@@ -222,6 +223,7 @@ def test_names_and_numbers_of_labels_follow_each_other_when_only_one_is_given(gi
         AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(tmp_path, **keyword)).config,
     ):
         assert (config.id2label, config.label2id, config.num_labels) == (id2label, label2id, 3)
+    assert config_class.from_pretrained(tmp_path, id2label=["cat", "dog", "fox"]).id2label == id2label  # names alone
     both = config_class.from_pretrained(tmp_path, id2label=id2label, label2id={**label2id, "vixen": 2})
     assert both.id2label == id2label and both.label2id["vixen"] == 2
 

@@ -271,6 +271,15 @@ def test_wrong_options_are_named(processor_class, options, message):
         processor_class()(PIL.Image.open(CHELSEA), **options)
 
 
+def test_a_crop_that_is_no_number_and_a_picture_without_pixels_are_named(processor_class, tmp_path):
+    processor_class().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`crop_pct` must be above 0 and at most 1, got None"):
+        processor_class.from_pretrained(tmp_path, crop_pct=None)(PIL.Image.open(CHELSEA))
+    for empty in (np.zeros((0, 50, 3), np.uint8), np.zeros((50, 0, 3), np.float32)):
+        with pytest.raises(ValueError, match="the picture has no pixels: its shape is "):
+            processor_class()(empty)
+
+
 # -------------------------------------------------------------------------------------------------- auto class
 
 

@@ -663,6 +663,18 @@ def test_lora_comes_back_as_what_was_trained(tiny_config, options, tmp_path):
     assert not torch.allclose(logits, model(images()).logits, atol=1e-3)
 
 
+@pytest.mark.parametrize("make", [pyramid_config, class_token_config, windowed_config])
+def test_a_mask_that_is_none_is_passed_over_and_another_is_refused(make):
+    """PEFT gives one to every model that extracts features."""
+    peft = pytest.importorskip("peft")
+    model = AutoModel.from_config(make()).eval()
+    expected = model(images()).last_hidden_state
+    with pytest.raises(ValueError, match="`attention_mask` must be None"):
+        model(images(), attention_mask=torch.ones(2, 4))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], task_type="FEATURE_EXTRACTION"))
+    assert torch.allclose(adapted(pixel_values=images()).last_hidden_state, expected, atol=1e-5)
+
+
 def test_a_batch_norm_with_a_frozen_weight_keeps_its_statistics():
     layer = ViTAEConvLayer(3, 8).train()
     for forward in (layer, torch.compile(layer, fullgraph=True, backend="eager")):

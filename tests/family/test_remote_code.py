@@ -1,5 +1,6 @@
 """Saved folders work where the package is not installed, with and without torchvision."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from helpers import (
 )
 from packaging import version
 from transformers import (
+    AutoImageProcessor,
     AutoModel,
     AutoModelForDepthEstimation,
     AutoModelForImageClassification,
@@ -212,3 +214,57 @@ def test_what_is_no_head_of_the_library_is_named():
         _ = heads_vitae.DPTForDepth
     assert heads_vitae.GroundingDinoForObjectDetection._auto_class == "AutoModelForZeroShotObjectDetection"
     assert heads_vitae.DPTConfig is DPTConfig and not transformers.DPTConfig._auto_class  # the library's is unchanged
+
+
+OWN_CODE = """
+import torch
+import vitae_hf
+
+class TwoHeads(vitae_hf.ViTAEPreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.vitae = vitae_hf.ViTAEModel(config)
+        self.colour = torch.nn.Linear(config.hidden_size, 3)
+        self.post_init()
+
+    def forward(self, pixel_values, **kwargs):
+        return self.colour(self.vitae(pixel_values).pooler_output)
+
+class Louder(vitae_hf.ViTAEForImageClassification):
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits = 10 * outputs.logits
+        return outputs
+
+class Unregistered(Louder):
+    pass
+
+class OwnProcessor(vitae_hf.ViTAEImageProcessor):
+    pass
+
+TwoHeads.register_for_auto_class("AutoModel")
+Louder.register_for_auto_class("AutoModelForImageClassification")
+OwnProcessor.register_for_auto_class("AutoImageProcessor")
+"""
+
+
+def test_a_users_class_that_is_registered_is_saved_with_its_code_and_loads_as_itself(tmp_path, monkeypatch):
+    (tmp_path / "own_code_of_a_test.py").write_text(OWN_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = importlib.import_module("own_code_of_a_test")
+    config, pixels = pyramid_config(), torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for model_class, auto_class in ((own.TwoHeads, AutoModel), (own.Louder, AutoModelForImageClassification)):
+        model, folder = model_class(config).eval(), tmp_path / model_class.__name__
+        model.save_pretrained(folder)
+        loaded = auto_class.from_pretrained(folder, trust_remote_code=True).eval()
+        assert type(loaded).__name__ == model_class.__name__
+        expected, found = (getattr(net(pixels), "logits", net(pixels)) for net in (model, loaded))
+        assert torch.equal(expected, found)
+    own.OwnProcessor().save_pretrained(folder)
+    assert type(AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)).__name__ == "OwnProcessor"
+    # What a configuration says of an earlier folder is not said of the next, nor is a subclass registered by its base.
+    for model_class in (ViTAEForImageClassification, own.Unregistered):
+        model_class(loaded.config).save_pretrained(tmp_path / "next")
+        auto_map = json.loads((tmp_path / "next" / "config.json").read_text())["auto_map"]
+        assert auto_map["AutoModelForImageClassification"] == "modeling_vitae.ViTAEForImageClassification"
+        assert not (tmp_path / "next" / "own_code_of_a_test.py").exists()
