@@ -1,7 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Does the whole path work here? Trains `vitae-nano` on real images, then uses it as any Transformers user would.
 
-    python scripts/demo.py          # about four minutes on two cores; `make demo` installs what it needs first
+    python scripts/demo.py          # about three minutes on two cores; `make demo` installs what it needs first
 
 Reads 6,000 Fashion-MNIST images from `examples/fashion_mnist_mini`, trains with the Trainer, saves a folder, reloads it
 with `AutoModelForImageClassification`, measures its accuracy on 1,000 test images, classifies some of them with

@@ -35,7 +35,7 @@ class RCNNImageProcessor(DeformableDetrImageProcessor):
 
         Args:
             outputs: of the model.
-            threshold: lowest score.
+            threshold: what scores must be above.
             target_sizes: height and width of each picture; by default boxes are shares of it, and masks are left out.
             mask_threshold: from which value on a pixel belongs to a mask.
 

@@ -74,8 +74,10 @@ def prepare_for_inference(
 
     Example:
 
-        >>> model = AutoModelForImageClassification.from_pretrained("org/vitae-s")
-        >>> model = prepare_for_inference(model, dtype=torch.bfloat16)
+    ```python
+    >>> model = AutoModelForImageClassification.from_pretrained("org/vitae-s")
+    >>> model = prepare_for_inference(model, dtype=torch.bfloat16)
+    ```
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("weights that are offloaded cannot be prepared: load the model without `device_map`")

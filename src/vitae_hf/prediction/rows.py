@@ -84,8 +84,10 @@ def predict(
 
     Example:
 
-        >>> for row in predict(model, processor, Path("pictures").rglob("*.jpg"), num_workers=4):
-        ...     print(row["path"], row["label"], row["score"])
+    ```python
+    >>> for row in predict(model, processor, Path("pictures").rglob("*.jpg"), num_workers=4):
+    ...     print(row["path"], row["label"], row["score"])
+    ```
     """
     items = (as_item(picture, number) for number, picture in enumerate(pictures))
     batches = read(processor, chunks([("", items)], batch_size), num_workers, model.device.type == "cuda")
