@@ -60,6 +60,7 @@ def test_a_segmenter_begins_with_a_classifier_or_goes_on_as_it_was(tmp_path):
     assert torch.equal(model.backbone.vitae.stages[0].normal_cells[1].mlp.fc1.weight, expected)
     assert not model.backbone.vitae.stages[0].normal_cells[1].mlp.fc1.weight.requires_grad
     model.save_pretrained(tmp_path / "segmenter")
+    assert load_segmenter(tmp_path / "segmenter", NAMES).backbone.config.frozen_stages == 1
     again = load_segmenter(tmp_path / "segmenter", {0: "x", 1: "y"}, frozen_stages=0)
     assert again.config.num_labels == 2 and again.decode_head.classifier.weight.shape[0] == 2
     assert torch.equal(again.decode_head.fpn_bottleneck.conv.weight, model.decode_head.fpn_bottleneck.conv.weight)

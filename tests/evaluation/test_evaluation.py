@@ -173,6 +173,13 @@ def test_folders_named_by_synsets_are_imagenets_classes():
             align_labels([other], {0: "cat", 1: "eel"})
 
 
+def test_classes_without_names_are_taken_in_their_order_aloud(caplog):
+    assert align_labels(["field", "airport"], {0: "LABEL_0", 1: "LABEL_1"}).tolist() == [0, 1]
+    assert "those of the data in their order, field, airport." in caplog.text
+    caplog.clear()
+    assert align_labels(["airport", "field"], {0: "field", 1: "airport"}).tolist() == [1, 0] and not caplog.text
+
+
 def test_real_labels_follow_the_official_file_names(tmp_path):
     path = tmp_path / "real.json"
     path.write_text(json.dumps([[0], [1, 2], [], [2]]))

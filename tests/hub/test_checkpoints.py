@@ -462,7 +462,9 @@ def test_the_command_says_what_the_file_does_not_and_takes_another_answer(tmp_pa
     assert "left out, read by no network: norm0 (2) tensors" in said
     assert "assumed: windows are padded at the end, since there is a `norm0`" in said
     convert.main([*words, str(tmp_path / "both"), "--window_padding", "both"])
-    assert "assumed" not in capsys.readouterr().out
+    assert "assumed" not in (said := capsys.readouterr().out) and "LABEL_0" not in said
+    convert.main([str(tmp_path / "run.pth"), "--output", str(tmp_path / "classes")])
+    assert "the classes have no names: --labels FILE gives them" in capsys.readouterr().out
     paddings = [AutoConfig.from_pretrained(tmp_path / name).window_padding for name in ("end", "both")]
     assert paddings == ["end", "both"]
 

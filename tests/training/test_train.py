@@ -66,8 +66,8 @@ def test_a_value_on_the_command_line_overrides_the_recipes_rule_for_it(tmp_path)
     assert dashed.learning_rate == 3e-3 and dashed.ema_decay == 0.5
     with pytest.raises(ValueError, match="--learning_rate and --base_learning_rate exclude each other"):
         Classification.parse([*common, "--learning_rate", "3e-3", "--base_learning_rate", "1e-3"])
-    with pytest.raises(ValueError, match="`learning_rate` must be above 0, got 0.0"):
-        Classification.parse([*common, "--learning_rate", "0"])
+    with pytest.raises(ValueError, match="`learning_rate` must be at least 0, got -1.0"):
+        Classification.parse([*common, "--learning_rate=-1"])
     with pytest.raises(ValueError, match="--conf"):
         Classification.parse(["--conf", "recipe.yaml", *common])
 

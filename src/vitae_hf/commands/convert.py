@@ -68,4 +68,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             print(f"{what}: {in_words(record[name])} tensors")
     for sentence in record["assumed"]:
         print(f"assumed: {sentence}")
+    if record["num_labels"] not in (None, 1000) and arguments["labels"] is None:
+        print("the classes have no names: --labels FILE gives them; until then they are LABEL_0, LABEL_1 and so on")
     return {**record, **environment()}

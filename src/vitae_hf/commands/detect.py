@@ -67,7 +67,7 @@ class DetectionArguments(StartArguments):
     )
     frozen_stages: int | None = field(
         default=None,
-        metadata={"help": "How many stages of the backbone, the first ones, stay as they are; default: none."},
+        metadata={"help": "How many stages of the backbone, the first ones, stay as they are; default: the model's."},
     )
     lr_steps: list[float] | None = field(
         default=None,
@@ -188,7 +188,7 @@ class Detection(Task[DetectionTrainer]):
             "average of the weights": training.ema_decay or "none",
             "augmentation": ", ".join(f"{name} {value}" for name, value in vars(self.augmentation).items()),
             "drop path": getattr(trainer.model.config.backbone_config, "drop_path_rate", "none"),
-            "frozen stages": run.frozen_stages or 0,
+            "frozen stages": getattr(trainer.model.config.backbone_config, "frozen_stages", 0),
         }
 
     def card(self, trainer: DetectionTrainer, record: dict[str, Any], **values: Any) -> ModelCard:

@@ -58,8 +58,9 @@ class SegmentationArguments(StartArguments):
         default=None, metadata={"help": "A class in masks that is ignored like 255, counted as the others are."}
     )
     head_channels: int = field(default=512, metadata={"help": "Width of a new head."})
-    frozen_stages: int = field(
-        default=0, metadata={"help": "How many stages of the backbone, from the first on, are not trained."}
+    frozen_stages: int | None = field(
+        default=None,
+        metadata={"help": "How many stages of the backbone, the first ones, stay as they are; default: the model's."},
     )
     rescaled_cells: list[int] | None = field(
         default=None,
@@ -100,11 +101,8 @@ class Segmentation(Task[SegmentationTrainer]):
     def build_model(self, names: dict[int, str]) -> UperNetForSemanticSegmentation:
         """UperNet with a new backbone, or with a trained one."""
         run = self.run
-        changes: dict[str, Any] = {"frozen_stages": run.frozen_stages}
-        if run.drop_path_rate is not None:
-            changes["drop_path_rate"] = run.drop_path_rate
-        if run.rescaled_cells is not None:
-            changes["rescaled_cells"] = run.rescaled_cells
+        names_of_fields = ("frozen_stages", "drop_path_rate", "rescaled_cells")
+        changes = {name: value for name in names_of_fields if (value := getattr(run, name)) is not None}
         if run.preset is not None:
             return new_segmenter(dense_config(config_from_preset(run.preset), **changes), names, run.head_channels)
         name = str(run.model_name_or_path)
@@ -167,7 +165,7 @@ class Segmentation(Task[SegmentationTrainer]):
             "average of the weights": training.ema_decay or "none",
             "augmentation": ", ".join(f"{name} {value}" for name, value in vars(self.augmentation).items()),
             "drop path": getattr(trainer.model.config.backbone_config, "drop_path_rate", "none"),
-            "frozen stages": self.run.frozen_stages,
+            "frozen stages": getattr(trainer.model.config.backbone_config, "frozen_stages", 0),
         }
 
     def card(self, trainer: SegmentationTrainer, record: dict[str, Any], **values: Any) -> ModelCard:

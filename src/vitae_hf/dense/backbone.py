@@ -42,6 +42,39 @@ def dense_config(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
     return type(config)(**{**fields, **changes})
 
 
+def trained_whole(
+    folder: str | Path,
+    config_class: Any,
+    model_class: Any,
+    names: dict[int, str],
+    changes: dict[str, Any],
+    class_weights: tuple[str, ...],
+) -> Any:
+    """A trained dense network with all its weights, but for those of another number of classes.
+
+    Args:
+        folder: or Hub name.
+        names: of the classes, by number.
+        changes: of its backbone, as in [`dense_config`].
+        class_weights: what the names of weights have in them that depend on the number of classes.
+
+    Raises:
+        ValueError: the folder lacks other weights, or has them of other sizes; the message names them.
+    """
+    config = config_class.from_pretrained(folder)
+    fields = {**config.backbone_config.to_dict(), **changes}
+    fields.pop("out_indices", None)  # they repeat `out_features`, which `changes` may set
+    config.backbone_config = type(config.backbone_config)(**fields)
+    config.id2label, config.label2id = names, {label: number for number, label in names.items()}
+    model, loading = model_class.from_pretrained(
+        folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+    )
+    keys = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+    if lost := sorted(key for key in keys if not any(part in key for part in class_weights)):
+        raise ValueError(f"{folder} lacks {len(lost)} weights of this network, or has them of other sizes: {lost[:5]}")
+    return model.train()
+
+
 def trained_backbone(folder: str | Path, config: PreTrainedConfig) -> Any:
     """A backbone of this configuration with the weights of a classifier, a network without a head or a backbone.
 

@@ -19,12 +19,16 @@ from matplotlib.figure import Figure
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from ..class_names import imagenet_names
 from ..data.samples import ImageDataset, collate
 from ..loading import any_size_options
+from ..messages import listed
 from .metrics import ReaLAccuracy, TopKAccuracy, confusion_matrix
 
+
+logger = logging.get_logger(__name__)
 
 MOST_NAMES = 20  # classes that a picture has room for
 SYNSET = re.compile(r"n\d{8}")
@@ -51,6 +55,11 @@ def align_labels(names: list[str], id2label: dict[int, str]) -> np.ndarray:
     model_names = [id2label[index] for index in range(len(id2label))]
     is_generic = all(name == f"LABEL_{index}" for index, name in enumerate(model_names))
     if is_generic and len(names) == len(model_names):
+        logger.warning(
+            "The model calls its classes LABEL_0, LABEL_1 and so on: they are taken for those of the data in their"
+            " order, %s.",
+            listed(names),
+        )
         return np.arange(len(names))
     if all(SYNSET.fullmatch(name) for name in names) and not set(names) & set(model_names):
         by_synset = imagenet_names()

@@ -178,11 +178,11 @@ def upload(
         ValueError: the repository is to be private, exists, and is public.
     """
     repo_id = api.create_repo(repo_id, private=private or None, exist_ok=True).repo_id
+    if private and not api.model_info(repo_id).private:
+        raise ValueError(f"{repo_id} exists already and is public; nothing was uploaded")
     if revision not in (None, constants.DEFAULT_REVISION):
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     before = api.model_info(repo_id, revision=revision)
-    if private and not before.private:
-        raise ValueError(f"{repo_id} exists already and is public; nothing was uploaded")
     names = {path.name for path in files}
     stale = [file.rfilename for file in before.siblings or [] if matches(file.rfilename, WEIGHTS)]
     operations: list[CommitOperationAdd | CommitOperationDelete] = []

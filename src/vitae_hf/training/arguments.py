@@ -158,8 +158,8 @@ class ViTAETrainingArguments(TrainingArguments):
             )
         if self.data_seed is None:
             self.data_seed = self.seed  # else each process would draw an order of its own for the data
-        if self.learning_rate <= 0:
-            raise ValueError(f"`learning_rate` must be above 0, got {self.learning_rate}")
+        if self.learning_rate < 0:
+            raise ValueError(f"`learning_rate` must be at least 0, got {self.learning_rate}")
         if self.repeated_augmentation < 1:
             raise ValueError(f"`repeated_augmentation` must be at least 1, got {self.repeated_augmentation}")
         if self.sync_batch_norm and self.frozen_batch_norm:

@@ -167,7 +167,8 @@ class TellDatasetEpoch(TrainerCallback):
 def protect_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
     """The loader, with workers that go on after a SIGTERM to all processes of the run."""
     base = getattr(loader, "base_dataloader", loader)
-    base.worker_init_fn = partial(outlive_sigterm, trainer=os.getpid(), then=base.worker_init_fn)
+    if getattr(base.worker_init_fn, "func", None) is not outlive_sigterm:  # the library gives a loader again
+        base.worker_init_fn = partial(outlive_sigterm, trainer=os.getpid(), then=base.worker_init_fn)
     return loader
 
 

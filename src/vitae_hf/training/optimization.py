@@ -81,6 +81,11 @@ def parameter_groups(
     ]
 
 
+def share(part: float, whole: float) -> float:
+    """What part of a learning rate another one is, at most 1; of a rate of 0, with which nothing is trained, 1."""
+    return min(part / whole, 1.0) if whole else 1.0
+
+
 def cosine_factor(step: int, *, steps: int, warmup_steps: int, warmup_factor: float, floor_factor: float) -> float:
     """A step's share of the full learning rate: a linear rise, a cosine that counts from step 0, then the floor."""
     if step < warmup_steps:
@@ -111,8 +116,8 @@ def cosine_schedule(
         cosine_factor,
         steps=steps,
         warmup_steps=warmup_steps,
-        warmup_factor=min(warmup_learning_rate / learning_rate, 1.0),
-        floor_factor=min(floor / learning_rate, 1.0),
+        warmup_factor=share(warmup_learning_rate, learning_rate),
+        floor_factor=share(floor, learning_rate),
     )
     return LambdaLR(optimizer, shape)
 
@@ -137,6 +142,6 @@ def step_schedule(
         learning_rate: the full one, and `warmup_learning_rate` that of the first update.
         steps: updates after each of which the rate is divided by ten.
     """
-    warmup_factor = min(warmup_learning_rate / learning_rate, 1.0)
+    warmup_factor = share(warmup_learning_rate, learning_rate)
     shape = partial(step_factor, steps=steps, warmup_steps=warmup_steps, warmup_factor=warmup_factor)
     return LambdaLR(optimizer, shape)

@@ -29,7 +29,7 @@ from ...heads_vitae import (
 )
 from ...image_processing_rcnn_vitae import RCNNImageProcessor
 from ...modeling_rcnn_vitae import RCNNForObjectDetection
-from ..backbone import dense_config, trained_backbone
+from ..backbone import dense_config, trained_backbone, trained_whole
 
 
 SIZE_DIVISOR = 32
@@ -243,7 +243,9 @@ def load_detector(
     if (found := kind_of(config)) is not None:
         if found != name:
             raise ValueError(f"{folder} holds a {found}: give --detector {found}, or another model to begin with")
-        return _reload_detector(folder, DETECTORS[name], names, changes)
+        detector = DETECTORS[name]
+        kept = detector.config_class, detector.model_class
+        return trained_whole(folder, *kept, names, changes, detector.class_weights)
     backbone = trained_backbone(folder, detector_backbone(config, name, **changes))
     model = new_detector(name, backbone.config, names, head)
     own = attrgetter(DETECTORS[name].backbone)(model)
@@ -252,24 +254,6 @@ def load_detector(
     if lost := [key for key in (*loading[0], *loading[1]) if not key.endswith(".num_batches_tracked")]:
         raise ValueError(f"the backbone of {name} does not take {len(lost)} weights of {folder}: {lost[:5]}")
     return model
-
-
-def _reload_detector(
-    folder: str | Path, detector: Detector, names: dict[int, str], changes: dict[str, Any]
-) -> PreTrainedModel:
-    """A trained detector with all its weights, but for those of another number of classes."""
-    config = detector.config_class.from_pretrained(folder)
-    fields = {**config.backbone_config.to_dict(), **changes}
-    fields.pop("out_indices", None)  # they repeat `out_features`, which `changes` may set
-    config.backbone_config = type(config.backbone_config)(**fields)
-    config.id2label, config.label2id = names, {label: number for number, label in names.items()}
-    model, loading = detector.model_class.from_pretrained(
-        folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True
-    )
-    keys = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
-    if lost := sorted(key for key in keys if not any(part in key for part in detector.class_weights)):
-        raise ValueError(f"{folder} lacks {len(lost)} weights of this network, or has them of other sizes: {lost[:5]}")
-    return model.train()
 
 
 def make_processor(name: str, size: dict[str, int]) -> Any:

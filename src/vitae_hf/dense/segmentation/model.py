@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from ...heads_vitae import UperNetConfig, UperNetForSemanticSegmentation
-from ..backbone import dense_config, trained_backbone
+from ..backbone import dense_config, trained_backbone, trained_whole
 from .data import IGNORED_CLASS
 
 
@@ -51,29 +51,9 @@ def load_segmenter(
     """
     config = AutoConfig.from_pretrained(folder)
     if config.model_type == UperNetConfig.model_type:
-        return _reload_segmenter(folder, names, changes)
+        return trained_whole(folder, UperNetConfig, UperNetForSemanticSegmentation, names, changes, (".classifier.",))
     config = dense_config(config, **changes)
     backbone = trained_backbone(folder, config)
     model = new_segmenter(backbone.config, names, head_channels)
     model.backbone.load_state_dict(backbone.state_dict())
     return model
-
-
-def _reload_segmenter(
-    folder: str | Path, names: dict[int, str], changes: dict[str, Any]
-) -> UperNetForSemanticSegmentation:
-    """A trained UperNet with all its weights, but for classifiers of another number of classes."""
-    config: Any = UperNetConfig.from_pretrained(folder)
-    backbone_config: Any = config.backbone_config
-    fields = {**backbone_config.to_dict(), **changes}
-    fields.pop("out_indices")  # they repeat `out_features`, which `changes` may set
-    config.backbone_config = type(backbone_config)(**fields)
-    config.id2label, config.label2id = names, {name: index for index, name in names.items()}
-    loaded: Any = UperNetForSemanticSegmentation.from_pretrained(
-        folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True
-    )
-    model, loading = loaded
-    keys = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
-    if lost := sorted(name for name in keys if ".classifier." not in name):
-        raise ValueError(f"{folder} lacks {len(lost)} weights of this network, or has them of other sizes: {lost[:5]}")
-    return model.train()
