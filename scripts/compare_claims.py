@@ -28,6 +28,7 @@ from claims_networks import NETWORKS, WHOLE
 from claims_pictures import CHANGES, DAMAGES, FRAME, Labelled, changed, framed, load, share_of
 from claims_report import write_report
 from compare_pretraining import as_they_end
+from kept_results import go_on
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, update_bn
@@ -239,12 +240,8 @@ class Comparison:
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments, self.path = arguments, arguments.output.with_suffix(".json")
-        self.path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the first run
-        self.results = {"recipe": RECIPE, "parameters": {}, "rates": [], "runs": []}
-        if self.path.exists():
-            self.results = json.loads(self.path.read_text())
-            if self.results["recipe"] != RECIPE:
-                raise ValueError(f"{self.path} is of another recipe, {self.results['recipe']}: choose another --output")
+        new = {"recipe": RECIPE, "parameters": {}, "rates": [], "runs": []}
+        self.results = go_on(self.path, new, "recipe")
         for name in arguments.networks:
             self.results["parameters"][name] = NETWORKS[name]().num_parameters()
 

@@ -15,6 +15,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from kept_results import go_on
 from transformers import SwinConfig, set_seed
 
 from vitae_hf import config_from_preset
@@ -53,15 +54,13 @@ class Comparison:
 
     def __init__(self, path: Path, names: dict[int, str]):
         self.path, self.names = path.with_suffix(".json"), names
-        self.path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the first run
         backbones = {name: build(name, names, 0) for name in BACKBONES}
         parameters = {
             name: {"all": model.num_parameters(), "backbone": model.model.backbone.model.num_parameters()}
             for name, model in backbones.items()
         }
-        self.results = {"parameters": parameters, "recipe": "rt-detr-garment-scenes", "runs": []}
-        if self.path.exists():
-            self.results = json.loads(self.path.read_text())
+        new = {"parameters": parameters, "recipe": "rt-detr-garment-scenes", "runs": []}
+        self.results = go_on(self.path, new, "parameters", "recipe")
 
     def run(self, backbone: str, seed: int, **settings) -> dict:
         """One training run by `vitae detect`, unless it has been done before."""

@@ -17,6 +17,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
+from kept_results import go_on
 from matplotlib.figure import Figure
 from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification, set_seed
 
@@ -73,11 +74,9 @@ class Comparison:
 
     def __init__(self, arguments: argparse.Namespace):
         self.path = arguments.output.with_suffix(".json")
-        self.path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the first run
         self.networks = {name: network().num_parameters() for name, network in NETWORKS.items()}
-        self.results = {"parameters": self.networks, "recipe": RECIPE, "learning_rate_runs": [], "runs": []}
-        if self.path.exists():
-            self.results = json.loads(self.path.read_text())
+        new = {"parameters": self.networks, "recipe": RECIPE, "learning_rate_runs": [], "runs": []}
+        self.results = go_on(self.path, new, "parameters", "recipe")
 
     def run(self, kind: str, dataset: Path, **settings) -> dict:
         """One training run by `vitae train`, unless it has been done before."""

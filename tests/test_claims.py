@@ -10,6 +10,7 @@ import pytest
 import torch
 from claims_networks import NETWORKS
 from helpers import DATA
+from kept_results import go_on
 
 from vitae_hf.layers_vitae import ViTAEFamilyNormalCell, ViTAEPyramidReduction
 
@@ -184,3 +185,12 @@ def test_a_comparison_chooses_rates_between_worse_ones_tests_changes_and_goes_on
     compare_claims.main([*words, "--networks", "vitae-nano", "--parts", "data"])
     assert [settings["share"] for settings in done[count:]] == [0.01]
     assert "| vitae-nano |" in (tmp_path / "claims.md").read_text().split("## Data")[1]
+
+
+def test_a_comparison_goes_on_with_the_settings_it_began_with(tmp_path):
+    path, new = tmp_path / "folder" / "results.json", {"recipe": {"rate": 0.1, "steps": (1, 2)}, "runs": []}
+    assert go_on(path, new, "recipe") is new and path.parent.is_dir()
+    path.write_text(json.dumps({**new, "runs": [1]}))
+    assert go_on(path, new, "recipe")["runs"] == [1]
+    with pytest.raises(ValueError, match=r"is of another recipe, .*'steps': \[1, 2\].*: choose another --output"):
+        go_on(path, {**new, "recipe": {"rate": 0.2}}, "recipe")

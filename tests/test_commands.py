@@ -22,7 +22,7 @@ PICTURE = ASSETS / "sneaker.png"
 WRAPPERS = {"evaluate_model": "evaluate", "pretrain_mae": "pretrain", "train_segmentation": "segment"}
 WRAPPERS |= {"train_detection": "detect"}
 WRAPPERS |= {"push_to_hub": "push", "verify_checkpoint": "verify", "convert_original_checkpoint": "convert"}
-PARTS_OF_SCRIPTS = ("gpu_parts", "claims_networks", "claims_pictures", "claims_report")
+PARTS_OF_SCRIPTS = ("gpu_parts", "claims_networks", "claims_pictures", "claims_report", "kept_results")
 SCRIPTS = sorted(path.stem for path in (REPOSITORY / "scripts").glob("*.py") if path.stem not in PARTS_OF_SCRIPTS)
 
 
