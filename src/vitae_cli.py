@@ -57,7 +57,10 @@ def main(argv: list[str] | None = None) -> None:
         print(f"error: there is no command {name!r}; {hint}", file=sys.stderr)
         sys.exit(2)
     else:
-        run(name, words)
+        try:
+            run(name, words)
+        except KeyboardInterrupt:  # while packages are imported
+            sys.exit(130)
 
 
 def run(name: str, words: list[str]) -> None:

@@ -253,6 +253,18 @@ def test_the_cause_and_not_its_wrapping_tells_whose_mistake_it_is(capsys):
     assert "for org/name (nobody listens)" in capsys.readouterr().err
 
 
+def test_a_command_that_is_interrupted_or_not_listened_to_ends_without_a_traceback(tmp_path):
+    code = "from vitae_hf.failures import run_command\ndef main(argv):\n    {}\nrun_command(main)"
+    python = [sys.executable, "-c"]
+    interrupted = subprocess.run([*python, code.format("raise KeyboardInterrupt")], capture_output=True, text=True)
+    assert (interrupted.returncode, interrupted.stderr.strip()) == (130, "stopped")
+    loop = code.format("[print('line', number, flush=True) for number in range(100_000)]")
+    with subprocess.Popen([*python, loop], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 141
+
+
 def test_what_a_worker_says_is_said_without_its_traceback():
     error = ValueError(
         "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"

@@ -5,10 +5,11 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from huggingface_hub import constants, get_token
@@ -67,15 +68,29 @@ def run_command(
     """
     try:
         record = main(argv)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        leave_quietly()
     except Exception as error:
         if not any(isinstance(cause, FAILURES) or is_of_data(cause) for cause in causes(error)):
             raise
         logger.debug("a command failed", exc_info=error)
         print(f"\nerror: {plain_words(error)}", file=sys.stderr)  # below a progress bar
         sys.exit(1)
-    if record is not None and os.environ.get("RANK", "0") == "0":
-        print(json.dumps(record))
+    try:
+        if record is not None and os.environ.get("RANK", "0") == "0":
+            print(json.dumps(record), flush=True)
+    except BrokenPipeError:
+        leave_quietly()
     sys.exit(status(record or {}))
+
+
+def leave_quietly() -> NoReturn:
+    """End the process of which nobody reads what it prints, such as before `head`, as shells expect it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print goes nowhere
+    sys.exit(128 + 13)  # SIGPIPE, which not all systems have
 
 
 @contextmanager

@@ -65,17 +65,29 @@ def read_image(source: str | os.PathLike[str]) -> PIL.Image.Image:
         with PIL.Image.open(source) as image:
             image.load()
             return image
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise errors of every kind
         raise ValueError(f"cannot read the image {os.fspath(source)!r}: {error}") from error
 
 
 def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Turn a picture upright and into 8-bit RGB. 16-bit grey is scaled to 8 bits; Pillow would clip it."""
+    """Turn a picture upright and into 8-bit RGB. 16-bit grey is scaled to 8 bits; Pillow would clip it.
+
+    Raises:
+        ValueError: its values are fractions that are not those of 8 bits.
+    """
     image = PIL.ImageOps.exif_transpose(image)
-    highest: Any = image.getextrema()[1] if image.mode == "I" else 0
-    is_16_bit = image.mode.startswith("I;16") or highest > 255
-    if is_16_bit:
-        image = PIL.Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        lowest, highest = pixels.min(), pixels.max()
+        if image.mode == "F" and (lowest < 0 or highest > 255 or 0 < highest <= 1):
+            raise ValueError(f"its values are fractions from {lowest:g} to {highest:g}: save it with 8 or 16 bits")
+        if image.mode.startswith("I;16") or highest > 255:
+            if highest < 4096:
+                logger.warning_once(
+                    f"A picture of 16 bits has no value above {highest}, so that it is nearly black: scale such"
+                    " pictures to 65535."
+                )
+            image = PIL.Image.fromarray((pixels.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 

@@ -357,6 +357,20 @@ def test_the_first_folder_is_the_class_whatever_lies_below(tmp_path):
         load_labelled_images(str(tmp_path))
 
 
+def test_a_folder_that_was_meant_to_be_a_class_is_not_passed_over(tmp_path, caplog):
+    write_pictures(tmp_path / "cells" / "1.png", tmp_path / "others" / "2.png")
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "__MACOSX").mkdir()
+    assert load_labelled_images(str(tmp_path))["train"].features["label"].names == ["cells", "others"]
+    assert "nothing is empty, and no class" in caplog.text and "MACOSX" not in caplog.text
+    (tmp_path / "debris").mkdir()
+    (tmp_path / "debris" / "1.heic").write_bytes(b"of a telephone")
+    with pytest.raises(
+        ValueError, match="debris lies among the folders of the classes, and of its 1 files, such as 1.heic"
+    ):
+        load_labelled_images(str(tmp_path))
+
+
 @pytest.mark.parametrize("column", ["label", "class", "category"])
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_labels_that_are_text_become_classes_in_order(own_cache, ending, column):

@@ -104,6 +104,17 @@ def test_labels_are_reduced_as_in_ade20k_and_a_class_is_ignored():
     assert data.read(0)[1].tolist() == [[0, 1], [255, 255]]
 
 
+def test_masks_of_one_class_and_of_what_is_ignored_are_refused_before_the_training():
+    picture, black, white = np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8)
+    with pytest.raises(
+        ValueError, match="the values 0 and 255 alone, and 255 is ignored: write 1 for the second of the"
+    ):
+        SegmentationDataset(masked_rows((picture, black), (picture, white)), None, num_labels=2).check()
+    with pytest.raises(ValueError, match="the masks have no class: all their pixels are 255"):
+        SegmentationDataset(masked_rows((picture, white)), None, num_labels=2).check()
+    SegmentationDataset(masked_rows((picture, black), (picture, white)), None, num_labels=1).check()
+
+
 def test_bad_masks_are_named_with_what_was_expected():
     picture, mask = np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8)
     too_high = mask.copy()

@@ -46,8 +46,9 @@ def test_a_folder_of_each_split_with_its_own_json_is_read(tmp_path):
     [
         {"bbox": [[5, 5, 20, 20]], "categories": ["dog"]},
         [{"bbox": [5, 5, 20, 20], "label": "dog", "segmentation": [SQUARE]}],
+        [{"bbox": [5, 5, 20, 20], "label": "dog", "segmentation": [[SQUARE[i : i + 2] for i in range(0, 8, 2)]]}],
     ],
-    ids=["a dict of lists", "a list of dicts"],
+    ids=["a dict of lists", "a list of dicts", "pairs in lists of their own"],
 )
 def test_metadata_beside_the_pictures_is_read_and_text_stands_for_a_class(tmp_path, objects):
     write_pictures(tmp_path / "train", "a.png", "b.png")
@@ -84,6 +85,10 @@ BAD = {
     "a number for a mask": (
         ("annotations", 0, {"segmentation": 5}),
         "the mask 5, which must be polygons or run lengths",
+    ),
+    "words in a polygon": (
+        ("annotations", 0, {"segmentation": [["a", "b"] * 3]}),
+        "a polygon that is no list of numbers",
     ),
     "odd polygon": (("annotations", 0, {"segmentation": [[1, 2, 3, 4, 5]]}), "pairs of x and y, three pairs at least"),
     "polygon outside": (("annotations", 0, {"segmentation": [[1, 2, 99, 4, 5, 6]]}), "a polygon outside"),

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageClassification, ViTConfig, ViTForImage
 from vitae_hf import ViTAEImageProcessor, ViTAEModel, prepare_for_inference
 from vitae_hf.commands import explain as explain_command
 from vitae_hf.evaluation.explanation import draw, explain
+from vitae_hf.evaluation.scores import all_figures, draw_confusion, draw_per_class
 from vitae_hf.files import PICTURES
 
 
@@ -220,6 +221,15 @@ def test_pictures_of_other_channels_are_drawn_as_their_mean(channels, tmp_path):
     assert explanation.image.shape == (64, 64, 3) and np.abs(explanation.image - means).max() <= 1
     draw(explanation).savefig(tmp_path / "picture.png")
     assert vivid(tmp_path / "picture.png") > 1000
+
+
+def test_names_with_dollars_are_drawn_as_they_are(model, tmp_path):
+    model.config.id2label = dict.fromkeys(model.config.id2label, "a_$x^$")
+    draw(explain(model, PROCESSOR, CAT)).savefig(tmp_path / "picture.png")
+    scores = torch.tensor([[0.9, 0.1], [0.2, 0.8]]).numpy()
+    figures = all_figures(scores, np.arange(2), ["a_$x^$", "$b^$"])
+    for number, figure in enumerate((draw_confusion(figures), draw_per_class(figures))):
+        figure.savefig(tmp_path / f"{number}.png")  # matplotlib would read a formula, and fail
 
 
 def test_pictures_to_write_have_names_of_their_own():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import ASSETS, GOLDEN
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+from transformers.utils import logging
 
 from vitae_hf import ViTAEImageProcessor, ViTAEImageProcessorPil, image_processing_vitae
 
@@ -269,6 +270,16 @@ def test_a_damaged_file_is_named(processor_class, tmp_path, content):
 def test_wrong_options_are_named(processor_class, options, message):
     with pytest.raises(ValueError, match=message):
         processor_class()(PIL.Image.open(CHELSEA), **options)
+
+
+def test_pictures_that_eight_bits_would_make_black_are_refused_or_told(processor_class, caplog):
+    fractions = PIL.Image.fromarray(np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64))
+    with pytest.raises(ValueError, match="fractions from 0 to 1: save it with 8 or 16 bits"):
+        processor_class()(fractions)
+    assert processor_class()(PIL.Image.fromarray(np.full((64, 64), 200.0, np.float32))).pixel_values[0].max() > 1
+    logging.warning_once.cache_clear()
+    processor_class()(PIL.Image.fromarray(np.full((64, 64), 3990, np.uint16)))
+    assert "A picture of 16 bits has no value above 3990" in caplog.text
 
 
 def test_a_crop_that_is_no_number_and_a_picture_without_pixels_are_named(processor_class, tmp_path):

@@ -130,6 +130,40 @@ def test_from_scratch(tmp_path):
         ValueError, match="checkpoint-4 is of an earlier run: continue it by --resume_from_checkpoint last"
     ):
         train.main(arguments)
+    names = tmp_path / "classes"
+    write_class_folders(names, [f"class {number}" for number in range(10)])
+    again = ["--resume_from_checkpoint", "last", "--dataset", str(names)]
+    with pytest.raises(
+        ValueError, match=r"checkpoint-4 is of a run with other id2label, .*Ankle boot.* now are .*class 0"
+    ):
+        train.main([*arguments, *again])
+
+
+def write_class_folders(folder, names):
+    for number, name in enumerate(names):
+        for index in range(4):
+            path = folder / name / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            PIL.Image.new("RGB", (64, 64), (20 * number, 50 * index, 0)).save(path)
+
+
+def test_what_would_be_lost_or_cannot_be_used_is_said_before_the_training(tmp_path):
+    write_class_folders(tmp_path / "two", ["cats", "dogs"])
+    write_class_folders(tmp_path / "one", ["cats"])
+    ViTAEForImageClassification(config_from_preset("vitae-nano")).save_pretrained(tmp_path / "model")
+    good = {"model_name_or_path": tmp_path / "model", "dataset": tmp_path / "two", "output_dir": tmp_path / "out"}
+    for wrong, message in (
+        ({"output_dir": tmp_path / "model"}, "--output_dir .*model is the model to begin with"),
+        ({"output_dir": tmp_path / "two" / "outputs"}, "--output_dir .* lies in the data set .*two"),
+        ({"dataset": tmp_path / "one"}, "one has one class, 'cats': a classifier tells at least two apart"),
+        ({"crop_pct": 0}, "`crop_pct` must be above 0"),
+        ({"per_device_eval_batch_size": 0}, "`per_device_eval_batch_size` must be at least 1, got 0"),
+        ({"report_to": "newspaper"}, "--report_to newspaper: its package is not installed; there are .*tensorboard"),
+        ({"prediction_loss_only": True}, "--prediction_loss_only leaves out the accuracy"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train.main(options(**{**good, **wrong}))
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
 def test_fine_tuning_on_a_folder_with_bad_pictures_and_new_classes(tmp_path):

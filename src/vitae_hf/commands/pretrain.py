@@ -121,6 +121,7 @@ class Pretraining(Task[ReconstructionTrainer]):
         splits = load_splits(run, training, load_images)
         model = self.build_model()
         processor = ViTAEImageProcessor(size=model.config.image_size, crop_pct=run.crop_pct)
+        processor.validate()  # before the training, not after it
         crops = {name: getattr(run, name) for name in ("min_crop_scale", "flip_prob", "interpolation")}
         augmentation = AugmentationArguments(auto_augment=None, color_jitter=0.0, **crops)
         transform = training_transform(model.config.image_height_width, augmentation)

@@ -71,7 +71,8 @@ class Classification(Task[ViTAETrainer]):
 
     command: ClassVar[str] = "vitae train"
     refused: ClassVar[dict[str, str]] = {
-        "label_smoothing_factor": "smooth labels by --label_smoothing, not --label_smoothing_factor"
+        "label_smoothing_factor": "smooth labels by --label_smoothing, not --label_smoothing_factor",
+        "prediction_loss_only": "--prediction_loss_only leaves out the accuracy, which every run of this command tells",
     }
     accuracies: ClassVar[tuple[str, ...]] = tuple(metric for _, _, metric in FIGURES["image-classification"])
 
@@ -104,9 +105,13 @@ class Classification(Task[ViTAETrainer]):
         if run.train_share < 1:
             drawn, _ = draw_by_class(splits[run.train_split], run.train_share, training.data_seed, "--train_share")
             splits[run.train_split] = drawn
-        model = self.build_model(class_names(splits))
-        num_labels, size = len(class_names(splits)), model.config.image_size
+        found = class_names(splits)
+        if len(found) < 2:
+            raise ValueError(f"{run.dataset} has one class, {found[0]!r}: a classifier tells at least two apart")
+        model = self.build_model(found)
+        num_labels, size = len(found), model.config.image_size
         processor = ViTAEImageProcessor(size=size, crop_pct=run.crop_pct)
+        processor.validate()  # before the training, not after it
         source = splits[run.train_split] if shards is None else shards
         return ViTAETrainer(
             model,

@@ -186,6 +186,8 @@ class Folder:
                 f"{loose[0]} lies beside the folders of the classes {listed(sorted(classes))}, and in none"
             )
         names = [] if loose else sorted(classes)
+        if names and labelled:
+            self._check_folders(classes)
         numbers = {name: number for number, name in enumerate(names)}
         features = datasets.Features({"image": datasets.Image(decode=False)})
         if names:
@@ -197,6 +199,23 @@ class Folder:
                 rows["label"] = [numbers[file.parts[0]] for file in files]
             data[split] = datasets.Dataset.from_dict(rows, features, split=datasets.NamedSplit(split))
         return data
+
+    def _check_folders(self, classes: set[str]) -> None:
+        """See that no folder beside those of the classes was meant to be one.
+
+        Raises:
+            ValueError: it holds files and no picture.
+        """
+        for root, _ in self.splits.values():
+            for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name not in classes):
+                if folder.name.startswith((".", "__")):
+                    continue
+                if files := [path for path, _ in files_below(folder)]:
+                    raise ValueError(
+                        f"{folder} lies among the folders of the classes, and of its {len(files)} files, such as"
+                        f" {files[0].name}, none is a picture that can be read: convert them, or move the folder away"
+                    )
+                logger.warning_once(f"{folder} is empty, and no class")
 
 
 class Circle(ValueError):
@@ -256,7 +275,7 @@ def kind_of(path: Path) -> str | None:
     if path.name in METADATA:
         return "metadata"
     ending = path.suffix.lower()
-    if ending in ImageFolder.EXTENSIONS or ending == ".avif":  # which Pillow opens since release 11.3
+    if ending in ImageFolder.EXTENSIONS or ending in (".avif", ".mpo"):  # which `datasets` does not know
         return "pictures"
     return ending if ending in SHARDS else None
 

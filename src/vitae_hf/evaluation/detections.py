@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 
 from ..loading import label_names
 from .colours import class_colours
+from .plain_text import plain_text
 
 
 LONGEST_SIDE = 2048
@@ -159,6 +160,7 @@ def of_segments(maps: torch.Tensor, segments: list[dict[str, Any]]) -> dict[str,
     return {"scores": scores, "labels": labels, "boxes": boxes, "masks": masks}
 
 
+@plain_text
 def draw_objects(
     axis: Axes, picture: PIL.Image.Image, objects: dict[str, Any], names: list[str], fontsize: int = 6
 ) -> None:
@@ -182,6 +184,7 @@ def draw_objects(
         )
 
 
+@plain_text
 def draw_found(
     rows: list[tuple[PIL.Image.Image, dict[str, Any], dict[str, Any]]], names: list[str], title: str
 ) -> Figure:

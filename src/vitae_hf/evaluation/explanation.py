@@ -32,6 +32,7 @@ from ..loading import any_size_options, best_labels, label_names
 from ..messages import listed
 from ..modeling_base_vitae import ViTAEFamilyPreTrainedModel
 from ..rotated_windows_vitae import ViTAERotatedWindowAttention
+from .plain_text import plain_text
 
 
 @dataclass
@@ -379,6 +380,7 @@ BRANCH_COLOURS = "PuOr"
 """matplotlib's colours from orange (convolution) to purple (attention)."""
 
 
+@plain_text
 def draw(explanation: Explanation) -> Figure:
     """Draw an explanation.
 

@@ -26,6 +26,7 @@ from ..data.samples import ImageDataset, collate
 from ..loading import any_size_options
 from ..messages import listed
 from .metrics import ReaLAccuracy, TopKAccuracy, confusion_matrix
+from .plain_text import plain_text
 
 
 logger = logging.get_logger(__name__)
@@ -226,6 +227,7 @@ def as_json(figures: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
+@plain_text
 def draw_confusion(figures: dict[str, Any]) -> Figure:
     """The confusion matrix of [`all_figures`]: names and counts, or many classes as a heat map and the worst pairs."""
     names, matrix = [_short(name) for name in figures["per_class"]], np.array(figures["confusion_matrix"])
@@ -272,6 +274,7 @@ def _write_pairs(axis: Axes, pairs: list[dict[str, Any]]) -> None:
     axis.text(0, 0.98, "\n".join(lines), transform=axis.transAxes, va="top", family="monospace", linespacing=2.1)
 
 
+@plain_text
 def draw_per_class(figures: dict[str, Any]) -> Figure:
     """Accuracy of each class of [`all_figures`] as a bar, the best on top; of many classes the 20 best and 20 worst."""
     rows = [(row["accuracy_percent"], name, row) for name, row in figures["per_class"].items() if row["images"]]

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from transformers import PreTrainedModel
 
 from ..deployment.inference import prepare_for_inference
+from ..evaluation.plain_text import plain_text
 from ..failures import about
 from ..image_processing_vitae import read_image, to_rgb
 from ..loading import fingerprint, load_trained
@@ -121,6 +122,7 @@ def find_picture(path: str, sources: Iterable[str]) -> Path:
     raise FileNotFoundError(f"there is no file {path} (any more)")
 
 
+@plain_text
 def draw_sheet(
     queries: dict[str, PIL.Image.Image], neighbours: list[list[Neighbour]], sources: Iterable[str] = ()
 ) -> Figure:

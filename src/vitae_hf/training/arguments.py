@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from ..environment import has_bfloat16
 from ..files import find_recipe
+from ..messages import listed
 from ..presets import config_from_preset
 from .optimization import scaled_ema_decay, scaled_learning_rate
 
@@ -156,6 +158,13 @@ class ViTAETrainingArguments(TrainingArguments):
                 f"one process cannot train on {self.n_gpu} GPUs: start `torchrun --nproc_per_node {self.n_gpu}` with"
                 " the same script and arguments, or choose one GPU by CUDA_VISIBLE_DEVICES"
             )
+        known = {"all", "none", *get_available_reporting_integrations()}
+        if missing := [name for name in self.report_to or [] if isinstance(name, str) and name not in known]:
+            raise ValueError(
+                f"--report_to {missing[0]}: its package is not installed; there are {listed(sorted(known))}"
+            )
+        if self.per_device_eval_batch_size < 1:
+            raise ValueError(f"`per_device_eval_batch_size` must be at least 1, got {self.per_device_eval_batch_size}")
         if self.data_seed is None:
             self.data_seed = self.seed  # else each process would draw an order of its own for the data
         if self.learning_rate < 0:

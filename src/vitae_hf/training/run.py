@@ -6,6 +6,7 @@ A [`Task`] says what is special about its task: arguments, data, model and train
 """
 
 import dataclasses
+import json
 import shutil
 import signal
 import sys
@@ -19,12 +20,14 @@ from huggingface_hub import HfApi, ModelCard
 from transformers import set_seed
 from transformers.training_args import OptimizerNames
 
+from ..data.folders import Folder
 from ..environment import environment
 from ..failures import about
 from ..files import PICTURES
+from ..messages import printable
 from .arguments import RunArguments, ViTAETrainingArguments, parse_arguments
 from .average import FOLDER as AVERAGE_FOLDER
-from .checkpoints import last_checkpoint
+from .checkpoints import find_checkpoint, last_checkpoint
 from .curves import draw_curves
 from .trainer import ViTAETrainer
 
@@ -103,10 +106,11 @@ def run_task(task: Task[Any], publish: Callable[..., dict[str, Any]]) -> dict[st
         ValueError: the output folder holds checkpoints of an earlier run that is not to be resumed.
     """
     training = task.training
-    refuse_earlier_run(training)
+    refuse_earlier_run(training, task.run)
     is_published = take_over_pushing(training)
     set_seed(training.seed)
     trainer = task.build_trainer()
+    refuse_another_network(training, trainer.model)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     if trainer.stop.received and trainer.state.global_step < trainer.state.max_steps:
         checkpoint = last_checkpoint(training.output_dir)
@@ -130,13 +134,46 @@ def exit_status(record: dict[str, Any]) -> int:
     return 128 + signal.SIGTERM if "stopped_at_step" in record else 0
 
 
-def refuse_earlier_run(training: ViTAETrainingArguments) -> None:
-    """See that a run which begins does not write over one that could go on."""
+def refuse_earlier_run(training: ViTAETrainingArguments, run: RunArguments) -> None:
+    """See that a run which begins writes neither over one that could go on nor among what it reads.
+
+    Raises:
+        ValueError: it would.
+    """
+    output = Path(training.output_dir).resolve()
+    if output == Path(getattr(run, "model_name_or_path", None) or "/").resolve():
+        raise ValueError(f"--output_dir {training.output_dir} is the model to begin with: choose another folder")
+    data = Path(run.dataset).resolve()
+    if data.is_dir() and output.is_relative_to(data) and Folder(data).contents[0] == "pictures":
+        raise ValueError(
+            f"--output_dir {training.output_dir} lies in the data set {run.dataset}, where its pictures would be taken"
+            " for one more class: choose another folder"
+        )
     if training.resume_from_checkpoint is None and (earlier := last_checkpoint(training.output_dir)):
         raise ValueError(
             f"{earlier} is of an earlier run: continue it by --resume_from_checkpoint last, or choose another"
             " --output_dir"
         )
+
+
+def refuse_another_network(training: ViTAETrainingArguments, model: Any) -> None:
+    """See that a run goes on with the network and the classes that it began with.
+
+    Raises:
+        ValueError: it does not.
+    """
+    found = find_checkpoint(training.resume_from_checkpoint, training.output_dir)
+    if found is True:
+        found = str(last_checkpoint(training.output_dir))
+    if not found or not (file := Path(found, "config.json")).is_file():
+        return
+    before, now = json.loads(file.read_text()), json.loads(model.config.to_json_string(use_diff=False))
+    for name in ("model_type", "hidden_sizes", "depths", "id2label"):
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"{file.parent} is of a run with other {name}, {printable(before.get(name))}, where there now are"
+                f" {printable(now.get(name))}: choose another --output_dir to begin a run"
+            )
 
 
 def take_over_pushing(training: ViTAETrainingArguments) -> bool:

@@ -217,12 +217,16 @@ def _of_run_lengths(segmentation: dict[str, Any], height: int, width: int) -> di
 
 
 def _of_polygons(polygons: Any, height: int, width: int) -> dict[str, Any]:
-    if not all(isinstance(polygon, Sequence) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in polygons):
-        lengths = [len(polygon) if isinstance(polygon, Sequence) else polygon for polygon in polygons]
+    try:  # some files have each pair in a list of its own
+        flat = [np.asarray(polygon, float).ravel() for polygon in polygons]
+    except (TypeError, ValueError):
+        raise ValueError("has a polygon that is no list of numbers") from None
+    if not all(len(numbers) >= 6 and len(numbers) % 2 == 0 for numbers in flat):
+        lengths = [len(numbers) for numbers in flat]
         raise ValueError(f"has polygons of {lengths} numbers, which must be pairs of x and y, three pairs at least")
-    points = np.concatenate([np.asarray(polygon, float).reshape(-1, 2) for polygon in polygons])
+    points = np.concatenate([numbers.reshape(-1, 2) for numbers in flat])
     if not np.isfinite(points).all():
         raise ValueError("has a polygon whose numbers must be finite")
     if points.min() < -ROUNDING or (points > np.array([width, height]) + ROUNDING).any():
         raise ValueError(f"has a polygon outside the picture of {width}×{height} pixels")
-    return coco_masks.merge(coco_masks.frPyObjects([list(map(float, polygon)) for polygon in polygons], height, width))
+    return coco_masks.merge(coco_masks.frPyObjects([numbers.tolist() for numbers in flat], height, width))

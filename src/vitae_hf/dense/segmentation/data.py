@@ -173,11 +173,22 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         return picture, mask, name
 
     def check(self, rows: int = 32) -> None:
-        """Read some rows, evenly spread over the split, so that wrong data are found before training begins."""
+        """Read some rows, evenly spread over the split, so that wrong data are found before training begins.
+
+        Raises:
+            ValueError: there is none, one is wrong, or their masks have one class alone beside pixels that are ignored.
+        """
         if not len(self):
             raise ValueError("the split has no rows")
-        for index in np.unique(np.linspace(0, len(self) - 1, rows).astype(int)):
-            self.read(int(index))
+        read = np.unique(np.linspace(0, len(self) - 1, rows).astype(int))
+        values = {int(value) for index in read for value in np.unique(self.read(int(index))[1])}
+        if values == {IGNORED_CLASS}:
+            raise ValueError(f"the masks have no class: all their pixels are {IGNORED_CLASS}, which is ignored")
+        if values == {0, IGNORED_CLASS} and self.num_labels > 1:
+            raise ValueError(
+                f"the masks have the values 0 and {IGNORED_CLASS} alone, and {IGNORED_CLASS} is ignored: write 1 for"
+                f" the second of the {self.num_labels} classes"
+            )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         picture, mask, name = self.read(index)

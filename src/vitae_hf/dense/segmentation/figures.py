@@ -7,11 +7,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ...evaluation.colours import class_colours
+from ...evaluation.plain_text import plain_text
 
 
 MOST_NAMES = 16  # classes in a legend
 
 
+@plain_text
 def draw_overlays(
     rows: list[tuple[PIL.Image.Image, np.ndarray, np.ndarray]], names: list[str], title: str, opacity: float = 0.65
 ) -> Figure:
