@@ -106,7 +106,7 @@ def test_a_json_file_is_left_as_it_was_if_it_cannot_be_written_to_its_end(tmp_pa
     write_json({"a": 1}, tmp_path / "record.json")
     write_text = Path.write_text
 
-    def disk_is_full(path, text):
+    def disk_is_full(path, text, **options):
         write_text(path, text[:3])
         raise OSError("no space left on device")
 

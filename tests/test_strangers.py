@@ -270,10 +270,6 @@ def compressed(path):
             archive.writestr(name, plain.read(name))
 
 
-def many_unfinite(path):
-    torch.save({f"layer {index}": torch.full((1,), torch.nan) for index in range(2000)}, path)
-
-
 CHINESE = 7 * "".join(map(chr, range(0x4E00, 0x4E00 + 20_000)))  # in 420 kB
 SCALAR = b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n" + text("V2000000000") + b"\x85R\x85R"
 BAD_CHECKPOINTS = {
@@ -295,9 +291,8 @@ BAD_CHECKPOINTS = {
         weights(weight=lambda head: torch.quantize_per_tensor(head, 0.1, 0, torch.qint8)),
         "head.weight (quantised)",
     ),
-    "not a number": (weights(bias=lambda bias: bias / 0 * 0, weight=torch.exp), "head.bias (not finite)"),
-    "endless": (weights(bias=lambda bias: bias.abs() / 0), "head.bias (not finite)"),
-    "many that are not finite": (many_unfinite, "layer 9 (not finite), … and 1990 more"),
+    "not a number": (weights(bias=lambda bias: bias / 0 * 0, weight=torch.exp), "not finite: head.bias"),
+    "endless": (weights(bias=lambda bias: bias.abs() / 0), "not finite: head.bias"),
 }
 
 

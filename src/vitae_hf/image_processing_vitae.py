@@ -73,13 +73,14 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Turn a picture upright and into 8-bit RGB. 16-bit grey is scaled to 8 bits; Pillow would clip it.
 
     Raises:
-        ValueError: its values are fractions that are not those of 8 bits.
+        ValueError: its values are fractions, from 0 to 1 or for the most part not those of 8 bits.
     """
     image = PIL.ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         pixels = np.asarray(image)
         lowest, highest = pixels.min(), pixels.max()
-        if image.mode == "F" and (lowest < 0 or highest > 255 or 0 < highest <= 1):
+        is_cut = np.mean((pixels < 0) | (pixels > 255)) > 0.1  # filters go beyond the bounds at edges
+        if image.mode == "F" and (is_cut or 0 < highest <= 1):
             raise ValueError(f"its values are fractions from {lowest:g} to {highest:g}: save it with 8 or 16 bits")
         if image.mode.startswith("I;16") or highest > 255:
             if highest < 4096:

@@ -207,10 +207,11 @@ class Folder:
             ValueError: it holds files and no picture.
         """
         for root, _ in self.splits.values():
+            above = os.path.realpath(self.path), os.path.realpath(root)
             for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name not in classes):
-                if folder.name.startswith((".", "__")):
+                if folder.name.startswith((".", "__")) or os.path.realpath(folder) in above:
                     continue
-                if files := [path for path, _ in files_below(folder)]:
+                if files := [path for path, problem in files_below(folder, above) if problem is None]:
                     raise ValueError(
                         f"{folder} lies among the folders of the classes, and of its {len(files)} files, such as"
                         f" {files[0].name}, none is a picture that can be read: convert them, or move the folder away"
