@@ -177,7 +177,8 @@ def test_where_nothing_can_be_written_the_place_is_named(tmp_path, monkeypatch, 
         (["--config", "broken.yaml"], "broken.yaml is no YAML"),
         (["--config", "list.yaml"], "list.yaml must hold arguments"),
         (["--config", "wrong.yaml"], "argument --learning_rate"),
-        (["--config", "many.yaml"], "many.yaml: learning_rate must be one number"),
+        (["--config", "many.yaml"], "many.yaml: learning_rate must be one value"),
+        (["--config", "nothing.yaml"], "nothing.yaml: learning_rate has no value"),
         (["--no_such", "1"], "--no_such"),
         (["--learning_rate", "fast"], "argument --learning_rate"),
         (["--preset", "nothing"], "nothing"),
@@ -188,7 +189,13 @@ def test_where_nothing_can_be_written_the_place_is_named(tmp_path, monkeypatch, 
 )
 def test_a_wrong_recipe_or_argument_is_named(tmp_path, monkeypatch, capsys, command, words, said):
     monkeypatch.chdir(tmp_path)
-    texts = {"broken": "a: [1\n", "list": "- 1\n", "wrong": "learning_rate: fast\n", "many": "learning_rate: [1]\n"}
+    texts = {
+        "broken": "a: [1\n",
+        "list": "- 1\n",
+        "wrong": "learning_rate: fast\n",
+        "many": "learning_rate: [1]\n",
+        "nothing": "learning_rate:\n",
+    }
     for name, text in texts.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     data = SCENES if command in ("segment", "detect") else DATA

@@ -339,14 +339,16 @@ def test_the_script_draws_each_image_and_names_a_broken_one(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     sources = [ASSETS / name for name in ("chelsea.png", "sneaker.png", "chelsea.png")]
     sources.insert(1, tmp_path / "broken.png")
-    sources.append(tmp_path / "missing.png")
+    sources += [tmp_path / "missing.png", tmp_path, "http://127.0.0.1:9/picture.png"]
     arguments = [tmp_path / "model", *sources, "--output", tmp_path / "out", "--target", "LABEL_3"]
     done = run("explain", *arguments, "--image_size", 64, 96)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    broken, missing = (line for line in done.stderr.splitlines() if line.startswith("error"))
+    broken, missing, folder, elsewhere = (line for line in done.stderr.splitlines() if line.startswith("error"))
     assert "broken.png" in broken and missing == f"error: {tmp_path / 'missing.png'}: there is no such file"
+    assert folder == f"error: {tmp_path}: it is a folder: name the pictures in it"
+    assert elsewhere.startswith("error: http://127.0.0.1:9/picture.png: no picture came from there: ")
     *lines, record = map(json.loads, done.stdout.splitlines())
-    assert record["images"] == len(lines) == 3 and record["failed"] == [str(source) for source in sources[1::3]]
+    assert record["images"] == len(lines) == 3 and record["failed"] == [str(sources[i]) for i in (1, 4, 5, 6)]
     expected = explain(model, PROCESSOR, CAT)
     assert lines[0]["labels"] == [
         {**entry, "score": pytest.approx(entry["score"], abs=1e-4)} for entry in expected.labels

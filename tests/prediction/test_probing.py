@@ -105,6 +105,9 @@ def test_labels_are_read_from_both_kinds_of_file(tmp_path):
         '\ufeffnote,path,label\nx,"a, 1.png",01\n,b.png,\n,c.png,2\n', encoding="utf-8"
     )
     assert read_labels(tmp_path / "labels.csv") == {"a, 1.png": "01", "c.png": "2"}
+    (tmp_path / "open.csv").write_text('path,label\na.png,"' + 200_000 * "x")
+    with pytest.raises(ValueError, match="open.csv cannot be read behind line .*: field larger than field limit"):
+        read_labels(tmp_path / "open.csv")
     parquet.write_table(pa.table({"path": ["a", "b"], "label": [7, None]}), tmp_path / "labels.parquet")
     assert read_labels(tmp_path / "labels.parquet") == {"a": "7"}
 

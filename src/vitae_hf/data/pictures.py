@@ -10,7 +10,9 @@ import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import torch
+from huggingface_hub.utils import httpx
 
+from ..failures import first_line
 from ..image_processing_vitae import read_image, to_rgb
 
 
@@ -18,12 +20,17 @@ def open_picture(name: str) -> PIL.Image.Image:
     """The picture of a file or URL that somebody typed.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or it is a folder.
         OSError, ValueError: it cannot be read.
     """
     if not os.path.isfile(name) and not name.startswith(("http://", "https://")):
-        raise FileNotFoundError("there is no such file")
-    return read_image(name)
+        raise FileNotFoundError(
+            "it is a folder: name the pictures in it" if os.path.isdir(name) else "there is no such file"
+        )
+    try:
+        return read_image(name)
+    except httpx.HTTPError as error:  # which is no OSError
+        raise OSError(f"no picture came from there: {first_line(error)}") from error
 
 
 def decode(row: dict[str, Any], num_labels: int | None = None, name: str = "a row") -> PIL.Image.Image:

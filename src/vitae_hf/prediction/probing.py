@@ -74,7 +74,10 @@ def _read_rows(file: Path) -> list[tuple[str, str]]:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             table = csv.DictReader(lines)
             _check_columns(file, table.fieldnames or [])
-            rows = list(table)
+            try:
+                rows = list(table)
+            except csv.Error as error:  # which is no ValueError
+                raise ValueError(f"{file} cannot be read behind line {table.line_num}: {error}") from error
     elif file.suffix.lower() == ".parquet":
         _check_columns(file, parquet.read_schema(file).names)
         rows = parquet.read_table(file, columns=["path", "label"]).to_pylist()

@@ -289,11 +289,11 @@ def read_recipe(path: Path, parser: HfArgumentParser) -> dict[str, Any]:
     """The arguments in a YAML file, without its section `about`; numbers are text, as on a command line.
 
     Raises:
-        ValueError: it is no YAML of arguments, or a value is a list or mapping where one number is expected.
+        ValueError: it is no YAML of arguments, or a value is missing, or several where one is expected.
     """
     try:
-        recipe = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8-sig")) or {}
+    except (yaml.YAMLError, UnicodeError) as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must hold arguments with their values, got a {type(recipe).__name__}")
@@ -303,8 +303,10 @@ def read_recipe(path: Path, parser: HfArgumentParser) -> dict[str, Any]:
         if name not in known:
             closest = get_close_matches(str(name), known, n=1, cutoff=0)[0]
             raise ValueError(f"{path}: there is no argument {name!r}; did you mean {closest!r}?")
-        if isinstance(value, list | dict) and known[name].nargs is None and known[name].type in (int, float):
-            raise ValueError(f"{path}: {name} must be one number, got {value}")
+        if value is None:
+            raise ValueError(f"{path}: {name} has no value: write one, or leave the line out")
+        if isinstance(value, list | dict) and known[name].nargs is None and known[name].type in (int, float, Path):
+            raise ValueError(f"{path}: {name} must be one value, got {value}")
         if isinstance(value, int | float) and not isinstance(value, bool):
             recipe[name] = str(value)  # argparse converts and checks defaults that are text, and no others
     return recipe
