@@ -371,6 +371,13 @@ def test_a_folder_that_was_meant_to_be_a_class_is_not_passed_over(tmp_path, capl
         load_labelled_images(str(tmp_path))
 
 
+def test_metadata_without_rows_are_named(own_cache):
+    write_pictures(own_cache / "pictures" / "1.png")
+    (own_cache / "pictures" / "metadata.csv").write_text("file_name,label\n")
+    with pytest.raises(ValueError, match="the metadata of .*pictures have no rows"):
+        load_labelled_images(str(own_cache / "pictures"))
+
+
 @pytest.mark.parametrize("column", ["label", "class", "category"])
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_labels_that_are_text_become_classes_in_order(own_cache, ending, column):

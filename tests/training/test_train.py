@@ -157,6 +157,10 @@ def test_what_would_be_lost_or_cannot_be_used_is_said_before_the_training(tmp_pa
         ({"output_dir": tmp_path / "two" / "outputs"}, "--output_dir .* lies in the data set .*two"),
         ({"dataset": tmp_path / "one"}, "one has one class, 'cats': a classifier tells at least two apart"),
         ({"crop_pct": 0}, "`crop_pct` must be above 0"),
+        (
+            {"metric_for_best_model": "accuracy"},
+            "--metric_for_best_model must be one of top1, top5, loss; got 'accuracy'",
+        ),
         ({"per_device_eval_batch_size": 0}, "`per_device_eval_batch_size` must be at least 1, got 0"),
         ({"report_to": "newspaper"}, "--report_to newspaper: its package is not installed; there are .*tensorboard"),
         ({"prediction_loss_only": True}, "--prediction_loss_only leaves out the accuracy"),

@@ -96,6 +96,9 @@ class Classification(Task[ViTAETrainer]):
 
     def build_trainer(self) -> ViTAETrainer:
         run, training = self.run, self.training
+        metrics, best = (*self.accuracies, "loss"), training.metric_for_best_model
+        if best is not None and best.removeprefix("eval_") not in metrics:
+            raise ValueError(f"--metric_for_best_model must be one of {', '.join(metrics)}; got {best!r}")
         names = read_class_names(run.class_names) if run.class_names else None
         shards = find_stream(run, training, names=names, label_column=run.label_column_name)
         if shards is not None and shards.classes is not None:

@@ -166,7 +166,10 @@ def _load_folder(folder: Folder, source: str, splits: list[str] | None, labelled
         return datasets.DatasetDict({split: data[split] for split in wanted})
     patterns = {split: as_data_files(files) for split, files in data_files.items()}
     if kind == "metadata":  # all of it is read: a part could lack columns
-        data = datasets.load_dataset("imagefolder", data_files=patterns)
+        try:
+            data = datasets.load_dataset("imagefolder", data_files=patterns)
+        except IndexError as error:  # of tables that have a header alone
+            raise ValueError(f"the metadata of {source} have no rows") from error
         return datasets.DatasetDict({split: data[split] for split in wanted})
     described = DatasetInfosDict.from_directory(source)  # by the folder's card
     features = next(iter(described.values())).features if len(described) == 1 else None
