@@ -186,8 +186,9 @@ def test_what_does_not_go_together_is_refused_before_training(few_scenes, tmp_pa
         with pytest.raises(ValueError, match=message):
             detect_command.main(options(tmp_path, dataset=few_scenes, max_steps=1, **values))
     sizes = {"detector": "faster_rcnn", "short_sides": 64, "per_device_eval_batch_size": 2}
-    write_coco(tmp_path / "coco")
-    PIL.Image.new("RGB", (60, 30)).save(tmp_path / "coco" / "val2017" / "b.png")
+    write_coco(tmp_path / "coco", changed("images", 1, width=60))
+    for split in ("train2017", "val2017"):
+        PIL.Image.new("RGB", (60, 30)).save(tmp_path / "coco" / split / "b.png")
     with pytest.raises(ValueError, match="differ in size, .* per_device_eval_batch_size to 1"):
         detect_command.main(options(tmp_path, dataset=tmp_path / "coco", max_steps=1, **sizes))
 

@@ -136,6 +136,10 @@ BROKEN = {
     ),
     "a number for a file": (changed("images", file_name=5), "entry 0 of images in .* must have id and file_name"),
     "no file name": (changed("images", file_name=None), "entry 0 of images in .* must have id and file_name"),
+    "another size": (
+        changed("images", 1, width=640, height=480),
+        r"gives b.png 640×480 pixels, but it has 40×30: its boxes",
+    ),
     "names twice": (changed("categories", name="dog"), "several categories called dog"),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import PIL.Image
 
 from ...data.folders import SPLITS, kind_of, split_of, walk, words_of
 from ...messages import listed, printable
@@ -131,7 +132,29 @@ def find_pictures(content: dict[str, Any], folder: Path, path: Path, split: str)
     missing = [name for name in names if not (best / name).is_file()]
     if missing:
         raise ValueError(f"{path} names pictures that are missing in {best}: {listed(missing)}")
+    check_sizes(content, path, best)
     return best
+
+
+def check_sizes(content: dict[str, Any], path: Path, pictures: Path, most: int = 100) -> None:
+    """See that pictures, some of them if there are many, have the sizes that the file at `path` gives.
+
+    Raises:
+        ValueError: one has another, as if it had been resized since its boxes were drawn.
+    """
+    images = content["images"]
+    for image in images[:: -(-len(images) // most) or 1]:
+        given = image.get("width"), image.get("height")
+        try:
+            with PIL.Image.open(pictures / image["file_name"]) as picture:
+                size = picture.size
+        except Exception:  # a damaged picture is named as it is decoded
+            continue
+        if None not in given and given != size:
+            raise ValueError(
+                f"{path} gives {image['file_name']} {given[0]}×{given[1]} pixels, but it has {size[0]}×{size[1]}:"
+                " its boxes are those of the first size"
+            )
 
 
 def rows_of(content: dict[str, Any], path: Path, pictures: Path, numbers: dict[Any, int]) -> list[dict[str, Any]]:
