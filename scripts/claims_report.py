@@ -97,9 +97,10 @@ def differences_table(results: dict) -> list[str]:
 
 
 def signed(differences: list[float]) -> str:
-    """Mean and range of differences, bold if all have one sign."""
+    """Mean and range of differences, bold if several have all one sign."""
     text = f"{statistics.mean(differences):+.1f} ({min(differences):+.1f} to {max(differences):+.1f})"
-    return f"**{text}**" if min(differences) > 0 or max(differences) < 0 else text
+    is_sure = len(differences) > 1 and (min(differences) > 0 or max(differences) < 0)
+    return f"**{text}**" if is_sure else text
 
 
 def matched_table(results: dict) -> list[str]:

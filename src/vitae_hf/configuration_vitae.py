@@ -307,7 +307,8 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
         folder.mkdir(parents=True, exist_ok=True)
         # The library has just saved the model's own code. What else the configuration names is of an earlier folder.
         named = getattr(self, "auto_map", None) or {}
-        own = {key: name for key, name in named.items() if (folder / f"{name.partition('.')[0]}.py").exists()}
+        texts = {key: name for key, name in named.items() if isinstance(name, str)}  # others are of tokenizers
+        own = {key: name for key, name in texts.items() if (folder / f"{name.partition('.')[0]}.py").exists()}
         self.auto_map: dict[str, str] = {**self.auto_classes, **own}
         for name in self.code_files:
             source = Path(__file__).with_name(name)

@@ -2,13 +2,14 @@
 """How a command ends: with its record as the last line, or with one sentence that says what went wrong."""
 
 import argparse
+import io
 import json
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import torch
@@ -58,6 +59,8 @@ def run_command(
 ) -> None:
     """Run a command and end the process: its record as a line of JSON, or a sentence on stderr and status 1.
 
+    The status is 130 after Ctrl-C, and 141 where nobody reads what is printed, such as before `head`.
+
     Under torchrun the first process alone prints the record. TRANSFORMERS_VERBOSITY=debug shows where a failure arose.
 
     Args:
@@ -71,9 +74,9 @@ def run_command(
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except BrokenPipeError:
-        leave_quietly()
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not is_listened_to():
+            leave_quietly()
         if not any(isinstance(cause, FAILURES) or is_of_data(cause) for cause in causes(error)):
             raise
         logger.debug("a command failed", exc_info=error)
@@ -87,9 +90,19 @@ def run_command(
     sys.exit(status(record or {}))
 
 
+def is_listened_to() -> bool:
+    """Whether what the process prints can still be written."""
+    try:
+        print(flush=True)  # an empty line, since writing nothing always succeeds
+    except BrokenPipeError:
+        return False
+    return True
+
+
 def leave_quietly() -> NoReturn:
     """End the process of which nobody reads what it prints, such as before `head`, as shells expect it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print goes nowhere
+    with suppress(io.UnsupportedOperation):  # of a stdout that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to print goes nowhere
     sys.exit(128 + 13)  # SIGPIPE, which not all systems have
 
 

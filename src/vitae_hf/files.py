@@ -2,7 +2,6 @@
 """Files that the package carries (recipes, pictures, a small trained model), and what is written whole or not."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,7 +55,7 @@ def size_of(folder: Path) -> int:
 
 def write_json(record: Any, path: Path, indent: int | None = 1) -> None:
     """Write a JSON file anew. A process that is stopped on the way leaves the file as it was."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")  # of this process and this file alone
+    unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(json.dumps(record, indent=indent) + "\n", encoding="utf-8")
     unfinished.replace(path)
 

@@ -73,17 +73,22 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Turn a picture upright and into 8-bit RGB. 16-bit grey is scaled to 8 bits; Pillow would clip it.
 
     Raises:
-        ValueError: its values are fractions, from 0 to 1 or for the most part not those of 8 bits.
+        ValueError: it has no pixels, or its floating-point values go from 0 to 1 or are mostly beyond 8 bits.
     """
     image = PIL.ImageOps.exif_transpose(image)
-    if image.mode == "F" or image.mode.startswith("I"):
+    if not all(image.size):
+        raise ValueError(f"the picture has no pixels: it is {image.size[0]}×{image.size[1]}")
+    if image.mode == "F":
         pixels = np.asarray(image)
-        lowest, highest = pixels.min(), pixels.max()
         is_cut = np.mean((pixels < 0) | (pixels > 255)) > 0.1  # filters go beyond the bounds at edges
-        if image.mode == "F" and (is_cut or 0 < highest <= 1):
-            raise ValueError(f"its values are fractions from {lowest:g} to {highest:g}: save it with 8 or 16 bits")
+        if is_cut or 0 < pixels.max() <= 1:
+            bounds = f"{pixels.min():g} to {pixels.max():g}"
+            raise ValueError(f"its values are floating-point numbers from {bounds}: save it with 8 or 16 bits")
+    elif image.mode.startswith("I"):
+        pixels = np.asarray(image)
+        highest = pixels.max()
         if image.mode.startswith("I;16") or highest > 255:
-            if highest < 4096:
+            if 0 < highest < 4096:
                 logger.warning_once(
                     f"A picture of 16 bits has no value above {highest}, so that it is nearly black: scale such"
                     " pictures to 65535."

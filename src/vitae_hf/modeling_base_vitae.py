@@ -153,7 +153,8 @@ class ViTAEFamilyPreTrainedModel(PreTrainedModel):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls._auto_class = None  # not inherited: a user's class is saved as one once it is registered itself
+        if "_auto_class" not in vars(cls):  # not inherited: a user's class is saved as one once it is registered itself
+            cls._auto_class = None
 
     def __init__(self, config: ViTAEFamilyConfig, *args: Any, **kwargs: Any):
         config.validate()  # a second time, since fields may have been set after the configuration was made

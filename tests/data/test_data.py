@@ -362,11 +362,13 @@ def test_a_folder_that_was_meant_to_be_a_class_is_not_passed_over(tmp_path, capl
     (tmp_path / "nothing").mkdir()
     (tmp_path / "__MACOSX").mkdir()
     assert load_labelled_images(str(tmp_path))["train"].features["label"].names == ["cells", "others"]
-    assert "nothing is empty, and no class" in caplog.text and "MACOSX" not in caplog.text
+    assert "nothing holds no pictures, and is no class" in caplog.text and "MACOSX" not in caplog.text
     (tmp_path / "debris").mkdir()
+    (tmp_path / "debris" / "notes.txt").write_text("of a telephone")
+    assert len(load_labelled_images(str(tmp_path))["train"]) == 2
     (tmp_path / "debris" / "1.heic").write_bytes(b"of a telephone")
     with pytest.raises(
-        ValueError, match="debris lies among the folders of the classes, and of its 1 files, such as 1.heic"
+        ValueError, match="debris lies among the folders of the classes, and of its 2 files, such as 1.heic, none can"
     ):
         load_labelled_images(str(tmp_path))
 

@@ -162,7 +162,8 @@ def test_what_would_be_lost_or_cannot_be_used_is_said_before_the_training(tmp_pa
             "--metric_for_best_model must be one of top1, top5, loss; got 'accuracy'",
         ),
         ({"per_device_eval_batch_size": 0}, "`per_device_eval_batch_size` must be at least 1, got 0"),
-        ({"report_to": "newspaper"}, "--report_to newspaper: its package is not installed; there are .*tensorboard"),
+        ({"report_to": "newspaper"}, "--report_to newspaper: it must be of .*tensorboard.*, all or none"),
+        ({"report_to": "comet_ml"}, "--report_to comet_ml: its package is not installed"),
         ({"prediction_loss_only": True}, "--prediction_loss_only leaves out the accuracy"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -204,19 +204,25 @@ class Folder:
         """See that no folder beside those of the classes was meant to be one.
 
         Raises:
-            ValueError: it holds files and no picture.
+            ValueError: it holds pictures of kinds that Pillow does not open.
         """
         for root, _ in self.splits.values():
             above = os.path.realpath(self.path), os.path.realpath(root)
             for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name not in classes):
                 if folder.name.startswith((".", "__")) or os.path.realpath(folder) in above:
                     continue
-                if files := [path for path, problem in files_below(folder, above) if problem is None]:
+                files = [path for path, problem in files_below(folder, above) if problem is None]
+                pictures = [file for file in files if file.suffix.lower() in UNREAD_PICTURES]
+                if pictures:
                     raise ValueError(
                         f"{folder} lies among the folders of the classes, and of its {len(files)} files, such as"
-                        f" {files[0].name}, none is a picture that can be read: convert them, or move the folder away"
+                        f" {pictures[0].name}, none can be read: convert them, or move the folder away"
                     )
-                logger.warning_once(f"{folder} is empty, and no class")
+                logger.warning_once(f"{folder} holds no pictures, and is no class")
+
+
+UNREAD_PICTURES = (".heic", ".heif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf")
+"""How names of pictures end that Pillow does not open by itself."""
 
 
 class Circle(ValueError):

@@ -113,7 +113,7 @@ def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     if not is_state_dict or not content:
         raise ValueError(
             f"{path} holds no state dict: expected tensors by name, at the top or under `state_dict_ema`,"
-            " `state_dict` or `model`"
+            " `model_ema`, `state_dict` or `model`"
         )
     unusable = {name: value.problem for name, value in content.items() if isinstance(value, NoTensor)}
     if unusable:

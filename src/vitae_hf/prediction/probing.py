@@ -73,8 +73,8 @@ def _read_rows(file: Path) -> list[tuple[str, str]]:
     if file.suffix.lower() == ".csv":
         with file.open(newline="", encoding="utf-8-sig") as lines:
             table = csv.DictReader(lines)
-            _check_columns(file, table.fieldnames or [])
             try:
+                _check_columns(file, table.fieldnames or [])
                 rows = list(table)
             except csv.Error as error:  # which is no ValueError
                 raise ValueError(f"{file} cannot be read behind line {table.line_num}: {error}") from error

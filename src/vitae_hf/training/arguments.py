@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ..environment import has_bfloat16
 from ..files import find_recipe
-from ..messages import listed
 from ..presets import config_from_preset
 from .optimization import scaled_ema_decay, scaled_learning_rate
 
@@ -158,11 +157,11 @@ class ViTAETrainingArguments(TrainingArguments):
                 f"one process cannot train on {self.n_gpu} GPUs: start `torchrun --nproc_per_node {self.n_gpu}` with"
                 " the same script and arguments, or choose one GPU by CUDA_VISIBLE_DEVICES"
             )
-        known = {"all", "none", *get_available_reporting_integrations()}
-        if missing := [name for name in self.report_to or [] if isinstance(name, str) and name not in known]:
-            raise ValueError(
-                f"--report_to {missing[0]}: its package is not installed; there are {listed(sorted(known))}"
-            )
+        for name in self.report_to or []:
+            if name in INTEGRATION_TO_CALLBACK and name not in (*get_available_reporting_integrations(), "flyte"):
+                raise ValueError(f"--report_to {name}: its package is not installed")
+            if isinstance(name, str) and name not in ("all", "none", *INTEGRATION_TO_CALLBACK):
+                raise ValueError(f"--report_to {name}: it must be of {', '.join(INTEGRATION_TO_CALLBACK)}, all or none")
         if self.per_device_eval_batch_size < 1:
             raise ValueError(f"`per_device_eval_batch_size` must be at least 1, got {self.per_device_eval_batch_size}")
         if self.data_seed is None:

@@ -6,7 +6,6 @@ A [`Task`] says what is special about its task: arguments, data, model and train
 """
 
 import dataclasses
-import json
 import shutil
 import signal
 import sys
@@ -17,7 +16,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from huggingface_hub import HfApi, ModelCard
-from transformers import set_seed
+from transformers import PreTrainedConfig, set_seed
 from transformers.training_args import OptimizerNames
 
 from ..data.folders import Folder
@@ -141,13 +140,13 @@ def refuse_earlier_run(training: ViTAETrainingArguments, run: RunArguments) -> N
         ValueError: it would.
     """
     output = Path(training.output_dir).resolve()
-    if output == Path(getattr(run, "model_name_or_path", None) or "/").resolve():
+    if output.is_dir() and output == Path(getattr(run, "model_name_or_path", None) or "/").resolve():
         raise ValueError(f"--output_dir {training.output_dir} is the model to begin with: choose another folder")
     data = Path(run.dataset).resolve()
     if data.is_dir() and output.is_relative_to(data) and Folder(data).contents[0] == "pictures":
         raise ValueError(
             f"--output_dir {training.output_dir} lies in the data set {run.dataset}, where its pictures would be taken"
-            " for one more class: choose another folder"
+            " for data: choose another folder"
         )
     if training.resume_from_checkpoint is None and (earlier := last_checkpoint(training.output_dir)):
         raise ValueError(
@@ -167,7 +166,9 @@ def refuse_another_network(training: ViTAETrainingArguments, model: Any) -> None
         found = str(last_checkpoint(training.output_dir))
     if not found or not (file := Path(found, "config.json")).is_file():
         return
-    before, now = json.loads(file.read_text()), json.loads(model.config.to_json_string(use_diff=False))
+    before, now = PreTrainedConfig.get_config_dict(file.parent)[0], model.config.to_dict()
+    if before.get("model_type") == now["model_type"]:  # a file leaves out what the class has by itself
+        before = type(model.config).from_pretrained(file.parent).to_dict()
     for name in ("model_type", "hidden_sizes", "depths", "id2label"):
         if before.get(name) != now.get(name):
             raise ValueError(

@@ -150,7 +150,7 @@ def check_sizes(content: dict[str, Any], path: Path, pictures: Path, most: int =
                 size = picture.size
         except Exception:  # a damaged picture is named as it is decoded
             continue
-        if None not in given and given != size:
+        if all(isinstance(side, (int, float)) and side > 0 for side in given) and given not in (size, size[::-1]):
             raise ValueError(
                 f"{path} gives {image['file_name']} {given[0]}×{given[1]} pixels, but it has {size[0]}×{size[1]}:"
                 " its boxes are those of the first size"

@@ -10,11 +10,15 @@ import numpy as np
 import PIL.Image
 import torch
 from torch.utils.data import Dataset
+from transformers.utils import logging
 
 from ...class_names import read_class_names
 from ...data.pictures import decode_image, unturned
 from ...data.samples import PictureDataset, seeded
 from ...data.sources import IMAGE_COLUMNS, load_any
+
+
+logger = logging.get_logger(__name__)
 
 
 IGNORED_CLASS = 255
@@ -176,19 +180,22 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         """Read some rows, evenly spread over the split, so that wrong data are found before training begins.
 
         Raises:
-            ValueError: there is none, one is wrong, or their masks have one class alone beside pixels that are ignored.
+            ValueError: there is none, one is wrong, or of two classes the second is nowhere, where 255 may be meant.
         """
         if not len(self):
             raise ValueError("the split has no rows")
         read = np.unique(np.linspace(0, len(self) - 1, rows).astype(int))
         values = {int(value) for index in read for value in np.unique(self.read(int(index))[1])}
         if values == {IGNORED_CLASS}:
-            raise ValueError(f"the masks have no class: all their pixels are {IGNORED_CLASS}, which is ignored")
-        if values == {0, IGNORED_CLASS} and self.num_labels > 1:
-            raise ValueError(
-                f"the masks have the values 0 and {IGNORED_CLASS} alone, and {IGNORED_CLASS} is ignored: write 1 for"
-                f" the second of the {self.num_labels} classes"
-            )
+            logger.warning("no class in %d masks of %d: all their pixels are ignored", len(read), len(self))
+        is_as_stored = not self.reduce_labels and self.ignored_class is None
+        if values == {0, IGNORED_CLASS} and self.num_labels == 2 and is_as_stored:
+            others = (self.read(index)[1] for index in range(len(self)))
+            if not any((mask == 1).any() for mask in others):
+                raise ValueError(
+                    f"the masks have the values 0 and {IGNORED_CLASS} alone, and {IGNORED_CLASS} is ignored: write 1"
+                    " for the second class"
+                )
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         picture, mask, name = self.read(index)
