@@ -182,6 +182,10 @@ class ViTAEAttention(nn.Module):
         if rel_pos_size is not None:
             self.relative_positions = ViTAERelativePositions(rel_pos_size, self.head_dim)
 
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Query, key and value: (B, T, Cin) -> (B, T, C) each."""
+        return self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+
     def split_heads(self, states: torch.Tensor) -> torch.Tensor:
         return unflatten(states, 2, (-1, self.head_dim)).transpose(1, 2)  # (B, T, C) -> (B, heads, T, D)
 
@@ -219,9 +223,7 @@ class ViTAEAttention(nn.Module):
         batch, bias = hidden_states.shape[0], None
         if self.window_size is not None:
             hidden_states = split_into_windows(hidden_states, height, width, self.window_size, self.window_padding)
-        query, key, value = (
-            self.split_heads(projection(hidden_states)) for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        query, key, value = map(self.split_heads, self.project(hidden_states))
         if self.relative_positions is not None:
             grid_size = (height, width) if self.window_size is None else (self.window_size, self.window_size)
             bias = self.relative_positions(query * self.scaling, *grid_size)

@@ -280,8 +280,8 @@ class ViTAEPreTrainedModel(ViTAEFamilyPreTrainedModel):
         Source: Zhang et al. 2022, ViTAEv2 (arXiv 2202.10108), on scaling ViTAE up.
         """
         cells = [module for module in self.modules() if isinstance(module, ViTAENormalCell)]
-        layers = [layer for cell in cells for layer in cell.conv_branch.modules() if isinstance(layer, nn.Conv2d)]
-        convs = [layer for layer in layers if layer.kernel_size == (1, 1)]
+        layers: list[Any] = [layer for cell in cells for layer in cell.conv_branch.modules()]
+        convs = [layer for layer in layers if getattr(layer, "kernel_size", None) == (1, 1)]  # packed ones too
         if any(conv.weight.is_meta for conv in convs):
             raise ValueError(
                 "the 1×1 kernels of a masked autoencoder cannot be made 3×3 while they are offloaded: load the model"

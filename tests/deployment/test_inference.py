@@ -19,7 +19,7 @@ from vitae_hf.dense.backbone import dense_config
 from vitae_hf.dense.segmentation.model import new_segmenter
 from vitae_hf.deployment import packing
 from vitae_hf.deployment.folding import FoldedBatchNorm, fold_batch_norm
-from vitae_hf.deployment.packing import PackedConv2d, PackedLinear
+from vitae_hf.deployment.packing import PackedAttention, PackedConv2d, PackedLinear
 from vitae_hf.embeddings_vitae import sin_cos_positions
 from vitae_hf.layers_vitae import ViTAEConvLayer
 
@@ -75,10 +75,19 @@ def packed_layers(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, (PackedConv2d, PackedLinear))]
 
 
+def are_packed(model: nn.Module) -> bool:
+    """Whether each layer has a packed copy, those before an attention one together."""
+    together = [module for module in model.modules() if isinstance(module, PackedAttention)]
+    parts = {layer for module in together for layer in (module.q_proj, module.k_proj, module.v_proj)}
+    apart = [layer for layer in packed_layers(model) if layer not in parts]
+    assert together and apart and all(layer.packed is None for layer in parts)
+    return all(module.packed is not None for module in together + apart)
+
+
 def test_layers_are_packed_again_when_their_weights_change(model):
     expected = logits(prepare_for_inference(model))
     copied = copy.deepcopy(model)  # of packed layers
-    assert packed_layers(model) and all(layer.packed is not None for layer in packed_layers(model))
+    assert are_packed(model)
     weights = {name: 1.1 * weight for name, weight in model.state_dict().items()}
     model.load_state_dict(weights)
     changed = logits(model)
@@ -106,6 +115,42 @@ def test_what_is_trained_in_evaluation_mode_is_packed_again(model):
     torch.testing.assert_close(logits(copy.deepcopy(model)), after)
 
 
+def test_weights_that_are_edited_or_replaced_are_packed_again(model):
+    prepared = copy.deepcopy(prepare_for_inference(model))
+    for change in (torch.Tensor.mul_, lambda weight, factor: setattr(weight, "data", weight * factor)):
+        logits(prepared)
+        with torch.no_grad():
+            for layer in packed_layers(prepared):
+                change(layer.weight, 1.1)
+        torch.testing.assert_close(logits(prepared), logits(copy.deepcopy(prepared)))
+    assert (logits(prepared) - logits(model)).abs().max() > 0.01 * logits(model).std()
+
+
+def test_a_projection_that_is_watched_or_replaced_counts(model):
+    before = logits(prepare_for_inference(model))
+    attention = next(module for module in model.modules() if isinstance(module, PackedAttention))
+    hook = attention.k_proj.register_forward_hook(lambda layer, inputs, output: -output)
+    assert not torch.equal(logits(model), before)
+    hook.remove()
+    torch.testing.assert_close(logits(model), before)
+    attention.v_proj = nn.Linear(*attention.v_proj.weight.shape[::-1]).requires_grad_(False)
+    assert not torch.equal(logits(model), before)
+
+
+def test_adapters_refuse_a_prepared_model_since_their_place_is_before_its_activations(model):
+    peft = pytest.importorskip("peft")
+    with pytest.raises(ValueError, match="PackedLinear.* is not supported"):
+        peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["fc1"]), prepare_for_inference(model))
+
+
+def test_kernels_of_a_prepared_model_can_be_expanded():
+    model = used(AutoModel.from_config(config_from_preset("vitae-nano-mae", conv_kernel_size=1)))
+    narrow = prepare_for_inference(model)(images()).last_hidden_state
+    model.expand_conv_kernels()
+    torch.testing.assert_close(model(images()).last_hidden_state, narrow)
+    assert type(model)(model.config).load_state_dict(model.state_dict())  # of 3×3 kernels
+
+
 def test_gradients_and_autocast_are_those_of_the_ordinary_layers(model):
     pixel_values = images().requires_grad_()
     (expected,) = torch.autograd.grad(model(pixel_values).logits.sum(), pixel_values)
@@ -115,7 +160,7 @@ def test_gradients_and_autocast_are_those_of_the_ordinary_layers(model):
     with torch.autocast("cpu", torch.bfloat16):
         half = logits(model)
         linear = next(layer for layer in packed_layers(model) if isinstance(layer, PackedLinear))
-        assert linear(torch.zeros(1, linear.in_features)).dtype == torch.bfloat16
+        assert linear(torch.zeros(1, linear.weight.shape[1])).dtype == torch.bfloat16
     assert (half - logits(model)).abs().max() < 0.05 * half.std()
 
 

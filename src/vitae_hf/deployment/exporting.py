@@ -159,7 +159,7 @@ def widen_groups(model: nn.Module, width: int) -> None:
         if not isinstance(layer, ViTAEConvLayer) or not is_plain(layer.conv):
             continue
         conv: Any = layer.conv
-        if (merged := groups_of_width(conv, width)) > 1:
+        if (merged := groups_of_width(conv.weight, conv.groups, width)) > 1:
             conv.weight = nn.Parameter(merged_weight(conv.weight, conv.groups, merged))
             conv.groups //= merged
 

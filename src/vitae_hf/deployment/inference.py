@@ -56,7 +56,8 @@ def prepare_for_inference(
     also keep a second copy of their weights in the order that oneDNN computes with, and the C library keeps freed
     memory, in the whole process ([`keep_freed_memory`]).
 
-    The model can be saved. The folder holds an ordinary model, which computes the same.
+    The model can be saved. The folder holds an ordinary model, which computes the same. Adapters are added, or merged,
+    before a model is prepared: PEFT refuses packed layers.
 
     Args:
         model: a model of this family, or one that has such a backbone, on its device.

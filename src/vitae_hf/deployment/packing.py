@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from ..attention_vitae import ViTAEAttention
 from ..environment import cpu_capabilities
 from ..layers_vitae import ViTAEConvLayer, ViTAEFamilyCell, ViTAEMLP, ViTAEPyramidReduction, is_untouched
 from ..training.merging import groups_of_width, merged_weight
@@ -24,25 +25,45 @@ AMX_TILE = 16
 class PackedLayer(nn.Module):
     """Base class of layers that oneDNN computes from packed weights, with bias and activation in the same pass.
 
+    They are no `nn.Linear` and no `nn.Conv2d`, so that adapters refuse them: what LoRA adds to a layer's output belongs
+    before its activation.
+
     The ordinary weights stay. They are saved, and they are used whenever a gradient is needed. The layer packs them at
-    its first call, and again after they were moved, loaded or trained.
+    its first call, and again after they were moved, loaded, trained or replaced.
     """
 
+    weight: torch.Tensor
+    bias: torch.Tensor | None
     packed: torch.Tensor | None = None
-    activation: str
+    packed_from: list[tuple[int, int]]
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        """What is packed."""
+        return [self.weight]
 
     def is_packable(self, inputs: torch.Tensor) -> bool:
-        """Whether oneDNN can compute this call. If the weight may be trained next, the packed copy is dropped."""
-        if type(self.weight) is not nn.Parameter:  # quantised later, or replaced for this call alone
+        """Whether oneDNN can compute this call. The packed copy is dropped if it is not of the weights as they are."""
+        weights = self.weights
+        if any(type(weight) is not nn.Parameter for weight in weights):  # quantised later, or replaced for this call
             return False
-        if self.training or inputs.dtype != self.weight.dtype or torch.is_autocast_enabled(inputs.device.type):
+        if self.training or any(weight.dtype != inputs.dtype for weight in weights):
             return False
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            self.packed = None
+        if torch.is_autocast_enabled(inputs.device.type) or torch.compiler.is_compiling():
+            return False
+        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+            self.packed = None  # an optimizer may change them next
             return False
         if torch.is_grad_enabled() and inputs.requires_grad:
             return False
-        return not torch.compiler.is_compiling() and (self.packed is not None or can_pack(self.weight))
+        versions = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
+        if self.packed is not None and self.packed_from != versions:
+            self.packed = None
+        self.packed_from = versions
+        return self.packed is not None or all(map(can_pack, weights))
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={tuple(weight.shape)}" for name, weight in self.named_parameters(recurse=False))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "packed": None}  # copies and pickles pack for themselves
@@ -68,25 +89,47 @@ def can_pack(weight: torch.Tensor) -> bool:
     return hasattr(torch.ops.mkldnn, "_linear_pointwise") and (weight.dtype == torch.float32 or bfloat16)
 
 
-class PackedLinear(PackedLayer, nn.Linear):
+def packed_product(
+    hidden_states: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, activation: str = "none"
+) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(hidden_states, packed, bias, activation, [], "none")
+
+
+class PackedLinear(PackedLayer):
     """A linear layer and the activation after it. torch's own layer writes the bias to memory before it multiplies."""
 
     def __init__(self, linear: nn.Linear, activation: str):
-        super().__init__(linear.in_features, linear.out_features, bias=False, device="meta")
+        super().__init__()
         self.weight, self.bias, self.activation = linear.weight, linear.bias, activation
         self.eval()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if not self.is_packable(hidden_states):
-            return ACTIVATIONS[self.activation](super().forward(hidden_states))
+            return ACTIVATIONS[self.activation](nn.functional.linear(hidden_states, self.weight, self.bias))
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
-        return torch.ops.mkldnn._linear_pointwise.default(
-            hidden_states, self.packed, self.bias, self.activation, [], "none"
-        )
+        return packed_product(hidden_states, self.packed, self.bias, self.activation)
 
 
-class PackedConv2d(PackedLayer, nn.Conv2d):
+class PackedAttention(PackedLayer, ViTAEAttention):
+    """Attention whose queries, keys and values are one product, as long as their three layers are the packed ones."""
+
+    @property
+    def weights(self) -> list[torch.Tensor]:
+        return [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]
+
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        layers = (self.q_proj, self.k_proj, self.v_proj)
+        are_packed = all(type(layer) is PackedLinear and is_untouched(layer) for layer in layers)
+        if not (are_packed and self.is_packable(hidden_states)):
+            return super().project(hidden_states)
+        if self.packed is None:
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(self.weights))
+        bias = None if self.q_proj.bias is None else torch.cat([layer.bias for layer in layers])
+        return packed_product(hidden_states, self.packed, bias).chunk(3, dim=-1)
+
+
+class PackedConv2d(PackedLayer):
     """A convolution and the activation after it, computed in one pass where that is faster.
 
     On processors with AMX, several narrow groups are merged into a wide one, with zeros between them. This multiplies
@@ -95,16 +138,17 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, activation: str):
-        sizes = {name: getattr(conv, name) for name in ("kernel_size", "stride", "padding", "dilation", "groups")}
-        super().__init__(conv.in_channels, conv.out_channels, **sizes, bias=False, device="meta")
+        super().__init__()
         self.weight, self.bias, self.activation = conv.weight, conv.bias, activation
+        self.kernel_size, self.stride, self.padding = conv.kernel_size, conv.stride, conv.padding
+        self.dilation, self.groups = conv.dilation, conv.groups
         self.eval()
 
     @torch.no_grad()
     def pack(self, size: torch.Size) -> None:
         """Pack the weights for maps of this size. Packed for another size they can take four times as long."""
         has_tiles = self.weight.dtype == torch.bfloat16 and has_amx()
-        merged = groups_of_width(self, AMX_TILE) if has_tiles else 1
+        merged = groups_of_width(self.weight, self.groups, AMX_TILE) if has_tiles else 1
         weight = merged_weight(self.weight, self.groups, merged)
         step = self.step = math.gcd(*self.stride, *self.dilation) if has_tiles else 1
         pads = [int(pad) for pad in self.padding]
@@ -127,7 +171,8 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         if not self.is_packable(feature_map):
-            return ACTIVATIONS[self.activation](super().forward(feature_map))
+            geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
+            return ACTIVATIONS[self.activation](nn.functional.conv2d(feature_map, self.weight, self.bias, *geometry))
         if self.packed is None or self.packed_for != feature_map.shape[2:]:
             self.pack(feature_map.shape)
         if self.step > 1:
@@ -171,13 +216,20 @@ def owns_activation(module: ViTAEConvLayer | ViTAEPyramidReduction | ViTAEMLP) -
     return all(map(is_plain, layers)) and is_untouched(module.activation_fn)
 
 
+def pack_attention(attention: nn.Module) -> None:
+    """Pack the layers of an attention. Random features are no faster when queries, keys and values are one product."""
+    for name, _ in attention.named_children():
+        pack(attention, name)
+    if type(attention) is ViTAEAttention:
+        attention.__class__ = PackedAttention
+
+
 def pack_layers(model: nn.Module) -> None:
     """Pack all convolutions and linear layers of the cells, each together with the activation after it."""
     names = {type(activation): name for name, activation in ACTIVATIONS.items()}
     for module in list(model.modules()):
         if isinstance(module, ViTAEFamilyCell):
-            for name, _ in module.attention.named_children():
-                pack(module.attention, name)
+            pack_attention(module.attention)
         if not isinstance(module, WITH_ACTIVATION):
             continue
         activation = names.get(type(module.activation_fn), "none") if owns_activation(module) else "none"

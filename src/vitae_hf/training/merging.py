@@ -37,10 +37,10 @@ def merged_weight(weight: torch.Tensor, groups: int, merged: int) -> torch.Tenso
     return torch.diag_embed(blocks, dim1=1, dim2=3).flatten(0, 2).flatten(1, 2)
 
 
-def groups_of_width(conv: nn.Conv2d, width: int) -> int:
+def groups_of_width(weight: torch.Tensor, groups: int, width: int) -> int:
     """How many groups of a convolution to merge, so that their narrower side has this many channels, or nearly."""
-    narrowest = min(conv.in_channels, conv.out_channels) // conv.groups
-    return math.gcd(conv.groups, max(1, width // narrowest))
+    narrowest = min(weight.shape[0] // groups, weight.shape[1])
+    return math.gcd(groups, max(1, width // narrowest))
 
 
 class MergedConv2d(nn.Conv2d):
