@@ -14,7 +14,7 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -26,6 +26,7 @@ import onnxruntime
 import openvino
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from measure_export import session_options
 from transformers import PreTrainedModel
 from transformers.exporters.auto import AutoExportConfig, AutoHfExporter
@@ -67,6 +68,7 @@ WAYS = {  # in the order of the picture's columns
     "OpenVINO, float32": ("openvino", torch.float32),
     "OpenVINO, bfloat16": ("openvino", torch.bfloat16),
 }
+FOR_README = ("torch, float32", "torch, bfloat16", "OpenVINO, bfloat16")  # what the short picture shows
 
 
 def accuracies() -> dict[str, tuple[float, str]]:
@@ -155,12 +157,12 @@ def measure(networks: list[str], batch_sizes: list[int], rounds: int, least_seco
     return rows
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def draw(rows: list[dict], path: Path, ways: Sequence[str] = tuple(WAYS)) -> None:
     """Accuracy over time, a panel for each way and batch size. A line joins the networks that no other one beats."""
     batch_sizes = sorted({row["batch_size"] for row in rows})
-    figure = Figure(figsize=(4 * len(WAYS), 3.6 * len(batch_sizes)), layout="constrained")
-    axes = figure.subplots(len(batch_sizes), len(WAYS), sharey=True, squeeze=False)
-    for (i, batch_size), (j, way) in product(enumerate(batch_sizes), enumerate(WAYS)):
+    figure = Figure(figsize=(4 * len(ways), 3.6 * len(batch_sizes)), layout="constrained")
+    axes = figure.subplots(len(batch_sizes), len(ways), sharey=True, squeeze=False)
+    for (i, batch_size), (j, way) in product(enumerate(batch_sizes), enumerate(ways)):
         axis, here = axes[i, j], [row for row in rows if (row["way"], row["batch_size"]) == (way, batch_size)]
         here = sorted((row for row in here if "error" not in row), key=lambda row: row["ms_per_image"])
         best, edge = 0.0, []
@@ -168,11 +170,17 @@ def draw(rows: list[dict], path: Path) -> None:
             is_ours = row["network"] in PRESETS
             axis.plot(row["ms_per_image"], row["top1"], "o" if is_ours else "s", color="C3" if is_ours else "0.45")
             name = row["network"].removeprefix("timm:")
-            axis.annotate(name, (row["ms_per_image"], row["top1"]), (4, 4), textcoords="offset points", fontsize=7)
+            beside, side = ((5, -2), "left") if is_ours or row is here[0] else ((-5, -2), "right")
+            point = (row["ms_per_image"], row["top1"])
+            axis.annotate(name, point, beside, textcoords="offset points", ha=side, fontsize=8)
             if row["top1"] > best:
                 best, edge = row["top1"], [*edge, row]
         axis.plot(*zip(*((row["ms_per_image"], row["top1"]) for row in edge)), color="0.8", zorder=0)
         axis.set_xscale("log")
+        axis.margins(x=0.45)  # room for names
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.set_title(f"{way}, batch {batch_size}", fontsize=9)
         axis.set_xlabel("milliseconds per image")
     for row_of_axes in axes:
@@ -215,6 +223,8 @@ def main(argv: list[str] | None = None) -> dict:
     arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
     arguments.output.with_suffix(".md").write_text(markdown(rows))
     draw(rows, arguments.output.with_suffix(".png"))
+    largest = [row for row in rows if row["batch_size"] == max(arguments.batch_size)]
+    draw(largest, arguments.output.with_name(f"{arguments.output.name}_short.png"), FOR_README)
     return record
 
 
