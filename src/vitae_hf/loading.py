@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForUniversalSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
+    SegformerImageProcessor,
 )
 
 from .class_names import distinct
@@ -87,6 +88,16 @@ def load_trained(
             raise ValueError(f"the weights of {name} lack {len(missing)} tensors of the network: {listed(missing)}")
         raise ValueError(f"{name} is not a trained image classifier: it lacks {listed(missing)}")
     return model.eval(), load_processor(source, image_size, crop_pct, model.config, **shared)
+
+
+def segmentation_processor(short_side: int, reduce_labels: bool = False) -> SegformerImageProcessor:
+    """The image processor of a segmenter: pictures whose shorter side is `short_side` pixels, in their own proportions.
+
+    Args:
+        reduce_labels: whether 0 in a mask is no class, and 1 the first.
+    """
+    size = {"shortest_edge": short_side, "longest_edge": 4 * short_side}
+    return SegformerImageProcessor(size=size, do_reduce_labels=reduce_labels)
 
 
 def check_task(source: str, wanted: str, taken: tuple[str, ...] = (), **options: Any) -> None:

@@ -21,6 +21,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
 )
 
 from vitae_hf import ViTAEBackbone, ViTAEForPreTraining, ViTAEv2Backbone, config_from_preset, load_original_checkpoint
@@ -190,6 +191,118 @@ def test_every_tensor_of_a_key_list_finds_its_place_whatever_is_before_and_besid
     assert len(saved) == len(tensors) - dropped + 2 * fused
     without_module = {group.removeprefix("module."): count for group, count in groups.items()}
     assert record["left_aside"] == without_module
+
+
+# ------------------------------------------------------------------------------------ whole UperNets out of a run
+
+
+def upernet_heads(widths: list[int], width: int = 16, num_labels: int = 3) -> dict[str, torch.Tensor]:
+    """Heads on maps of these widths, by mmsegmentation's names."""
+    tensors = {}
+
+    def layer(name: str, out: int, inputs: int, kernel_size: int) -> None:
+        tensors[f"{name}.conv.weight"] = torch.randn(out, inputs, kernel_size, kernel_size) / (
+            inputs**0.5 * kernel_size
+        )
+        for leaf in ("weight", "bias", "running_mean", "running_var"):
+            tensors[f"{name}.bn.{leaf}"] = torch.rand(out) + 0.5 * (leaf == "running_var")
+        tensors[f"{name}.bn.num_batches_tracked"] = torch.tensor(7)
+
+    for index in range(4):
+        layer(f"decode_head.psp_modules.{index}.1", width, widths[3], 1)
+    for index in range(3):
+        layer(f"decode_head.lateral_convs.{index}", width, widths[index], 1)
+        layer(f"decode_head.fpn_convs.{index}", width, width, 3)
+    layer("decode_head.bottleneck", width, widths[3] + 4 * width, 3)
+    layer("decode_head.fpn_bottleneck", width, 4 * width, 3)
+    layer("auxiliary_head.convs.0", width // 2, widths[2], 3)
+    for head, channels in (("decode_head", width), ("auxiliary_head", width // 2)):
+        tensors[f"{head}.conv_seg.weight"] = torch.randn(num_labels, channels, 1, 1)
+        tensors[f"{head}.conv_seg.bias"] = torch.randn(num_labels)
+    return tensors
+
+
+def plain_upernet(tensors: dict[str, torch.Tensor], maps: list[torch.Tensor], size: torch.Size) -> torch.Tensor:
+    """The logits of Xiao et al. 2018, figure 4, by mmsegmentation's names of the tensors."""
+    F = nn.functional
+
+    def layer(states: torch.Tensor, name: str) -> torch.Tensor:
+        weight = tensors[f"decode_head.{name}.conv.weight"]
+        states = F.conv2d(states, weight, padding=weight.shape[-1] // 2)
+        norm = [tensors[f"decode_head.{name}.bn.{leaf}"] for leaf in ("running_mean", "running_var", "weight", "bias")]
+        return F.relu(F.batch_norm(states, *norm, eps=1e-5))
+
+    def resized(states: torch.Tensor, size: torch.Size) -> torch.Tensor:
+        return F.interpolate(states, size=size, mode="bilinear", align_corners=False)
+
+    last = maps[3]
+    pooled = [layer(F.adaptive_avg_pool2d(last, side), f"psp_modules.{i}.1") for i, side in enumerate((1, 2, 3, 6))]
+    last = layer(torch.cat([last, *(resized(states, last.shape[2:]) for states in pooled)], 1), "bottleneck")
+    levels = [*(layer(maps[index], f"lateral_convs.{index}") for index in range(3)), last]
+    for index in (2, 1, 0):
+        levels[index] = levels[index] + resized(levels[index + 1], levels[index].shape[2:])
+    levels = [*(layer(levels[index], f"fpn_convs.{index}") for index in range(3)), last]
+    fused = layer(torch.cat([resized(states, levels[0].shape[2:]) for states in levels], 1), "fpn_bottleneck")
+    classifier = [tensors[f"decode_head.conv_seg.{leaf}"] for leaf in ("weight", "bias")]
+    return resized(F.conv2d(fused, *classifier), size)
+
+
+def save_upernet(tensors: dict, path, widths: list[int]) -> dict[str, torch.Tensor]:
+    heads = upernet_heads(widths)
+    meta = {"CLASSES": ("road", "roof", "lawn"), "PALETTE": [[0, 0, 0]] * 3}
+    torch.save({"meta": meta, "state_dict": {**prefixed(tensors, "backbone."), **heads}}, path)
+    return heads
+
+
+@pytest.mark.parametrize("kind", ["vitaev2-nano", pytest.param("rvsa-vitae-b_seg", marks=pytest.mark.slow)])
+def test_a_whole_upernet_computes_what_its_heads_do_with_the_backbones_maps(kind, tmp_path, monkeypatch):
+    is_plain = kind.startswith("rvsa")
+    config = config_from_preset("vitae-b-rvsa" if is_plain else kind)
+    tensors = golden_state_dict(kind) if is_plain else original_weights(config, auto_class=AutoModel)
+    heads = save_upernet(tensors, tmp_path / "run.pth", 4 * [768] if is_plain else list(config.hidden_sizes))
+    record = convert_checkpoint(tmp_path / "run.pth", tmp_path / "whole", verify=IMAGE)
+    assert (record["class"], record["num_labels"]) == ("UperNetForSemanticSegmentation", 3)
+    assert not record["left_aside"] and sum(entry["score"] for entry in record["verified"]) == pytest.approx(
+        1, abs=1e-3
+    )
+    dropped = convert_checkpoint(tmp_path / "run.pth", tmp_path / "backbone", head="drop")
+    assert dropped["left_aside"] == {"decode_head": 74, "auxiliary_head": 8} and dropped["num_labels"] is None
+    backbone_class, stages = (ViTAEBackbone, {}) if is_plain else (ViTAEv2Backbone, {"out_features": STAGES})
+    backbone = backbone_class.from_pretrained(tmp_path / "backbone", **stages).eval()
+    segmenter = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "whole").eval()
+    pixel_values = images(1, 96, 64)
+    with torch.no_grad():
+        expected = plain_upernet(heads, backbone(pixel_values).feature_maps, pixel_values.shape[2:])
+        logits = segmenter(pixel_values).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5 * expected.std().item())
+    assert segmenter.config.id2label == {0: "road", 1: "roof", 2: "lawn"}  # as the run has them
+    card = run_card(tmp_path / "whole", monkeypatch)
+    assert card.data.pipeline_tag == "image-segmentation" and "every pixel gets one" in card.text
+
+
+def test_a_upernets_heads_are_named_or_dropped_or_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = config_from_preset("vitaev2-nano")
+    backbone = prefixed(original_weights(config, auto_class=AutoModel), "backbone.")
+    heads = upernet_heads(list(config.hidden_sizes))
+    torch.save(
+        {"state_dict": {**backbone, **heads, "decode_head.psp_modules.4.1.conv.weight": torch.ones(1)}}, "five.pth"
+    )
+    with pytest.raises(ValueError, match=r"not expected: decode_head.psp_modules.4(?s:.)*--head drop leaves the heads"):
+        convert_checkpoint("five.pth", tmp_path / "out")
+    assert convert_checkpoint("five.pth", tmp_path / "dropped", head="drop")["class"] == "ViTAEv2Model"
+    flat = {**backbone, **heads, "decode_head.conv_seg.weight": torch.ones(3, 16)}
+    with pytest.raises(ValueError, match=r"`decode_head.conv_seg.weight` must be the weight of a convolution"):
+        config_from_original(flat)
+    (tmp_path / "labels.json").write_text('["a", "b", "c"]')
+    torch.save({"state_dict": {**backbone, **heads}}, "run.pth")
+    arguments = ["run.pth", "--output", str(tmp_path / "named"), "--labels", str(tmp_path / "labels.json")]
+    assert convert.main(arguments)["num_labels"] == 3
+    assert AutoConfig.from_pretrained(tmp_path / "named").id2label == {0: "a", 1: "b", 2: "c"}
+    assert "UperNetForSemanticSegmentation of vitaev2-nano" in capsys.readouterr().out
+    weights = convert_original_state_dict({**backbone, **heads}, config)
+    assert not any("head" in name for name in weights)  # of the network whose configuration is given
+    assert "decode_head.classifier.bias" in convert_original_state_dict({**backbone, **heads})
 
 
 # ------------------------------------------------------------------------------------------ masked autoencoders

@@ -2,7 +2,7 @@
 """How do I use a checkpoint of ViTAE? Writes it as a folder that Transformers and the Hub understand.
 
     vitae convert ViTAE-S.pth.tar --output vitae-s --verify
-    vitae convert work_dirs/upernet/latest.pth --output backbone    # a backbone out of a run of your own
+    vitae convert work_dirs/upernet/latest.pth --output segmenter    # a UperNet, or by `--head drop` its backbone
     vitae convert MVRL/rvsa_vitae_b --output autoencoder            # by its name on the Hub
 
 The folder holds configuration, safetensors weights, image processor, model code, checksums and a model card that says
@@ -30,7 +30,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist yet or be empty")
     parser.add_argument("--preset", choices=list(PRESETS), help="which network it is; default: recognised")
     parser.add_argument("--prefix", help="of the network's tensors, if the file has several networks")
-    parser.add_argument("--head", choices=["keep", "drop"], default="keep", help="what to do with a classifier")
+    parser.add_argument(
+        "--head",
+        choices=["keep", "drop"],
+        default="keep",
+        help="what to do with a classifier, or the heads of a UperNet",
+    )
     parser.add_argument(
         "--window_padding", choices=WINDOW_PADDINGS, help="where ViTAEv2 pads maps for its windows; default: recognised"
     )
@@ -68,6 +73,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             print(f"{what}: {in_words(record[name])} tensors")
     for sentence in record["assumed"]:
         print(f"assumed: {sentence}")
-    if record["num_labels"] not in (None, 1000) and arguments["labels"] is None:
+    if record["num_labels"] and not record["has_class_names"]:
         print("the classes have no names: --labels FILE gives them; until then they are LABEL_0, LABEL_1 and so on")
     return {**record, **environment()}

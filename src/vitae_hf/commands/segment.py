@@ -22,7 +22,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from huggingface_hub import ModelCard
-from transformers import SegformerImageProcessor
 from transformers.trainer_utils import SchedulerType
 
 from .. import config_from_preset
@@ -38,7 +37,7 @@ from ..files import find_model
 from ..heads_vitae import UperNetForSemanticSegmentation
 from ..hub.cards import FIGURES, TEMPLATES, model_card
 from ..hub.publishing import publish
-from ..loading import label_names
+from ..loading import label_names, segmentation_processor
 from ..training.arguments import StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
 from ..training.splits import choose_splits
@@ -115,10 +114,7 @@ class Segmentation(Task[SegmentationTrainer]):
             splits = load_masked_images(run.dataset, run.dataset_name)
         choose_splits(run, splits)
         names = mask_class_names(splits, run.class_names)
-        processor = SegformerImageProcessor(
-            size={"shortest_edge": augmentation.short_side, "longest_edge": 4 * augmentation.short_side},
-            do_reduce_labels=run.reduce_labels,
-        )
+        processor = segmentation_processor(augmentation.short_side, run.reduce_labels)
         common: dict[str, Any] = {"num_labels": len(names), "reduce_labels": run.reduce_labels}
         common["ignored_class"] = run.ignored_class
         transform = segmentation_transform(augmentation)

@@ -166,14 +166,15 @@ def _converted_card(
     name: str, preset: str, class_name: str, known: RemoteSensing | None, source: dict[str, Any] | None
 ) -> ModelCard:
     papers = (VITAE, VITAE_V2) if preset.startswith("vitaev2") else (VITAE,)
-    is_classifier = class_name.endswith("ForImageClassification")
+    heads = {"ForImageClassification": "image-classification", "ForSemanticSegmentation": "image-segmentation"}
+    task = next((task for head, task in heads.items() if class_name.endswith(head)), "image-feature-extraction")
     licence: dict[str, Any] = (
         {"license": "mit", "license_link": f"https://github.com/{known.repository}"} if known else {}
     )
     data = ModelCardData(
         **licence,
         library_name="transformers",
-        pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
+        pipeline_tag=task,
         tags=["vitae", "vision", *(f"arxiv:{paper.arxiv}" for paper in (*papers, *([known.paper] if known else [])))],
     )
     return ModelCard.from_template(

@@ -8,21 +8,23 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
-from transformers import PreTrainedModel
+from torch import nn
+from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig, PreTrainedModel
 
 from ..class_names import distinct, imagenet_names
-from ..configuration_vitae import ViTAEConfig, ViTAEFamilyConfig
+from ..configuration_vitae import ViTAEConfig
 from ..failures import about
 from ..files import whole_folder
-from ..image_processing_vitae import ViTAEImageProcessorPil
-from ..loading import best_labels, load_trained
+from ..image_processing_vitae import ViTAEImageProcessorPil, read_image, to_rgb
+from ..loading import OUR_PROCESSORS, best_labels, load_trained, segmentation_processor
 from ..messages import listed, printable
 from ..modeling_vitae import ViTAEForPreTraining
 from .cards import converted_card, variant_card
 from .checksums import sha256, write_sums
 from .kinds import Checkpoint, Network, counted, model_class, preset_of, recognise
-from .original_files import find_checkpoint, load_original_checkpoint
-from .original_names import original_layout
+from .original_files import find_checkpoint, read_tensors, state_dict_of
+from .original_names import new_model, original_layout
+from .upernet import class_names, picture_side
 from .variants import VARIANTS
 
 
@@ -35,8 +37,10 @@ def detect_preset(state_dict: Mapping[str, torch.Tensor]) -> str:
     return preset_of(recognise(state_dict).tensors)
 
 
-def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | None = None) -> ViTAEFamilyConfig:
+def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | None = None) -> Any:
     """The configuration of an original state dict: its preset, with what its tensors tell, such as the label count.
+
+    If the heads of a UperNet are beside it, that of the UperNet, whose `backbone_config` it is.
 
     Raises:
         ValueError: unknown preset or variant, or a classifier or position table that cannot be.
@@ -46,7 +50,7 @@ def config_from_original(state_dict: Mapping[str, torch.Tensor], preset: str | N
 
 
 def convert_original_state_dict(
-    state_dict: Mapping[str, torch.Tensor], config: ViTAEFamilyConfig | None = None
+    state_dict: Mapping[str, torch.Tensor], config: PreTrainedConfig | None = None
 ) -> dict[str, torch.Tensor]:
     """Rename the tensors of an original state dict and split fused projections.
 
@@ -57,8 +61,8 @@ def convert_original_state_dict(
         config: of the network; default: recognised by [`config_from_original`].
 
     Returns:
-        The state dict of a classifier with that configuration; of a base model, if there is no classifier; or of a
-        masked autoencoder.
+        The state dict of a classifier with that configuration; of a base model, if there is no classifier; of a masked
+        autoencoder; or of a UperNet, if its heads are beside the backbone and `config` is no backbone's.
 
     Raises:
         ValueError: a tensor is missing, left over, of another shape or not finite; the message names the first ten.
@@ -66,12 +70,15 @@ def convert_original_state_dict(
     checkpoint = recognise(state_dict)
     if config is None:
         return rename(checkpoint, checkpoint.network())
-    return rename(checkpoint, Network("", config, model_class(checkpoint)))
+    if config.model_type == "upernet":
+        return rename(checkpoint, Network("", config, AutoModelForSemanticSegmentation))
+    return rename(checkpoint._replace(heads={}), Network("", config, model_class(checkpoint)))
 
 
 def rename(checkpoint: Checkpoint, network: Network) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by our names; see [`convert_original_state_dict`]."""
-    tensors, layout = checkpoint.tensors, original_layout(network.config, network.auto_class)
+    tensors = checkpoint.tensors | checkpoint.heads
+    layout = original_layout(network.config, network.auto_class)
     problems = [f"missing: {name}" for name in layout if name not in tensors]
     problems += [f"not expected: {printable(name)}" for name in tensors if name not in layout]
     converted = {}
@@ -88,12 +95,13 @@ def rename(checkpoint: Checkpoint, network: Network) -> dict[str, torch.Tensor]:
         pieces = tensors[original].chunk(len(parts)) if len(parts) > 1 else [tensors[original]]
         converted.update({name: piece.clone() for name, piece in zip(parts, pieces)})
     if problems:
-        raise ValueError(f"{len(problems)} tensors do not fit this network:\n  " + listed(problems, "\n  "))
+        instead = "\n--head drop leaves the heads of the UperNet aside" if checkpoint.heads else ""
+        raise ValueError(f"{len(problems)} tensors do not fit this network:\n  " + listed(problems, "\n  ") + instead)
     return converted
 
 
-def read_labels(path: str | Path | None, num_labels: int | None) -> dict[int, str] | None:
-    """[`distinct`] class names by index: from a JSON list, or ImageNet-1k's for 1,000 classes; other heads have none.
+def read_labels(path: str | Path | None, num_labels: int) -> list[str] | None:
+    """Class names in order: from a JSON list, or ImageNet-1k's for 1,000 classes; other heads have none.
 
     Raises:
         ValueError: the file is no JSON list of `num_labels` names.
@@ -108,14 +116,13 @@ def read_labels(path: str | Path | None, num_labels: int | None) -> dict[int, st
             raise ValueError(
                 f"{path} must be a JSON list of {num_labels} class names, one for each output of the classifier"
             )
-    elif num_labels == 1000:
-        try:
-            names = list(imagenet_names().values())
-        except ImportError as error:
-            raise ImportError(f"{error}, or pass --labels") from error
-    else:
+        return names
+    if num_labels != 1000:
         return None
-    return dict(enumerate(distinct(names)))
+    try:
+        return list(imagenet_names().values())
+    except ImportError as error:
+        raise ImportError(f"{error}, or pass --labels") from error
 
 
 RESIZED_TO_256 = ("vitae-b-rvsa", "vitaev2-s-rsp")
@@ -143,17 +150,18 @@ def convert_checkpoint(
         source: file, or where it is on the Hub, as [`original_files.find_checkpoint`] takes it.
         output: folder to create.
         preset: which network it is; default: recognised from the tensors.
-        labels: JSON list of class names; default: ImageNet-1k's for 1,000 classes, else generic ones.
+        labels: JSON list of class names; default: those that a run saved beside a UperNet, ImageNet-1k's for 1,000
+            classes of a classifier, else generic ones.
         verify: image to run through the reloaded folder.
         prefix: of the network's tensors, if the file has several networks.
-        head: `"drop"`: without the classifier.
+        head: `"drop"`: without the classifier, or the heads of a UperNet.
         window_padding: of a ViTAEv2, as its configuration has it; default: from the tensors, as far as they tell.
         rescaled_cells: of a plain backbone, as [`recognise`] takes it.
 
     Returns:
-        The folder, and what was found: name and SHA-256 of the file; preset, class and parameters of the model; labels,
-        whether these are ImageNet-1k's, image size; `left_aside` and `never_read`, the number of tensors by what they
-        belong to; `assumed`, sentences; and what [`verify_folder`] gives.
+        The folder, and what was found: name and SHA-256 of the file; preset, class and parameters of the model; number
+        of labels, whether they have names, whether these are ImageNet-1k's; image size; `left_aside` and `never_read`,
+        the number of tensors by what they belong to; `assumed`, sentences; and what [`verify_folder`] gives.
 
     Raises:
         ValueError: as [`load_original_checkpoint`], [`recognise`], [`rename`] and [`verify_folder`] say.
@@ -164,15 +172,16 @@ def convert_checkpoint(
         raise FileExistsError(f"{output} exists already and is not an empty folder")
     with about(str(source)):
         path = find_checkpoint(source)
-        checkpoint = recognise(load_original_checkpoint(path), prefix, head, rescaled_cells)
+        content = read_tensors(path)
+        checkpoint = recognise(state_dict_of(content, path), prefix, head, rescaled_cells)
         network = checkpoint.network(preset, window_padding)
-        model = build(checkpoint, network, labels)
+        names = class_names(content) if checkpoint.heads and labels is None else None
+        model = build(checkpoint, network, labels, names)
     record = {"output": str(output), "file": path.name, "sha256": sha256(path), **describe(model, checkpoint, network)}
-    record["is_imagenet_1k"] = labels is None and record["num_labels"] == 1000
+    record["is_imagenet_1k"] = labels is None and not checkpoint.heads and record["num_labels"] == 1000
     with whole_folder(output) as unfinished:
         model.save_pretrained(unfinished)
-        options: dict[str, Any] = {"crop_pct": 0.875} if network.preset in RESIZED_TO_256 else {}
-        ViTAEImageProcessorPil(size=model.config.image_size, **options).save_pretrained(unfinished)
+        processor_of(record).save_pretrained(unfinished)
         card_of(record, output.name, network.config).save(unfinished / "README.md")
         write_sums(unfinished, sorted(unfinished.iterdir()))
         if verify is not None:
@@ -180,16 +189,38 @@ def convert_checkpoint(
     return record
 
 
-def build(checkpoint: Checkpoint, network: Network, labels: str | Path | None) -> PreTrainedModel:
-    """The model of a checkpoint, with its weights and the names of its classes."""
-    config, is_classifier = network.config, "head.weight" in checkpoint.tensors
-    if labels is not None and not is_classifier:
+def processor_of(record: dict[str, Any]) -> Any:
+    """The image processor of a converted model, as the evaluation of its authors has it."""
+    if record["class"] == "UperNetForSemanticSegmentation":
+        return segmentation_processor(record["image_size"])
+    options: dict[str, Any] = {"crop_pct": 0.875} if record["preset"] in RESIZED_TO_256 else {}
+    return ViTAEImageProcessorPil(size=record["image_size"], **options)
+
+
+def has_classes(checkpoint: Checkpoint) -> bool:
+    return "head.weight" in checkpoint.tensors or bool(checkpoint.heads)
+
+
+def build(
+    checkpoint: Checkpoint, network: Network, labels: str | Path | None, names: list[str] | None = None
+) -> PreTrainedModel:
+    """The model of a checkpoint, with its weights and the names of its classes.
+
+    Args:
+        labels: as in [`convert_checkpoint`].
+        names: of the classes, that the file tells; others than the network has are not taken.
+    """
+    config = network.config
+    if labels is not None and not has_classes(checkpoint):
         raise ValueError("--labels are names of classes, and this checkpoint has no classifier, or it was dropped")
-    if is_classifier and (id2label := read_labels(labels, config.num_labels)):
-        config.id2label, config.label2id = id2label, {name: index for index, name in id2label.items()}
+    if labels is not None or "head.weight" in checkpoint.tensors:
+        names = read_labels(labels, config.num_labels)
+    if names and len(names) == config.num_labels:
+        config.id2label = dict(enumerate(distinct(names)))
+        config.label2id = {name: index for index, name in config.id2label.items()}
     # Before the model is built: what does not fit may describe one of any size.
     weights = rename(checkpoint, network)
-    model = network.auto_class.from_config(config)
+    model = new_model(config, network.auto_class)
     model.load_state_dict(weights)
     return model
 
@@ -201,15 +232,16 @@ def describe(model: PreTrainedModel, checkpoint: Checkpoint, network: Network) -
         "preset": network.preset,
         "class": type(model).__name__,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "num_labels": model.config.num_labels if "head.weight" in checkpoint.tensors else None,
-        "image_size": model.config.image_size,
+        "num_labels": model.config.num_labels if has_classes(checkpoint) else None,
+        "has_class_names": any(label != f"LABEL_{index}" for index, label in (model.config.id2label or {}).items()),
+        "image_size": picture_side(model.config) if checkpoint.heads else model.config.image_size,
         "left_aside": counted(checkpoint.left_aside),
         "never_read": counted(name.rpartition(".")[-1] for name in never_read),
         "assumed": network.assumed,
     }
 
 
-def card_of(record: dict[str, Any], name: str, config: ViTAEFamilyConfig) -> ModelCard:
+def card_of(record: dict[str, Any], name: str, config: PreTrainedConfig) -> ModelCard:
     """The card of a folder: its variant's, if that is true of it, since it says that the file's tensors are all there.
 
     Args:
@@ -217,7 +249,8 @@ def card_of(record: dict[str, Any], name: str, config: ViTAEFamilyConfig) -> Mod
     """
     is_whole = not record["left_aside"] and set(record["never_read"]) <= {"relative_position_index"}
     is_of_vitdet = isinstance(config, ViTAEConfig) and config.use_rel_pos and config.window_type == "plain"
-    if record["preset"] in VARIANTS and record["num_labels"] is not None and is_whole and not is_of_vitdet:
+    is_classifier = record["class"].endswith("ForImageClassification")
+    if record["preset"] in VARIANTS and is_classifier and is_whole and not is_of_vitdet:
         return variant_card(record["preset"], name, record)
     return converted_card(name, record)
 
@@ -227,14 +260,16 @@ def verify_folder(folder: str | Path, image: str | Path) -> list[dict[str, Any]]
     """Reload a written folder as its users do and run one image through it.
 
     Returns:
-        Of a classifier the five likeliest, as `pipeline` gives them: `{"label": …, "score": …}`. Of a base model the
-        shapes of its outputs, of a backbone those of its maps, of a masked autoencoder its `loss` on that image.
+        Of a classifier the five likeliest, as `pipeline` gives them: `{"label": …, "score": …}`; of a UperNet the five
+        that most pixels have, and their share as the score. Of a base model the shapes of its outputs, of a backbone
+        those of its maps, of a masked autoencoder its `loss` on that image.
 
     Raises:
         ValueError: an output is not finite, weights are missing, or the image cannot be read.
     """
-    model, processor = load_trained(folder, dtype="auto", headless=True)
-    pixel_values = processor(image, return_tensors="pt").pixel_values
+    model, processor = load_trained(folder, dtype="auto", headless=True, dense=True)
+    picture = image if isinstance(processor, OUR_PROCESSORS) else to_rgb(read_image(image))
+    pixel_values = processor(picture, return_tensors="pt").pixel_values
     if isinstance(model, ViTAEForPreTraining):
         return {"loss": round(reconstruction_loss(model, pixel_values), 4)}
     outputs = model(pixel_values)
@@ -244,7 +279,10 @@ def verify_folder(folder: str | Path, image: str | Path) -> list[dict[str, Any]]
         raise ValueError(f"the converted network gives outputs that are not finite for {image}")
     if "logits" not in outputs:
         return {name: list(output.shape) for name, output in outputs.items()}
-    return [{**entry, "score": round(entry["score"], 4)} for entry in best_labels(model.config, outputs.logits[0])]
+    scores = outputs.logits[0]
+    if scores.ndim == 3:  # of each pixel; its class gets a point, and the logarithm makes shares of all points
+        scores = nn.functional.one_hot(scores.argmax(0), len(scores)).double().mean((0, 1)).log()
+    return [{**entry, "score": round(entry["score"], 4)} for entry in best_labels(model.config, scores)]
 
 
 def reconstruction_loss(model: ViTAEForPreTraining, pixel_values: torch.Tensor) -> float:

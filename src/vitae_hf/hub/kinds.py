@@ -8,13 +8,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoBackbone, AutoModel, AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+)
 
 from ..configuration_vitae import ViTAEFamilyConfig
 from ..configuration_vitaev2 import ViTAEv2Config
 from ..messages import listed, printable
 from ..presets import PRESETS, config_from_preset
 from .original_names import AutoClass
+from .upernet import find_heads, upernet_config
 
 
 MOST_GROUPS = 20  # of names, in a record
@@ -33,6 +40,7 @@ class Checkpoint(NamedTuple):
         never_read: those that are among them although no network reads them.
         left_aside: for each tensor beside them, what it belongs to, such as the head of a detector.
         rescaled_cells: after which cells of a plain backbone its maps are taken, if that is known.
+        heads: those of the heads of a UperNet beside the backbone, by the names that mmsegmentation gives them.
     """
 
     kind: "Kind"
@@ -40,11 +48,16 @@ class Checkpoint(NamedTuple):
     never_read: dict[str, torch.Tensor]
     left_aside: list[str]
     rescaled_cells: tuple[int, ...] | None = None
+    heads: dict[str, torch.Tensor] = {}
 
     def network(self, preset: str | None = None, window_padding: str | None = None) -> "Network":
         """What it becomes; the message of a `ValueError` says why it cannot."""
         assert self.kind.network is not None  # [`kind_of`] refuses the others
-        return self.kind.network(self, preset, window_padding)
+        network = self.kind.network(self, preset, window_padding)
+        if not self.heads:
+            return network
+        config = upernet_config(self.heads, network.config)
+        return network._replace(config=config, auto_class=AutoModelForSemanticSegmentation)
 
 
 class Network(NamedTuple):
@@ -52,13 +65,13 @@ class Network(NamedTuple):
 
     Args:
         preset: the variant.
-        config: the variant's, with what the tensors tell.
+        config: the variant's, with what the tensors tell; or that of a UperNet on it.
         auto_class: which of its models.
         assumed: sentences about what the file does not tell, and what was taken for it.
     """
 
     preset: str
-    config: ViTAEFamilyConfig
+    config: Any
     auto_class: AutoClass
     assumed: list[str] = []
 
@@ -270,7 +283,8 @@ def rescaled_cells(checkpoint: Checkpoint) -> tuple[tuple[int, ...], list[str]]:
     """Which cells the four maps of a backbone are taken after, and why, unless it is known."""
     if checkpoint.rescaled_cells is not None:
         return checkpoint.rescaled_cells, []
-    beside = sorted({group for group in checkpoint.left_aside if re.match(r"decode_head|auxiliary_head", group)})
+    groups = [*checkpoint.left_aside, *checkpoint.heads]
+    beside = sorted({group for group in groups if re.match(r"decode_head|auxiliary_head", group)})
     because = f"`{beside[0].partition('.')[0]}` is beside the backbone" if beside else ""
     if because or window_type(checkpoint.tensors) != "plain" and not checkpoint.left_aside:
         because = because or "nothing beside the backbone tells what it is for"
@@ -435,7 +449,7 @@ def recognise(
     Args:
         state_dict: tensors by the authors' names, with whatever before and beside them.
         prefix: as [`find_prefix`] takes it.
-        head: `"drop"` leaves a classifier aside.
+        head: `"drop"` leaves a classifier, or the heads of a UperNet, aside.
         rescaled_cells: of a plain backbone, as [`ViTAEConfig`] has them; default: from what is beside it.
 
     Raises:
@@ -444,7 +458,9 @@ def recognise(
     """
     prefix = find_prefix(state_dict, prefix)
     inside = {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
-    left_aside = [group_beside(name, prefix) for name in state_dict if not name.startswith(prefix)]
+    heads = {} if head == "drop" else find_heads(state_dict, prefix)
+    beside = [name for name in state_dict if not name.startswith(prefix) and name not in heads]
+    left_aside = [group_beside(name, prefix) for name in beside]
     if head == "drop":
         left_aside += ["head" for name in inside if name.startswith("head.")]
         inside = {name: tensor for name, tensor in inside.items() if not name.startswith("head.")}
@@ -454,7 +470,9 @@ def recognise(
     unread = {name for name in inside if kind.never_read and re.search(kind.never_read, name)}
     tensors = kind.prepare({name: tensor for name, tensor in inside.items() if name not in unread})
     never_read = {name: inside[name] for name in inside if name in unread}
-    return Checkpoint(kind, tensors, never_read, left_aside, None if rescaled_cells is None else tuple(rescaled_cells))
+    cells = None if rescaled_cells is None else tuple(rescaled_cells)
+    own_heads = {own: state_dict[name] for name, own in heads.items()}
+    return Checkpoint(kind, tensors, never_read, left_aside, cells, own_heads)
 
 
 def group_beside(name: str, prefix: str) -> str:

@@ -102,7 +102,11 @@ def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         OSError: the file is not there or cannot be read.
         ValueError: it is of neither PyTorch nor safetensors, damaged, asks to run code, or holds no state dict.
     """
-    content = read_tensors(path)
+    return state_dict_of(read_tensors(path), path)
+
+
+def state_dict_of(content: Any, path: str | Path) -> dict[str, torch.Tensor]:
+    """The weights among what is in a file; see [`load_original_checkpoint`]."""
     for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

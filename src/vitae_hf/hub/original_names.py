@@ -2,12 +2,20 @@
 """The authors' names of tensors, and the names of ours that each of their tensors holds."""
 
 import re
+from typing import Any
 
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForPreTraining
+from transformers import (
+    AutoBackbone,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
+    PreTrainedModel,
+)
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
-from ..configuration_vitae import ViTAEFamilyConfig
+from ..heads_vitae import UperNetForSemanticSegmentation
+from .upernet import original_head_name
 
 
 AutoClass = type[_BaseAutoModelClass]
@@ -86,12 +94,21 @@ BLOCKS = [  # after those of "vitae": masked autoencoders, and networks with win
 ]
 
 
-def original_name(name: str, config: ViTAEFamilyConfig, auto_class: AutoClass = AutoModelForImageClassification) -> str:
+def new_model(config: Any, auto_class: AutoClass) -> PreTrainedModel:
+    """A network with random weights: by its Auto class, but a UperNet as this package saves it."""
+    is_upernet = auto_class is AutoModelForSemanticSegmentation
+    return UperNetForSemanticSegmentation(config) if is_upernet else auto_class.from_config(config)
+
+
+def original_name(name: str, config: Any, auto_class: AutoClass = AutoModelForImageClassification) -> str:
     """The authors' name of the tensor that holds our tensor `name` of a network with this configuration.
 
     Args:
         auto_class: of the model with that tensor; a base model's has the base model's name before it.
     """
+    if auto_class is AutoModelForSemanticSegmentation:
+        own = name.removeprefix("backbone.")
+        return original_head_name(name) if own == name else original_name(own, config.backbone_config, AutoBackbone)
     if config.is_plain:  # the authors write these as three stages, of which the last alone has normal cells
         name = name.replace("vitae.stages.0.", "vitae.stages.2.")
     for pattern, replacement in PATTERNS[config.model_type]:
@@ -105,20 +122,20 @@ def original_name(name: str, config: ViTAEFamilyConfig, auto_class: AutoClass = 
 
 
 def original_layout(
-    config: ViTAEFamilyConfig, auto_class: AutoClass = AutoModelForImageClassification
+    config: Any, auto_class: AutoClass = AutoModelForImageClassification
 ) -> dict[str, dict[str, torch.Size]]:
     """What an original checkpoint of a network holds.
 
     Args:
-        auto_class: of the network: a classifier, what is in front of one, or a masked autoencoder.
+        auto_class: of the network: a classifier, what is in front of one, a masked autoencoder or a UperNet.
 
     Returns:
         By the authors' name of a tensor: our names and shapes of the tensors in it. Where there are several, as in a
         fused projection, they are stacked in this order along the first axis.
     """
     with torch.device("meta"):
-        model = auto_class.from_config(config)
-    prefix = f"{model.base_model_prefix}." if model.base_model is model else ""
+        model: Any = new_model(config, auto_class)
+    prefix = f"{model.base_model_prefix}." if model.base_model_prefix and model.base_model is model else ""
     layout: dict[str, dict[str, torch.Size]] = {}
     for name, tensor in model.state_dict().items():
         layout.setdefault(original_name(f"{prefix}{name}", config, auto_class), {})[name] = tensor.shape
