@@ -117,7 +117,12 @@ def test_what_is_trained_in_evaluation_mode_is_packed_again(model):
 
 def test_weights_that_are_edited_or_replaced_are_packed_again(model):
     prepared = copy.deepcopy(prepare_for_inference(model))
-    for change in (torch.Tensor.mul_, lambda weight, factor: setattr(weight, "data", weight * factor)):
+
+    def replace_twice(weight: torch.Tensor, factor: float) -> None:
+        weight.data = weight * 2 * factor
+        weight.data = weight / 2  # perhaps where the first one was
+
+    for change in (torch.Tensor.mul_, replace_twice):
         logits(prepared)
         with torch.no_grad():
             for layer in packed_layers(prepared):
@@ -132,6 +137,8 @@ def test_a_projection_that_is_watched_or_replaced_counts(model):
     hook = attention.k_proj.register_forward_hook(lambda layer, inputs, output: -output)
     assert not torch.equal(logits(model), before)
     hook.remove()
+    torch.testing.assert_close(logits(model), before)
+    attention.k_proj.bias = None  # which the softmax does not see
     torch.testing.assert_close(logits(model), before)
     attention.v_proj = nn.Linear(*attention.v_proj.weight.shape[::-1]).requires_grad_(False)
     assert not torch.equal(logits(model), before)
@@ -148,7 +155,7 @@ def test_kernels_of_a_prepared_model_can_be_expanded():
     narrow = prepare_for_inference(model)(images()).last_hidden_state
     model.expand_conv_kernels()
     torch.testing.assert_close(model(images()).last_hidden_state, narrow)
-    assert type(model)(model.config).load_state_dict(model.state_dict())  # of 3×3 kernels
+    type(model)(model.config).load_state_dict(model.state_dict())  # of 3×3 kernels, or it raises
 
 
 def test_gradients_and_autocast_are_those_of_the_ordinary_layers(model):

@@ -280,6 +280,39 @@ def test_a_whole_upernet_computes_what_its_heads_do_with_the_backbones_maps(kind
     assert card.data.pipeline_tag == "image-segmentation" and "every pixel gets one" in card.text
 
 
+@pytest.mark.parametrize(
+    "meta, names, told",
+    [
+        ({"dataset_meta": {"CLASSES": ["a", "b", "b"]}}, ["a", "b", "b2"], None),
+        ({"CLASSES": None, "dataset_meta": {"classes": ("a", "b", "c")}}, ["a", "b", "c"], None),
+        (
+            {"CLASSES": ("a", "b", "c", "d")},
+            ["LABEL_0", "LABEL_1", "LABEL_2"],
+            "the file names 4 classes, and the network",
+        ),
+        ({"CLASSES": (1, 2, 3)}, ["LABEL_0", "LABEL_1", "LABEL_2"], None),
+    ],
+)
+@pytest.mark.parametrize("auxiliary", ["as usual", "several", "none"])
+def test_names_of_a_run_are_taken_and_an_auxiliary_head_of_another_kind_is_left_aside(
+    meta, names, told, auxiliary, tmp_path
+):
+    config = config_from_preset("vitaev2-nano")
+    state_dict = prefixed(original_weights(config, auto_class=AutoModel), "backbone.")
+    heads = upernet_heads(list(config.hidden_sizes))
+    own = {name: tensor for name, tensor in heads.items() if name.startswith("auxiliary_head.")}
+    if auxiliary != "as usual":
+        heads = {name: tensor for name, tensor in heads.items() if name not in own}
+    if auxiliary == "several":
+        heads |= {name.replace("_head.", "_head.0."): tensor for name, tensor in own.items()}
+    torch.save({"meta": meta, "state_dict": {**state_dict, **heads}}, tmp_path / "run.pth")
+    record = convert_checkpoint(tmp_path / "run.pth", tmp_path / "out")
+    assert sum(record["left_aside"].values()) == (len(own) if auxiliary == "several" else 0)
+    saved = AutoConfig.from_pretrained(tmp_path / "out")
+    assert saved.use_auxiliary_head == (auxiliary == "as usual") and list(saved.id2label.values()) == names
+    assert record["has_class_names"] == (names[0] == "a") and (told is None or told in record["assumed"][-1])
+
+
 def test_a_upernets_heads_are_named_or_dropped_or_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = config_from_preset("vitaev2-nano")
@@ -291,6 +324,9 @@ def test_a_upernets_heads_are_named_or_dropped_or_refused(tmp_path, monkeypatch,
     with pytest.raises(ValueError, match=r"not expected: decode_head.psp_modules.4(?s:.)*--head drop leaves the heads"):
         convert_checkpoint("five.pth", tmp_path / "out")
     assert convert_checkpoint("five.pth", tmp_path / "dropped", head="drop")["class"] == "ViTAEv2Model"
+    one = {**backbone, **upernet_heads(list(config.hidden_sizes), num_labels=1)}
+    with pytest.raises(ValueError, match=r"must have at least two classes(?s:.)*\(1, 16, 1, 1\); --head drop"):
+        config_from_original(one)
     flat = {**backbone, **heads, "decode_head.conv_seg.weight": torch.ones(3, 16)}
     with pytest.raises(ValueError, match=r"`decode_head.conv_seg.weight` must be the weight of a convolution"):
         config_from_original(flat)

@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         " default: by the heads beside it",
     )
     parser.add_argument(
-        "--labels", type=Path, help="JSON list of class names; default: ImageNet-1k's for 1,000 classes"
+        "--labels", type=Path, help="JSON list of class names; default: ImageNet-1k's for 1,000 classes, or the run's"
     )
     parser.add_argument(
         "--verify",

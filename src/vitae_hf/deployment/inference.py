@@ -57,7 +57,7 @@ def prepare_for_inference(
     memory, in the whole process ([`keep_freed_memory`]).
 
     The model can be saved. The folder holds an ordinary model, which computes the same. Adapters are added, or merged,
-    before a model is prepared: PEFT refuses packed layers.
+    before a model is prepared: PEFT refuses packed layers, and its `all-linear` passes over them.
 
     Args:
         model: a model of this family, or one that has such a backbone, on its device.

@@ -29,18 +29,24 @@ class PackedLayer(nn.Module):
     before its activation.
 
     The ordinary weights stay. They are saved, and they are used whenever a gradient is needed. The layer packs them at
-    its first call, and again after they were moved, loaded, trained or replaced.
+    its first call, and again after they were moved, loaded, trained, replaced, or edited under `torch.no_grad()`. What
+    is edited through `.data` in place, or as an inference tensor, cannot be noticed: `model.eval()` makes it count.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
     packed: torch.Tensor | None = None
     packed_from: list[tuple[int, int]]
+    held: list[torch.Tensor] = []  # the weights that were packed, so that no others get their address
 
     @property
     def weights(self) -> list[torch.Tensor]:
         """What is packed."""
         return [self.weight]
+
+    @property
+    def biases(self) -> list[torch.Tensor]:
+        return [] if self.bias is None else [self.bias]
 
     def is_packable(self, inputs: torch.Tensor) -> bool:
         """Whether oneDNN can compute this call. The packed copy is dropped if it is not of the weights as they are."""
@@ -51,7 +57,7 @@ class PackedLayer(nn.Module):
             return False
         if torch.is_autocast_enabled(inputs.device.type) or torch.compiler.is_compiling():
             return False
-        if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*weights, *self.biases)):
             self.packed = None  # an optimizer may change them next
             return False
         if torch.is_grad_enabled() and inputs.requires_grad:
@@ -59,14 +65,15 @@ class PackedLayer(nn.Module):
         versions = [(weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights]
         if self.packed is not None and self.packed_from != versions:
             self.packed = None
-        self.packed_from = versions
+        if self.packed is None:
+            self.packed_from, self.held = versions, [weight.detach() for weight in weights]
         return self.packed is not None or all(map(can_pack, weights))
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={tuple(weight.shape)}" for name, weight in self.named_parameters(recurse=False))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "packed": None}  # copies and pickles pack for themselves
+        return {**self.__dict__, "packed": None, "held": []}  # copies and pickles pack for themselves
 
     def train(self, mode: bool = True) -> Self:
         self.packed = None
@@ -118,15 +125,20 @@ class PackedAttention(PackedLayer, ViTAEAttention):
     def weights(self) -> list[torch.Tensor]:
         return [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]
 
+    @property
+    def biases(self) -> list[torch.Tensor]:
+        biases = (self.q_proj.bias, self.k_proj.bias, self.v_proj.bias)
+        return [bias for bias in biases if bias is not None]
+
     def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         layers = (self.q_proj, self.k_proj, self.v_proj)
         are_packed = all(type(layer) is PackedLinear and is_untouched(layer) for layer in layers)
-        if not (are_packed and self.is_packable(hidden_states)):
+        biases = self.biases if are_packed else []
+        if not are_packed or len(biases) not in (0, len(layers)) or not self.is_packable(hidden_states):
             return super().project(hidden_states)
         if self.packed is None:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(self.weights))
-        bias = None if self.q_proj.bias is None else torch.cat([layer.bias for layer in layers])
-        return packed_product(hidden_states, self.packed, bias).chunk(3, dim=-1)
+        return packed_product(hidden_states, self.packed, torch.cat(biases) if biases else None).chunk(3, dim=-1)
 
 
 class PackedConv2d(PackedLayer):

@@ -95,7 +95,8 @@ def rename(checkpoint: Checkpoint, network: Network) -> dict[str, torch.Tensor]:
         pieces = tensors[original].chunk(len(parts)) if len(parts) > 1 else [tensors[original]]
         converted.update({name: piece.clone() for name, piece in zip(parts, pieces)})
     if problems:
-        instead = "\n--head drop leaves the heads of the UperNet aside" if checkpoint.heads else ""
+        is_head = any("_head." in problem for problem in problems)
+        instead = "\n--head drop leaves the heads of the UperNet aside" if is_head and checkpoint.heads else ""
         raise ValueError(f"{len(problems)} tensors do not fit this network:\n  " + listed(problems, "\n  ") + instead)
     return converted
 
@@ -208,14 +209,18 @@ def build(
 
     Args:
         labels: as in [`convert_checkpoint`].
-        names: of the classes, that the file tells; others than the network has are not taken.
+        names: of the classes, that the file tells; another number than the network has is not taken.
     """
     config = network.config
     if labels is not None and not has_classes(checkpoint):
         raise ValueError("--labels are names of classes, and this checkpoint has no classifier, or it was dropped")
     if labels is not None or "head.weight" in checkpoint.tensors:
         names = read_labels(labels, config.num_labels)
-    if names and len(names) == config.num_labels:
+    elif names and len(names) != config.num_labels:
+        told = f"the file names {len(names)} classes, and the network has {config.num_labels}"
+        network.assumed.append(f"{told}, so that none of these is taken: {listed(names)}; --labels FILE gives them")
+        names = None
+    if names:
         config.id2label = dict(enumerate(distinct(names)))
         config.label2id = {name: index for index, name in config.id2label.items()}
     # Before the model is built: what does not fit may describe one of any size.
