@@ -71,8 +71,8 @@ def convert_original_state_dict(
     if config is None:
         return rename(checkpoint, checkpoint.network())
     if config.model_type == "upernet":
-        return rename(checkpoint, Network("", config, AutoModelForSemanticSegmentation))
-    return rename(checkpoint._replace(heads={}), Network("", config, model_class(checkpoint)))
+        return rename(checkpoint, Network("", config, AutoModelForSemanticSegmentation, []))
+    return rename(checkpoint._replace(heads={}), Network("", config, model_class(checkpoint), []))
 
 
 def rename(checkpoint: Checkpoint, network: Network) -> dict[str, torch.Tensor]:

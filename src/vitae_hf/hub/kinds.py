@@ -73,7 +73,7 @@ class Network(NamedTuple):
     preset: str
     config: Any
     auto_class: AutoClass
-    assumed: list[str] = []
+    assumed: list[str]
 
 
 class Kind(NamedTuple):
