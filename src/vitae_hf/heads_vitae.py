@@ -9,6 +9,7 @@ from typing import Any
 
 import transformers
 from transformers import CONFIG_MAPPING, AutoBackbone, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
 
 from .configuration_vitae import ViTAEConfig
 from .configuration_vitaev2 import ViTAEv2Config
@@ -27,8 +28,8 @@ def auto_class_of(library_class: Any) -> str:
     """The name of the Auto class that loads a class of the library, such as `AutoModelForDepthEstimation`."""
     if issubclass(library_class, PreTrainedConfig):
         return "AutoConfig"
-    for name in dir(transformers):
-        mapping = getattr(getattr(transformers, name), "_model_mapping", None) if name.startswith("AutoModel") else None
+    for name, auto_class in sorted(vars(modeling_auto).items()):
+        mapping = getattr(auto_class, "_model_mapping", None) if name.startswith("AutoModel") else None
         if mapping is not None and mapping.get(library_class.config_class, None) is library_class:
             return name
     return "AutoModel"
