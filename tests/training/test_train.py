@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -137,6 +138,11 @@ def test_from_scratch(tmp_path):
         ValueError, match=r"checkpoint-4 is of a run with other id2label, .*T-shirt.* now are .*class 0"
     ):
         train.main([*arguments, *again])
+    for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    for resume in ([], ["--resume_from_checkpoint", "last"]):
+        with pytest.raises(ValueError, match=r"--output_dir .*out holds a trained model, over which this run would"):
+            train.main([*arguments, *resume])
 
 
 def write_class_folders(folder, names):

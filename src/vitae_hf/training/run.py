@@ -102,7 +102,7 @@ def run_task(task: Task[Any], publish: Callable[..., dict[str, Any]]) -> dict[st
         The figures, or where the run stopped if it was told to.
 
     Raises:
-        ValueError: the output folder holds checkpoints of an earlier run that is not to be resumed.
+        ValueError: the output folder holds what an earlier run left, and that run is not to be resumed.
     """
     training = task.training
     refuse_earlier_run(training, task.run)
@@ -152,6 +152,12 @@ def refuse_earlier_run(training: ViTAETrainingArguments, run: RunArguments) -> N
         raise ValueError(
             f"{earlier} is of an earlier run: continue it by --resume_from_checkpoint last, or choose another"
             " --output_dir"
+        )
+    goes_on = find_checkpoint(training.resume_from_checkpoint, training.output_dir)
+    if not goes_on and (output / "config.json").is_file():
+        raise ValueError(
+            f"--output_dir {training.output_dir} holds a trained model, over which this run would write: choose another"
+            " folder, or delete that one"
         )
 
 
