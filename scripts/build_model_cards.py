@@ -28,12 +28,12 @@ def main(argv: list[str] | None = None) -> dict:
     built = {preset: variant_card(preset) for preset in VARIANTS}
     built |= {name: remote_sensing_card(name) for name in REMOTE_SENSING}
     cards = {arguments.output / f"{name}.md": str(card) for name, card in built.items()}
-    stale = [path for path, card in cards.items() if not path.is_file() or path.read_text() != card]
+    stale = [path for path, card in cards.items() if not path.is_file() or path.read_text(encoding="utf-8") != card]
     if arguments.check and stale:
         parser.exit(1, f"error: not as built: {', '.join(map(str, stale))}; run this without --check\n")
     for path in stale:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(cards[path])
+        path.write_text(cards[path], encoding="utf-8")
     return {"output": str(arguments.output), "cards": len(cards), "changed": len(stale), **environment()}
 
 

@@ -31,7 +31,7 @@ HEADER = ["recipe", "epochs", "million images", "images/s of a GPU", "hours of a
 def recipes() -> dict[str, dict]:
     """The recipes that train a classifier from scratch. Those of B, L and H name no preset: they fine-tune."""
     paths = {name: RECIPES / f"{name}.yaml" for name in PRESETS}
-    found = {name: yaml.safe_load(path.read_text()) for name, path in paths.items() if path.exists()}
+    found = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.exists()}
     return {name: recipe for name, recipe in found.items() if "preset" in recipe}
 
 
@@ -69,8 +69,8 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--page", type=Path, default=REPOSITORY / "docs" / "pretraining-cost.md")
     parser.add_argument("--check", action="store_true", help="compare instead of writing")
     arguments = parser.parse_args(argv)
-    measured = json.loads(arguments.measured.read_text()) if arguments.measured.exists() else {}
-    page = arguments.page.read_text()
+    measured = json.loads(arguments.measured.read_text(encoding="utf-8")) if arguments.measured.exists() else {}
+    page = arguments.page.read_text(encoding="utf-8")
     if BEGIN not in page or END not in page:
         raise ValueError(f"{arguments.page} has no lines {BEGIN!r} and {END!r}, between which the table goes")
     before, after = page.split(BEGIN)[0], page.split(END)[1]
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> dict:
     if arguments.check and built != page:
         parser.exit(1, f"error: {arguments.page} is not as built; run this without --check\n")
     if built != page:
-        arguments.page.write_text(built)
+        arguments.page.write_text(built, encoding="utf-8")
     networks = sorted(fastest_rows(measured))
     return {"page": str(arguments.page), "changed": built != page, "measured": networks, **environment()}
 

@@ -93,9 +93,9 @@ def build(model: str, output: Path) -> None:
         for path in [path for pattern in MODEL_FILES for path in folder.glob(pattern)]:
             shutil.copy(path, output / "models" / folder.resolve().name)
     models = f"Models([{model!r}])" if on_hub else 'Models(root=Path("models"))'
-    (output / "app.py").write_text(APP.format(models=models))
-    (output / "requirements.txt").write_text("\n".join(requirements(REPOSITORY / "setup.cfg")) + "\n")
-    (output / "README.md").write_text(card(model if on_hub else folder.resolve().name, on_hub))
+    (output / "app.py").write_text(APP.format(models=models), encoding="utf-8")
+    (output / "requirements.txt").write_text("\n".join(requirements(REPOSITORY / "setup.cfg")) + "\n", encoding="utf-8")
+    (output / "README.md").write_text(card(model if on_hub else folder.resolve().name, on_hub), encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> dict:

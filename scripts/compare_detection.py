@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> dict:
         for backbone in BACKBONES:
             comparison.run(backbone, seed, **settings)
     text = table(comparison.results)
-    arguments.output.with_suffix(".md").write_text(text)
+    arguments.output.with_suffix(".md").write_text(text, encoding="utf-8")
     print(text, flush=True)
     means = {
         backbone: statistics.mean(

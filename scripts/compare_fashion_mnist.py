@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> dict:
                 comparison.run("runs", arguments.data, seed=seed, **settings)
                 rows = summarise(comparison.results["runs"])
                 draw(rows, comparison.networks, arguments.output.with_suffix(".png"))
-                arguments.output.with_suffix(".md").write_text(table(rows, rates))
+                arguments.output.with_suffix(".md").write_text(table(rows, rates), encoding="utf-8")
     return {"summary": rows, "learning_rates": rates, **environment()}
 
 

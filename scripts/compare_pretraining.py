@@ -77,7 +77,7 @@ def pretrain_once(settings: dict) -> float:
     done = Path(settings["output_dir"], "eval_results.json")  # written after the model
     if not done.exists():
         pretrain.main(words(settings))
-    return round(json.loads(done.read_text())["eval_loss"], 4)
+    return round(json.loads(done.read_text(encoding="utf-8"))["eval_loss"], 4)
 
 
 def train_once(settings: dict) -> dict[str, float]:
@@ -112,7 +112,7 @@ class Comparison:
             "runs": [],
         }
         if self.path.exists():
-            earlier = json.loads(self.path.read_text())
+            earlier = json.loads(self.path.read_text(encoding="utf-8"))
             for name, ours in json.loads(json.dumps(self.results)).items():
                 theirs = earlier[name]
                 if isinstance(ours, dict) and {**ours, "eval_loss": 0} != {**theirs, "eval_loss": 0}:

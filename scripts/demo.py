@@ -173,9 +173,9 @@ def write_asset(trainer: Trainer, data, metrics: dict[str, float], folder: Path)
     trained = Path(trainer.args.output_dir)
     shutil.copyfile(trained / "model.safetensors", folder / "model.safetensors")
     for name in ("config.json", "preprocessor_config.json"):
-        fields = json.loads((trained / name).read_text())
+        fields = json.loads((trained / name).read_text(encoding="utf-8"))
         del fields["auto_map"]
-        (folder / name).write_text(json.dumps(fields, indent=2) + "\n")
+        (folder / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     licence = f"{LICENCE_OF_DATA} Like the package, they are under the Apache License, Version 2.0."
     card = build_card(trainer, data, metrics, folder.name, licence, is_carried=True)
     card.data.license = "apache-2.0"

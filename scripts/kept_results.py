@@ -20,7 +20,7 @@ def go_on(path: Path, new: dict[str, Any], *settings: str) -> dict[str, Any]:
     path.parent.mkdir(parents=True, exist_ok=True)  # fail now, not after the first run
     if not path.exists():
         return new
-    earlier = json.loads(path.read_text())
+    earlier = json.loads(path.read_text(encoding="utf-8"))
     for name in settings:
         if earlier.get(name) != json.loads(json.dumps(new[name])):
             raise ValueError(f"{path} is of another {name}, {earlier.get(name)}: choose another --output")

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> dict:
     draw_maps(
         [explain(model, processor, split[row]["image"]) for row in range(3)], arguments.output.with_suffix(".png")
     )
-    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 

@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> dict:
     versions = {name: metadata.version(name) for name in ("onnxruntime", "openvino")}
     record = {"networks": networks, **versions, **environment()}
     if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 

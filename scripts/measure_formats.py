@@ -168,8 +168,8 @@ def table(record: dict[str, Any]) -> str:
 
 
 def write(record: dict[str, Any], output: Path) -> None:
-    output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    output.with_suffix(".md").write_text(table(record))
+    output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    output.with_suffix(".md").write_text(table(record), encoding="utf-8")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

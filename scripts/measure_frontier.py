@@ -220,8 +220,8 @@ def main(argv: list[str] | None = None) -> dict:
         if network in arguments.networks
     }
     record = {"networks": networks, "rows": rows, "rounds": arguments.rounds, **environment()}
-    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    arguments.output.with_suffix(".md").write_text(markdown(rows))
+    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    arguments.output.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
     draw(rows, arguments.output.with_suffix(".png"))
     largest = [row for row in rows if row["batch_size"] == max(arguments.batch_size)]
     draw(largest, arguments.output.with_name(f"{arguments.output.name}_short.png"), FOR_README)

@@ -125,7 +125,7 @@ class Report:
         output.parent.mkdir(parents=True, exist_ok=True)
         self.record = {"parts": {}}
         if resume and self.path.exists():
-            self.record = json.loads(self.path.read_text())
+            self.record = json.loads(self.path.read_text(encoding="utf-8"))
         self.record |= environment(plan.device)
 
     def is_done(self, name: str) -> bool:
@@ -146,7 +146,7 @@ class Report:
         finally:
             part["seconds"] = round(time.perf_counter() - started, 1)
             write_json(self.record, self.path)
-            self.path.with_suffix(".md").write_text(self.markdown())
+            self.path.with_suffix(".md").write_text(self.markdown(), encoding="utf-8")
             print(f"\n{self.section(name)}", flush=True)
 
     def goals(self) -> list[dict]:

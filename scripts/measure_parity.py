@@ -35,7 +35,7 @@ PRESETS = ("vitae-t", "vitae-6m", "vitae-s", "vitae-b", "vitae-b-rvsa", "vitaev2
 
 def golden_shapes(name: str) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a checkpoint of the authors, by name."""
-    lines = (GOLDEN / "keys" / f"{name}.tsv").read_text().splitlines()
+    lines = (GOLDEN / "keys" / f"{name}.tsv").read_text(encoding="utf-8").splitlines()
     rows = (line.split("\t") for line in lines if not line.startswith(("#", "name\t")))
     return {key: () if shape == "-" else tuple(map(int, shape.split("x"))) for key, shape, _ in rows}
 
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict:
         **environment(arguments.device),
     }
     if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 

@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "threads": usable_cores(),
         }
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 

@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> dict:
         for network, found in rounds.items()
     }
     record = {"seconds": medians, "rounds": arguments.rounds, **environment(), "threads": arguments.threads}
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 

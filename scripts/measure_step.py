@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> dict:
     networks = {preset: measure(preset, arguments.batch_size, arguments.rounds) for preset in arguments.presets}
     record = {"networks": networks, "batch_size": arguments.batch_size, "rounds": arguments.rounds, **environment()}
     if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return record
 
 

@@ -71,7 +71,9 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = parser.parse_args(argv)
     folder, pictures = arguments.folder.resolve(), list(PICTURES)
-    version = json.loads((PACKAGES / "node_modules/@huggingface/transformers/package.json").read_text())["version"]
+    version = json.loads(
+        (PACKAGES / "node_modules/@huggingface/transformers/package.json").read_text(encoding="utf-8")
+    )["version"]
     record = {
         "node": in_node(folder, pictures),
         "chromium": in_chromium(folder, pictures),
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict:
         **environment(),
     }
     if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
 
 

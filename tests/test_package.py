@@ -1,5 +1,6 @@
 """Importing the package registers it, twice if need be, and costs little; the model that it carries works."""
 
+import ast
 import importlib
 import json
 import re
@@ -53,6 +54,13 @@ def test_importing_it_loads_nothing_heavy_beyond_the_auto_classes_and_prints_not
     heavy = {"accelerate", "datasets", "evaluate", "matplotlib", "pandas", "scipy", "timm", "torchvision"}
     assert "vitae_hf" in packages and not heavy & packages
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_every_text_file_is_utf_8_on_every_system():
+    for path in [*REPOSITORY.glob("src/**/*.py"), *REPOSITORY.glob("scripts/*.py")]:
+        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+            if getattr(call.func, "attr", None) in ("read_text", "write_text"):
+                assert "encoding" in [keyword.arg for keyword in call.keywords], f"{path}:{call.lineno}"
 
 
 def test_the_model_that_ships_is_small_and_whole_and_has_no_code():

@@ -45,7 +45,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 def _cpu_name() -> str:
     """Kind of processor, and its name where Linux tells it."""
     cpuinfo = Path("/proc/cpuinfo")
-    name = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    name = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8")) if cpuinfo.exists() else None
     return f"{platform.machine()} CPU" + (f" ({name[1].strip()})" if name else "")
 
 

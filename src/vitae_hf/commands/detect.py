@@ -167,7 +167,7 @@ class Detection(Task[DetectionTrainer]):
         """`detection_metrics.json`, with the figures of each class, and `predictions.png`."""
         output, data = Path(self.training.output_dir), trainer.eval_dataset
         model = trainer.evaluated_model
-        (output / "detection_metrics.json").write_text(json.dumps(trainer.figures, indent=1) + "\n")
+        (output / "detection_metrics.json").write_text(json.dumps(trainer.figures, indent=1) + "\n", encoding="utf-8")
         rows = []
         for index in np.unique(np.linspace(0, len(data) - 1, self.run.pictures).astype(int)).tolist():
             picture, objects, _ = data.read(index)

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "scikit-learn": sklearn.__version__,
         **environment(),
     }
-    (arguments.output / "probe.json").write_text(as_json({**circumstances, **figures}))
+    (arguments.output / "probe.json").write_text(as_json({**circumstances, **figures}), encoding="utf-8")
     draw_confusion(figures).savefig(arguments.output / "probe_confusion.png", dpi=150)
     shown = {
         f"{name}_{figure}": round(figures[name][figure], 2)

@@ -144,7 +144,9 @@ class Segmentation(Task[SegmentationTrainer]):
         """`segmentation_metrics.json`, with the figures of each class, and `overlays.png`."""
         output, data = Path(self.training.output_dir), trainer.eval_dataset
         model: Any = trainer.evaluated_model
-        (output / "segmentation_metrics.json").write_text(json.dumps(trainer.figures, indent=1) + "\n")
+        (output / "segmentation_metrics.json").write_text(
+            json.dumps(trainer.figures, indent=1) + "\n", encoding="utf-8"
+        )
         rows = []
         for index in np.unique(np.linspace(0, len(data) - 1, self.run.overlays).astype(int)).tolist():
             picture, mask, _ = data.read(index)

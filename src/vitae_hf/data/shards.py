@@ -155,7 +155,7 @@ def written_rows(folder: str) -> tuple[str, dict[str, int] | None]:
     files, inner = fsspec.core.url_to_fs(folder)
     for name in ("sizes.json", "_info.json"):
         if files.exists(f"{inner}/{name}"):
-            found = json.loads(files.read_text(f"{inner}/{name}"))
+            found = json.loads(files.read_text(f"{inner}/{name}", encoding="utf-8"))
             try:
                 rows = found if name == "sizes.json" else _rows_of_timm(found["splits"])
             except (AttributeError, KeyError, TypeError):  # a file of another kind that is called so, too

@@ -404,7 +404,7 @@ def peak_memory(device: str) -> float:
     """
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    _, _, after = Path("/proc/self/status").read_text().partition("VmHWM:")
+    _, _, after = Path("/proc/self/status").read_text(encoding="utf-8").partition("VmHWM:")
     return int(after.split()[0]) / 2**10
 
 

@@ -217,14 +217,14 @@ def javascript_preprocessing(processor: Any) -> dict[str, Any]:
 def write_settings(model: PreTrainedModel, processor: Any, folder: Path) -> None:
     """Write the configurations for transformers.js, beside them the model's own ones, and the exact preprocessing."""
     (folder / ORIGINAL).mkdir()
-    (folder / ORIGINAL / "config.json").write_text(model.config.to_json_string())
-    (folder / ORIGINAL / "preprocessor_config.json").write_text(processor.to_json_string())
+    (folder / ORIGINAL / "config.json").write_text(model.config.to_json_string(), encoding="utf-8")
+    (folder / ORIGINAL / "preprocessor_config.json").write_text(processor.to_json_string(), encoding="utf-8")
     settings = {
         "config.json": javascript_config(model.config, hasattr(model, "classifier")),
         "preprocessor_config.json": javascript_preprocessing(processor),
     }
     for name, fields in settings.items():
-        (folder / name).write_text(json.dumps(fields, indent=2) + "\n")
+        (folder / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     shutil.copy(JAVASCRIPT / PREPROCESSING, folder)
 
 
@@ -237,13 +237,13 @@ def write_page(folder: Path, runtime: Path) -> None:
         shutil.copy(runtime / name, folder / "onnxruntime")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     version = hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
-    worker = (JAVASCRIPT / "service-worker.js").read_text()
-    (folder / "service-worker.js").write_text(worker.replace("{version}", version[:16]))
+    worker = (JAVASCRIPT / "service-worker.js").read_text(encoding="utf-8")
+    (folder / "service-worker.js").write_text(worker.replace("{version}", version[:16]), encoding="utf-8")
 
 
 def write_card(folder: Path) -> None:
     """Write the README of a Space into a folder with a page."""
-    name = json.loads((folder / MANIFEST).read_text())["name"]
+    name = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["name"]
     settings = {
         "colorFrom": "green",
         "colorTo": "gray",
@@ -260,7 +260,9 @@ def write_card(folder: Path) -> None:
         "The licence above is that of the page; ONNX Runtime Web, in `onnxruntime`, is under the MIT licence.\n"
     )
     description = "ViTAE names what is in a picture, in your browser"
-    (folder / "README.md").write_text(space_card(name, settings, description, "transformers.js", text))
+    (folder / "README.md").write_text(
+        space_card(name, settings, description, "transformers.js", text), encoding="utf-8"
+    )
 
 
 def export_for_browser(
@@ -299,7 +301,7 @@ def export_for_browser(
         write_settings(model, processor, unfinished)
         name = Path(source).resolve().name if Path(source).is_dir() else str(source)
         manifest = {"export_format": "web", "name": name, "programs": programs, "refused": refused}
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if runtime_files:
             write_page(unfinished, runtime_files)
         size = size_of(unfinished)

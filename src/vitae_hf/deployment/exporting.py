@@ -238,7 +238,7 @@ def write_model(model: PreTrainedModel, format: str, folder: Path, quantizer: An
         return
     model = copy.deepcopy(model).requires_grad_(False)
     fold_batch_norms(model)
-    (folder / MANIFEST).write_text(json.dumps(write_program(model, format, folder), indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(write_program(model, format, folder), indent=1) + "\n", encoding="utf-8")
 
 
 def refuse_remainders(program: Any) -> None:
@@ -289,7 +289,7 @@ def load_exported(folder: str | Path, **options: Any) -> Any:
     Raises:
         OSError: there is no program in this folder.
     """
-    manifest = json.loads((Path(folder) / MANIFEST).read_text())
+    manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
     if manifest["export_format"] in RUNTIMES:
         return load_program(Path(folder), manifest, **options)
     from transformers.exporters import ExportedModel

@@ -97,7 +97,7 @@ def read_real_labels(path: str | os.PathLike[str], split: datasets.Dataset) -> l
     Source: Beyer et al. 2020, "Are we done with ImageNet?".
     """
     try:
-        real = json.loads(Path(path).read_text())
+        real = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     num_classes = split.features["label"].num_classes

@@ -117,7 +117,7 @@ def variant_card(preset: str, name: str | None = None, source: dict[str, Any] | 
     about |= {key: source[key] for key in about if source}
     processor = ViTAEImageProcessorPil(size=about["image_size"])
     recipe = variant.recipe or preset
-    parity = json.loads(PARITY.read_text())
+    parity = json.loads(PARITY.read_text(encoding="utf-8"))
     is_comparable = about["is_imagenet_1k"] and about["image_size"] == 224
     # Where the authors print figures of several checkpoints, a file does not say which of these it is.
     is_known = variant.has_weights and is_comparable and (source is None or len(variant.printed) == 1)
@@ -135,7 +135,7 @@ def variant_card(preset: str, name: str | None = None, source: dict[str, Any] | 
         image_mean=processor.image_mean,
         image_std=processor.image_std,
         recipe_name=recipe,
-        recipe=yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text()),
+        recipe=yaml.safe_load((RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")),
         errors=parity["errors"].get(preset),
         measured_on=f"{parity['device']}, torch {parity['torch']}, {parity['date']}",
         measured_presets=list(parity["errors"]),

@@ -34,7 +34,7 @@ def write_sums(folder: Path, files: list[Path]) -> list[Path]:
     """
     files = [path for path in files if path.name != SUMS_NAME]
     unfinished = folder / f".{SUMS_NAME}.unfinished"
-    unfinished.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in files))
+    unfinished.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in files), encoding="utf-8")
     return [*files, unfinished.replace(folder / SUMS_NAME)]
 
 
@@ -45,7 +45,7 @@ def read_sums(folder: Path) -> dict[str, str]:
         ValueError: a line is not a SHA-256 and a file name.
     """
     sums, path = {}, folder / SUMS_NAME
-    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace", encoding="utf-8").splitlines() if path.exists() else []:
         match = re.fullmatch(r"([0-9a-f]{64})  ([^/\\]+)", line)
         if not match:
             raise ValueError(f"{path} is damaged: expected a SHA-256 and a file name, got {line!r}")

@@ -49,7 +49,7 @@ def code_files(folder: Path) -> list[str]:
     """Names of the code files that the folder's `auto_map`s ask for, and of those that these import."""
     names = []
     for path in (folder / "config.json", folder / "preprocessor_config.json"):
-        for references in json.loads(path.read_text()).get("auto_map", {}).values():
+        for references in json.loads(path.read_text(encoding="utf-8")).get("auto_map", {}).values():
             for reference in references.values() if isinstance(references, dict) else [references]:
                 names.append(reference.split("--")[-1].split(".")[0] + ".py")
     for name in names:  # the list grows while it is gone through

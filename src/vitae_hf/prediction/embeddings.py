@@ -44,7 +44,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{folder} has no predict.json: it must be a folder that `vitae predict --embeddings` wrote")
     try:
-        record = json.loads(file.read_text())
+        record = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{file} is damaged: {error}") from error
     if not isinstance(record, dict):

@@ -33,7 +33,7 @@ def updates(checkpoint: Path) -> int:
     if unfinished_mark(checkpoint).exists():
         return -1
     try:
-        return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+        return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
     except (OSError, ValueError, KeyError):
         return -1
 

@@ -126,18 +126,18 @@ class ImageLoaders(Trainer):
         super()._save_checkpoint(model, trial)
         if self._deals_rows and self.args.should_save:
             checkpoint = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-            (checkpoint / "dealing.json").write_text(json.dumps(self._dealing))
+            (checkpoint / "dealing.json").write_text(json.dumps(self._dealing), encoding="utf-8")
 
     def check_dealing(self) -> None:
         """See that the rows of a stream are shared out as they were in the epoch that the checkpoint interrupted."""
         if self.resumed_from is None or not self._deals_rows:
             return
         saved = Path(self.resumed_from) / "dealing.json"
-        if saved.exists() and json.loads(saved.read_text()) != self._dealing:
-            raise ValueError(
-                f"{self.resumed_from} is from a stream dealt to {saved.read_text()}; resume it so, not with"
-                f" {json.dumps(self._dealing)}"
-            )
+        if not saved.exists():
+            return
+        before, now = saved.read_text(encoding="utf-8"), json.dumps(self._dealing)
+        if before != now:
+            raise ValueError(f"{self.resumed_from} is from a stream dealt to {before}; resume it so, not with {now}")
 
 
 class TellDatasetEpoch(TrainerCallback):

@@ -84,7 +84,7 @@ def read_coco(path: Path) -> dict[str, Any]:
         ValueError: it is no JSON, or lacks a part of COCO's.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
     parts = ("images", "annotations", "categories")
