@@ -118,6 +118,18 @@ def test_killed_while_saving_the_checkpoint_before_is_kept_and_found(tmp_path, m
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
 
 
+def test_another_optimizer_does_not_take_over_the_state_of_a_checkpoint(tmp_path):
+    trainer(tmp_path).train()
+    for changed, why in (
+        ({"optim": "sgd"}, "sgd needs dampening, momentum"),
+        ({"layer_decay": 0.5}, "different number of parameter groups"),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"checkpoint-4 is of a run with other settings of its optimizer \(.*{why}"
+        ):
+            trainer(tmp_path, max_steps=6, **changed).train(resume_from_checkpoint="last")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(tmp_path):
     class Full(ViTAETrainer):

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.training_args import OptimizerNames
 
 from ..messages import listed
 from ..model_folders import not_finite
@@ -128,6 +129,28 @@ class WholeCheckpoints(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.resumed_from = resume_from_checkpoint
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None:
+                self.check_optimizer()
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{checkpoint} is of a run with other settings of its optimizer ({error}): resume with the --optim, the"
+                " --layer_decay and the frozen stages that it began with, or choose another --output_dir to begin a run"
+            ) from error
+
+    def check_optimizer(self) -> None:
+        """See that the groups of parameters have the settings of this optimizer: torch takes those of any other.
+
+        Raises:
+            ValueError: they lack some.
+        """
+        optimizer: Any = self.optimizer
+        for group in optimizer.param_groups:
+            if missing := set(getattr(optimizer, "defaults", {})) - set(group):
+                raise ValueError(f"{OptimizerNames(self.args.optim).value} needs {listed(sorted(missing))}")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not _internal_call:
