@@ -303,7 +303,7 @@ ONE_WINDOWED_STAGE = {  # tracing the shapes of several takes minutes
 @pytest.mark.parametrize(
     "config",
     [
-        pyramid_config(),
+        pytest.param(pyramid_config(), marks=pytest.mark.slow),
         class_token_config(),
         pytest.param(windowed_config(**ONE_WINDOWED_STAGE), marks=pytest.mark.slow),
         rotated_config(window_size=2),  # such a program takes no grid of a single row or column of windows

@@ -458,7 +458,13 @@ def test_every_other_class_loads_from_a_converted_masked_autoencoder(tmp_path):
 # ------------------------------------------------------------------------------------ windows and positions
 
 
-@pytest.mark.parametrize("name, window_type", [("rvsa-vitae-b", "rotated"), ("rvsa-vitae-b-kvdiff", "rotated_apart")])
+@pytest.mark.parametrize(
+    "name, window_type",
+    [
+        ("rvsa-vitae-b", "rotated"),
+        pytest.param("rvsa-vitae-b-kvdiff", "rotated_apart", marks=pytest.mark.slow),
+    ],
+)
 def test_a_classifier_with_rotated_windows_computes_what_its_authors_do(tmp_path, name, window_type):
     tensors = golden_state_dict(f"{name}_cls")
     torch.save({"model": tensors, "epoch": 199, "args": argparse.Namespace()}, tmp_path / "file.pth")

@@ -40,7 +40,13 @@ def train(config, folder, resume: bool = False, trainer_class=Trainer, **overrid
     return trainer
 
 
-@pytest.mark.parametrize("overrides", [{}, {"gradient_checkpointing": True, "gradient_accumulation_steps": 2}])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        pytest.param({"gradient_checkpointing": True, "gradient_accumulation_steps": 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_config, tmp_path, overrides):
     config = tiny_config(hidden_dropout_prob=0.1, drop_path_rate=0.2)
     uninterrupted = train(config, tmp_path, **overrides).model.state_dict()
