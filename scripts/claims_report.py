@@ -145,8 +145,7 @@ def draw_changes(results: dict, changes: tuple[str, ...], networks: list[str], p
                 band(axis, list(map(float, strengths)), columns, network)
         axis.set(xlabel=AXES[change], ylabel="top-1 (%)", title=change)
         axis.grid(alpha=0.3)
-    if figure.axes[0].lines:
-        figure.axes[0].legend(fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
 
 
