@@ -312,10 +312,12 @@ def main(argv: list[str] | None = None) -> dict:
         help="how many tests without a higher accuracy end a run; at least some epochs",
     )
     parser.add_argument("--rate_tests", type=int, default=5, help="how long the runs are that choose a learning rate")
+    parser.add_argument("--learning_rate", type=float, help="of all networks, in place of choosing one for each")
     parser.add_argument("--processes", type=int, default=1, help="how many runs go on at once, in one thread each")
     arguments = parser.parse_args(argv)
     comparison = Comparison(arguments)
-    rates = comparison.choose_rates()
+    one_rate = dict.fromkeys(arguments.networks, arguments.learning_rate)
+    rates = comparison.choose_rates() if arguments.learning_rate is None else one_rate
     length = {"tests": arguments.tests, "patience": arguments.patience}
     for seed in arguments.seeds:  # all networks with a seed before the next, so that a stopped comparison is fair
         runs = [

@@ -185,6 +185,10 @@ def test_a_comparison_chooses_rates_between_worse_ones_tests_changes_and_goes_on
     compare_claims.main([*words, "--networks", "vitae-nano", "--parts", "data"])
     assert [settings["share"] for settings in done[count:]] == [0.01]
     assert "| vitae-nano |" in (tmp_path / "claims.md").read_text().split("## Data")[1]
+    count = len(done)
+    given = [*words, "--networks", "vitae-nano", "--learning_rate", "0.002", "--output", str(tmp_path / "one_rate")]
+    assert compare_claims.main(given)["learning_rates"] == {"vitae-nano": 0.002}
+    assert [(run["part"], run["learning_rate"]) for run in done[count:]] == [("runs", 0.002)]
 
 
 def test_a_comparison_goes_on_with_the_settings_it_began_with(tmp_path):
