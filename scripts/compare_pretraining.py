@@ -13,6 +13,7 @@ comparison that was stopped goes on after its last finished runs.
 
 import argparse
 import json
+import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable
@@ -76,6 +77,7 @@ def pretrain_once(settings: dict) -> float:
     """The loss of a pretrained model, which is made unless its folder is there."""
     done = Path(settings["output_dir"], "eval_results.json")  # written after the model
     if not done.exists():
+        shutil.rmtree(settings["output_dir"], ignore_errors=True)  # of a run that was stopped before its end
         pretrain.main(words(settings))
     return round(json.loads(done.read_text(encoding="utf-8"))["eval_loss"], 4)
 

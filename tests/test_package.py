@@ -58,7 +58,7 @@ def test_importing_it_loads_nothing_heavy_beyond_the_auto_classes_and_prints_not
 
 def test_every_text_file_is_utf_8_on_every_system():
     for path in [*REPOSITORY.glob("src/**/*.py"), *REPOSITORY.glob("scripts/*.py")]:
-        for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
+        for call in (node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Call)):
             if getattr(call.func, "attr", None) in ("read_text", "write_text"):
                 assert "encoding" in [keyword.arg for keyword in call.keywords], f"{path}:{call.lineno}"
 

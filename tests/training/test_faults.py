@@ -121,13 +121,20 @@ def test_killed_while_saving_the_checkpoint_before_is_kept_and_found(tmp_path, m
 def test_another_optimizer_does_not_take_over_the_state_of_a_checkpoint(tmp_path):
     trainer(tmp_path).train()
     for changed, why in (
-        ({"optim": "sgd"}, "sgd needs dampening, momentum"),
+        ({"optim": "sgd"}, "SGD needs dampening, momentum"),
         ({"layer_decay": 0.5}, "different number of parameter groups"),
     ):
         with pytest.raises(
             ValueError, match=rf"checkpoint-4 is of a run with other settings of its optimizer \(.*{why}"
         ):
             trainer(tmp_path, max_steps=6, **changed).train(resume_from_checkpoint="last")
+
+
+def test_an_optimizer_without_torchs_usual_settings_resumes(tmp_path):
+    trainer(tmp_path, optim="adafactor").train()
+    again = trainer(tmp_path, max_steps=6, optim="adafactor")
+    again.train(resume_from_checkpoint="last")
+    assert again.resumed_from == str(tmp_path / "checkpoint-4") and again.state.global_step == 6
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")

@@ -138,9 +138,11 @@ def test_from_scratch(tmp_path):
         ValueError, match=r"checkpoint-4 is of a run with other id2label, .*T-shirt.* now are .*class 0"
     ):
         train.main([*arguments, *again])
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tmp_path / "out" / "checkpoint-4", elsewhere)
     for checkpoint in (tmp_path / "out").glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    for resume in ([], ["--resume_from_checkpoint", "last"]):
+    for resume in ([], ["--resume_from_checkpoint", "last"], ["--resume_from_checkpoint", str(elsewhere)]):
         with pytest.raises(ValueError, match=r"--output_dir .*out holds a trained model, over which this run would"):
             train.main([*arguments, *resume])
 

@@ -17,7 +17,6 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
-from transformers.training_args import OptimizerNames
 
 from ..messages import listed
 from ..model_folders import not_finite
@@ -131,26 +130,30 @@ class WholeCheckpoints(Trainer):
         self.resumed_from = resume_from_checkpoint
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            if checkpoint is not None:
-                self.check_optimizer()
-        except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"{checkpoint} is of a run with other settings of its optimizer ({error}): resume with the --optim, the"
-                " --layer_decay and the frozen stages that it began with, or choose another --output_dir to begin a run"
-            ) from error
-
-    def check_optimizer(self) -> None:
-        """See that the groups of parameters have the settings of this optimizer: torch takes those of any other.
+        """As the library's, for a checkpoint of the same optimizer: torch takes the settings of any other.
 
         Raises:
-            ValueError: they lack some.
+            ValueError: the settings in the checkpoint lack some of this optimizer's, or are of other groups of weights.
         """
         optimizer: Any = self.optimizer
-        for group in optimizer.param_groups:
-            if missing := set(getattr(optimizer, "defaults", {})) - set(group):
-                raise ValueError(f"{OptimizerNames(self.args.optim).value} needs {listed(sorted(missing))}")
+        defaults = set(getattr(optimizer, "defaults", ()))
+        needed = [defaults & set(group) for group in optimizer.param_groups]
+        misfit = ""
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            if "parameter group" not in str(error):
+                raise
+            misfit = str(error)
+        for names, group in zip(needed, optimizer.param_groups):
+            if missing := names - set(group):
+                name = type(getattr(optimizer, "optimizer", optimizer)).__name__
+                misfit = f"{name} needs {listed(sorted(missing))}"
+        if misfit:
+            raise ValueError(
+                f"{checkpoint} is of a run with other settings of its optimizer ({misfit}): resume with the --optim,"
+                " the --layer_decay and the frozen stages that it began with, or choose another --output_dir to begin a run"
+            )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not _internal_call:

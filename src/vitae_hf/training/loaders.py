@@ -135,9 +135,12 @@ class ImageLoaders(Trainer):
         saved = Path(self.resumed_from) / "dealing.json"
         if not saved.exists():
             return
-        before, now = saved.read_text(encoding="utf-8"), json.dumps(self._dealing)
-        if before != now:
-            raise ValueError(f"{self.resumed_from} is from a stream dealt to {before}; resume it so, not with {now}")
+        before = json.loads(saved.read_text(encoding="utf-8"))
+        if before != self._dealing:
+            raise ValueError(
+                f"{self.resumed_from} is from a stream dealt to {json.dumps(before)}; resume it so, not with"
+                f" {json.dumps(self._dealing)}"
+            )
 
 
 class TellDatasetEpoch(TrainerCallback):

@@ -153,8 +153,9 @@ def refuse_earlier_run(training: ViTAETrainingArguments, run: RunArguments) -> N
             f"{earlier} is of an earlier run: continue it by --resume_from_checkpoint last, or choose another"
             " --output_dir"
         )
-    goes_on = find_checkpoint(training.resume_from_checkpoint, training.output_dir)
-    if not goes_on and (output / "config.json").is_file():
+    checkpoint = find_checkpoint(training.resume_from_checkpoint, training.output_dir)
+    goes_on = checkpoint is True or (checkpoint and Path(checkpoint).resolve().parent == output)
+    if not goes_on and (output / "config.json").is_file() and any(output.glob("*.safetensors")):
         raise ValueError(
             f"--output_dir {training.output_dir} holds a trained model, over which this run would write: choose another"
             " folder, or delete that one"
