@@ -152,7 +152,7 @@ class WholeCheckpoints(Trainer):
         if misfit:
             raise ValueError(
                 f"{checkpoint} is of a run with other settings of its optimizer ({misfit}): resume with the --optim,"
-                " the --layer_decay and the frozen stages that it began with, or choose another --output_dir to begin a run"
+                " the --layer_decay and the frozen stages that it began with, or choose another --output_dir"
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
