@@ -3,9 +3,11 @@
 import ast
 import importlib
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
+import threading
 from configparser import ConfigParser
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import yaml
 from helpers import DATA, REPOSITORY
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import _http
 from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, pipeline
 
@@ -61,6 +64,21 @@ def test_every_text_file_is_utf_8_on_every_system():
         for call in (node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, ast.Call)):
             if getattr(call.func, "attr", None) in ("read_text", "write_text"):
                 assert "encoding" in [keyword.arg for keyword in call.keywords], f"{path}:{call.lineno}"
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="the system has no forks")
+def test_a_child_does_not_wait_for_what_a_thread_of_its_parent_asks_of_the_hub(monkeypatch):
+    lock = threading.Lock()
+    client = type("Client", (), {"close": lambda self: lock.acquire()})()  # as a pool of connections, which has a lock
+    monkeypatch.setattr(_http, "_GLOBAL_CLIENT", client)
+    with lock:  # a thread that asks holds it
+        child = multiprocessing.get_context("fork").Process(target=abs, args=(1,))
+        child.start()
+        child.join(30)
+        child.kill()
+    assert child.exitcode == 0 and _http.get_session() is client
+    client.close()
+    assert lock.locked()  # in the parent it closes
 
 
 def test_the_model_that_ships_is_small_and_whole_and_has_no_code():

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -117,12 +118,13 @@ def start_client(folder: Path, variables: dict, flags: tuple = ()) -> Client:
         stderr=open(folder / "stderr.txt", "w"),
         text=True,
         cwd=folder,
+        start_new_session=True,
     )
     return Client(process, folder / "stderr.txt")
 
 
 def stop_client(client: Client) -> None:
-    client.process.kill()
+    os.killpg(client.process.pid, signal.SIGKILL)  # its workers too, which would keep the pipe open
     client.process.communicate()
 
 
