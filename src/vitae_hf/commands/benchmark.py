@@ -41,6 +41,7 @@ from ..deployment.benchmarking import (
 )
 from ..environment import environment
 from ..failures import device
+from ..files import write_json
 from . import command_parser
 
 
@@ -117,7 +118,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def write(record: dict[str, Any], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(record, output.with_suffix(".json"))
     output.with_suffix(".md").write_text(table(record["results"]), encoding="utf-8")
     if measured := [result for result in record["results"] if "error" not in result]:
         draw(measured, f"{record['device']}, {record['threads']} thread(s)", output.with_suffix(".png"))

@@ -17,7 +17,6 @@ each class, `predictions.png`, `training_curves.png` and a model card. `--push_t
 evaluated.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -41,7 +40,7 @@ from ..dense.detection.trainer import DetectionTrainer
 from ..dense.detection.transforms import BoxAugmentationArguments, ObjectTransform, evaluation_transform
 from ..evaluation.detections import draw_found, find_objects
 from ..failures import about
-from ..files import find_model
+from ..files import find_model, write_json
 from ..hub.cards import TEMPLATES, model_card
 from ..hub.publishing import publish
 from ..loading import label_names
@@ -167,7 +166,7 @@ class Detection(Task[DetectionTrainer]):
         """`detection_metrics.json`, with the figures of each class, and `predictions.png`."""
         output, data = Path(self.training.output_dir), trainer.eval_dataset
         model = trainer.evaluated_model
-        (output / "detection_metrics.json").write_text(json.dumps(trainer.figures, indent=1) + "\n", encoding="utf-8")
+        write_json(trainer.figures, output / "detection_metrics.json")
         rows = []
         for index in np.unique(np.linspace(0, len(data) - 1, self.run.pictures).astype(int)).tolist():
             picture, objects, _ = data.read(index)

@@ -14,7 +14,6 @@ end the folder holds the model (`ema/` with averaged weights, if there are any),
 `--push_to_hub` then publishes what was evaluated.
 """
 
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from ..dense.segmentation.trainer import SegmentationTrainer
 from ..dense.segmentation.transforms import MaskAugmentationArguments, evaluation_sample, segmentation_transform
 from ..evaluation.detections import segment
 from ..failures import about
-from ..files import find_model
+from ..files import find_model, write_json
 from ..heads_vitae import UperNetForSemanticSegmentation
 from ..hub.cards import FIGURES, TEMPLATES, model_card
 from ..hub.publishing import publish
@@ -144,9 +143,7 @@ class Segmentation(Task[SegmentationTrainer]):
         """`segmentation_metrics.json`, with the figures of each class, and `overlays.png`."""
         output, data = Path(self.training.output_dir), trainer.eval_dataset
         model: Any = trainer.evaluated_model
-        (output / "segmentation_metrics.json").write_text(
-            json.dumps(trainer.figures, indent=1) + "\n", encoding="utf-8"
-        )
+        write_json(trainer.figures, output / "segmentation_metrics.json")
         rows = []
         for index in np.unique(np.linspace(0, len(data) - 1, self.run.overlays).astype(int)).tolist():
             picture, mask, _ = data.read(index)

@@ -16,7 +16,7 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..failures import first_line
-from ..files import PACKAGE, size_of
+from ..files import PACKAGE, size_of, write_json
 from ..hub.cards import space_card
 from ..loading import label_names
 from .exporting import (
@@ -224,7 +224,7 @@ def write_settings(model: PreTrainedModel, processor: Any, folder: Path) -> None
         "preprocessor_config.json": javascript_preprocessing(processor),
     }
     for name, fields in settings.items():
-        (folder / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        write_json(fields, folder / name, indent=2)
     shutil.copy(JAVASCRIPT / PREPROCESSING, folder)
 
 
@@ -301,7 +301,7 @@ def export_for_browser(
         write_settings(model, processor, unfinished)
         name = Path(source).resolve().name if Path(source).is_dir() else str(source)
         manifest = {"export_format": "web", "name": name, "programs": programs, "refused": refused}
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        write_json(manifest, unfinished / MANIFEST, indent=2)
         if runtime_files:
             write_page(unfinished, runtime_files)
         size = size_of(unfinished)

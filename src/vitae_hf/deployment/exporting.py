@@ -25,7 +25,7 @@ from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..failures import EXTRAS, first_line
-from ..files import find_model, size_of, whole_folder
+from ..files import find_model, size_of, whole_folder, write_json
 from ..layers_vitae import ViTAEConvLayer
 from ..loading import any_size_options, check_source, load_trained
 from ..model_folders import FAMILY
@@ -238,7 +238,7 @@ def write_model(model: PreTrainedModel, format: str, folder: Path, quantizer: An
         return
     model = copy.deepcopy(model).requires_grad_(False)
     fold_batch_norms(model)
-    (folder / MANIFEST).write_text(json.dumps(write_program(model, format, folder), indent=1) + "\n", encoding="utf-8")
+    write_json(write_program(model, format, folder), folder / MANIFEST)
 
 
 def refuse_remainders(program: Any) -> None:
