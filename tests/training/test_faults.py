@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -51,7 +52,8 @@ def curve(output) -> list[tuple]:
 
 
 @pytest.mark.slow
-def test_a_run_that_is_told_to_stop_and_then_killed_ends_as_if_nothing_had_happened(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_and_then_killed_ends_as_if_nothing_had_happened(tmp_path, number):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     expected = last_line(subprocess.run(command(undisturbed), capture_output=True, text=True, check=False))
 
@@ -59,10 +61,10 @@ def test_a_run_that_is_told_to_stop_and_then_killed_ends_as_if_nothing_had_happe
         command(disturbed), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
     )
     wait_for(lambda: last_checkpoint(disturbed), process)
-    os.killpg(process.pid, signal.SIGTERM)  # also to the loader's workers, as torchrun does
+    os.killpg(process.pid, number)  # also to the loader's workers, as torchrun does
     output, _ = process.communicate(timeout=120)
     stopped = json.loads(output.splitlines()[-1])
-    assert process.returncode == 143 and 0 < stopped["stopped_at_step"] < 12
+    assert process.returncode == 128 + number and 0 < stopped["stopped_at_step"] < 12
     assert str(last_checkpoint(disturbed)) == stopped["checkpoint"]
 
     resume = command(disturbed, "--resume_from_checkpoint", "last")
@@ -149,6 +151,25 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(tmp_path):
         trainer(tmp_path, cls=Full, save_total_limit=1).train()
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
     assert ViTAEForImageClassification.from_pretrained(tmp_path / "checkpoint-2").config.num_labels == 5
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_in_a_command_saves_a_checkpoint_and_twice_stops_at_once(tmp_path, times, capfd):
+    class Press(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                for _ in range(times):
+                    os.kill(os.getpid(), signal.SIGINT)
+
+    run = trainer(tmp_path, save_steps=100)
+    run.add_callback(Press())
+    run.stop.signals = (signal.SIGTERM, signal.SIGINT)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) if times == 2 else nullcontext():
+        run.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"][: 2 - times]
+    assert run.stop.signal == signal.SIGINT and signal.getsignal(signal.SIGINT) == before
+    assert capfd.readouterr().err.count("Ctrl-C again stops at once") == 1
 
 
 def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_batch(tmp_path):

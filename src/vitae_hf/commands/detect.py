@@ -11,7 +11,7 @@ find masks too. `--dataset` is a Hub name or a folder: COCO's JSON files and the
 left, top, width and height (`bbox`; as left, top, right and bottom with `--box_format xyxy`), a class (`category`) and,
 for masks, a `segmentation`. The backbone begins with a trained classifier or backbone (`--model_name_or_path`; a
 trained detector goes on whole) or at random (`--preset`). Every argument of the library's `TrainingArguments` works;
-resuming, SIGTERM, averaged weights and layer-wise decay are as in `vitae train`. At the end the folder holds the model
+resuming, Ctrl-C, averaged weights and layer-wise decay are as in `vitae train`. At the end the folder holds the model
 (`ema/` with averaged weights, if there are any), `eval_results.json`, `detection_metrics.json` with the precision of
 each class, `predictions.png`, `training_curves.png` and a model card. `--push_to_hub` then publishes what was
 evaluated.

@@ -8,7 +8,7 @@ A variant with a class token becomes a masked autoencoder, whose encoder sees on
 see the whole image, in which a colour covers the masked patches (SimMIM): recipe `mim-vitaev2-s`.
 `--dataset` is a Hub name or a folder of images, in parquet files, tars or any folders; labels are not read. A recipe is
 a YAML file of these arguments; the command line overrides it. The library's `TrainingArguments`,
-`--resume_from_checkpoint last` and SIGTERM do what they do in `vitae train`. At the end the folder holds the
+`--resume_from_checkpoint last`, Ctrl-C and SIGTERM do what they do in `vitae train`. At the end the folder holds the
 model, `eval_results.json`, `training_curves.png`, `reconstructions.png` and a model card, and in `reconstructions/` a
 picture for each evaluation, which TensorBoard shows too: images, the patches that the network saw, and their
 reconstruction. `--push_to_hub` then publishes what was evaluated.

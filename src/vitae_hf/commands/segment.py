@@ -8,7 +8,7 @@
 `--dataset` is a Hub name or a folder, with one column of pictures called image and one of masks called mask, annotation
 or label: a class at each pixel, 255 for none. The backbone begins with a trained classifier or backbone
 (`--model_name_or_path`; a trained UperNet goes on whole) or at random (`--preset`). Every argument of the library's
-`TrainingArguments` works; resuming, SIGTERM, averaged weights and layer-wise decay are as in `vitae train`. At the
+`TrainingArguments` works; resuming, Ctrl-C, averaged weights and layer-wise decay are as in `vitae train`. At the
 end the folder holds the model (`ema/` with averaged weights, if there are any), `eval_results.json`,
 `segmentation_metrics.json` with the figures of each class, `overlays.png`, `training_curves.png` and a model card.
 `--push_to_hub` then publishes what was evaluated.

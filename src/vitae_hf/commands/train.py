@@ -8,10 +8,10 @@
 of these arguments; the command line overrides it. Every argument of the library's `TrainingArguments` works,
 except `--lr_scheduler_type`: the schedule is the authors' warm-up, cosine and cool-down.
 `--resume_from_checkpoint last` continues from the newest whole checkpoint of the output folder, or begins where there
-is none; SIGTERM saves one and exits with status 143. At the end the folder holds the model, `ema/` with the averaged
-weights if there are any (then these are evaluated), `eval_results.json`, `training_curves.png` and a model card;
-TensorBoard's files are in `runs/` (`--report_to trackio`, `none` and others work too). `--push_to_hub` then publishes
-what was evaluated, as `vitae push` does.
+is none; Ctrl-C and SIGTERM save one after the update and stop, with status 130 and 143. At the end the folder holds
+the model, `ema/` with the averaged weights if there are any (then these are evaluated), `eval_results.json`,
+`training_curves.png` and a model card; TensorBoard's files are in `runs/` (`--report_to trackio`, `none` and others
+work too). `--push_to_hub` then publishes what was evaluated, as `vitae push` does.
 """
 
 from dataclasses import dataclass, field

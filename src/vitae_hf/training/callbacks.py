@@ -1,6 +1,7 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Callbacks around the updates of a run: progress and speed, an orderly end on SIGTERM, a random state per process."""
+"""Callbacks around the updates of a run: progress and speed, an orderly end on a signal, a random state per process."""
 
+import os
 import signal
 import threading
 import time
@@ -89,28 +90,44 @@ class Throughput(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """On SIGTERM, which schedulers send before they take a machine back, saves a checkpoint after the update and stops.
 
+    On SIGINT, which is Ctrl-C, it does the same if that is one of `signals`; a second one stops a process that trains
+    alone at once. Other processes get it twice anyway, since torchrun passes it on.
+
     If one of several processes gets the signal, all stop after the same update, the next one: what they tell each other
     after an update is read after the next, so that none waits for its GPU. A checkpoint is saved after a whole update
     only, so that the run resumes exactly. (The library's `enable_jit_checkpoint` may save between a backward pass and
     its update.)
 
     Attributes:
+        signals (`tuple[signal.Signals, ...]`): to listen to, as long as it trains. One that the process was started to
+            ignore, as shells start what is in the background, stays ignored.
         received (`bool`): whether the run was told to stop.
+        signal (`signal.Signals`): by which; SIGTERM if only another process was told.
     """
 
     def __init__(self, signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)):
         self.signals = signals
         self.received: bool = False
+        self.signal = signal.SIGTERM
         self._is_told = False  # this process, and the others perhaps not yet
+        self._is_alone = self._speaks = False
         self._asked: Readback | bool = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._is_told = True
+        if number == signal.SIGINT and self._is_told and self._is_alone:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and not self._is_told and self._speaks:
+            again = "; Ctrl-C again stops at once" if self._is_alone else ""
+            words = f"\nstopping after this update, with a checkpoint{again}\n"
+            os.write(2, words.encode())  # to stderr, while `print` may be in the middle of another line
+        self._is_told, self.signal = True, signal.Signals(number)
 
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *others: Any, **kwargs: Any) -> None:
+        self._is_alone, self._speaks = args.world_size == 1, state.is_world_process_zero
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
-            self._previous = {number: signal.signal(number, self._receive) for number in self.signals}
+            heard = [number for number in self.signals if signal.getsignal(number) is not signal.SIG_IGN]
+            self._previous = {number: signal.signal(number, self._receive) for number in heard}
 
     def _ask(self, args: TrainingArguments) -> Readback | bool:
         """Whether any process was told to stop. The answer of several is the same in each, and takes its time."""
@@ -124,7 +141,7 @@ class StopOnSignal(TrainerCallback):
         before, self._asked = self._asked, self._ask(args)
         self.received = bool(self._asked if args.world_size == 1 else before)
         if self.received:
-            logger.warning("told to stop: saving a checkpoint after step %d", state.global_step)
+            logger.warning("told to stop: `resume_from_checkpoint` goes on after step %d", state.global_step)
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 

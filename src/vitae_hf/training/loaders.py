@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""Data loaders of a run: a resumed run repeats their order, processes share the rows, workers survive a SIGTERM."""
+"""Data loaders of a run: a resumed run repeats their order, processes share the rows, workers survive a signal."""
 
 import json
 import os
@@ -168,24 +168,25 @@ class TellDatasetEpoch(TrainerCallback):
 
 
 def protect_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """The loader, with workers that go on after a SIGTERM to all processes of the run."""
+    """The loader, with workers that go on after a signal to all processes of the run."""
     base = getattr(loader, "base_dataloader", loader)
-    if getattr(base.worker_init_fn, "func", None) is not outlive_sigterm:  # the library gives a loader again
-        base.worker_init_fn = partial(outlive_sigterm, trainer=os.getpid(), then=base.worker_init_fn)
+    if getattr(base.worker_init_fn, "func", None) is not outlive_signals:  # the library gives a loader again
+        base.worker_init_fn = partial(outlive_signals, trainer=os.getpid(), then=base.worker_init_fn)
     return loader
 
 
-def outlive_sigterm(worker: int, trainer: int, then: Callable[[int], None] | None = None) -> None:
+def outlive_signals(worker: int, trainer: int, then: Callable[[int], None] | None = None) -> None:
     """As a data loader's `worker_init_fn`: SIGTERM ends the worker only if the process that trains sends it.
 
-    Others send it too: torchrun passes a SIGTERM on to all processes. If the workers died of it, training would fail
-    before it can save a checkpoint.
+    Others send it too: torchrun passes a SIGTERM on to all processes, and Ctrl-C is a SIGINT to all. If the workers
+    died of it, training would fail before it can save a checkpoint.
 
     Args:
         worker: its number.
         trainer: id of the process that trains.
         then: another `worker_init_fn`, called in the end.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_await_sigterm, args=(trainer,), daemon=True).start()

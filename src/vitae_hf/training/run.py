@@ -109,11 +109,13 @@ def run_task(task: Task[Any], publish: Callable[..., dict[str, Any]]) -> dict[st
     is_published = take_over_pushing(training)
     set_seed(training.seed)
     trainer = task.build_trainer()
+    trainer.stop.signals = (signal.SIGTERM, signal.SIGINT)
     refuse_another_network(training, trainer.model)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     if trainer.stop.received and trainer.state.global_step < trainer.state.max_steps:
         checkpoint = last_checkpoint(training.output_dir)
-        return {"stopped_at_step": trainer.state.global_step, "checkpoint": str(checkpoint), **environment()}
+        stopped = {"stopped_by": trainer.stop.signal.name, "stopped_at_step": trainer.state.global_step}
+        return {**stopped, "checkpoint": str(checkpoint), **environment()}
     trainer.save_model()
     metrics = trainer.evaluate()
     trainer.save_metrics("eval", metrics)
@@ -129,8 +131,8 @@ def run_task(task: Task[Any], publish: Callable[..., dict[str, Any]]) -> dict[st
 
 
 def exit_status(record: dict[str, Any]) -> int:
-    """The status with which a command ends: 143, as after SIGTERM, if the run was told to stop."""
-    return 128 + signal.SIGTERM if "stopped_at_step" in record else 0
+    """The status with which a command ends: as after a signal if that told the run to stop, 143 or 130."""
+    return 128 + signal.Signals[record["stopped_by"]] if "stopped_by" in record else 0
 
 
 def refuse_earlier_run(training: ViTAETrainingArguments, run: RunArguments) -> None:
