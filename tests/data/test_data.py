@@ -380,6 +380,23 @@ def test_metadata_without_rows_are_named(own_cache):
         load_labelled_images(str(own_cache / "pictures"))
 
 
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("csv", "file_name;label\n1.png;a\n", r"csv has the columns file_name;label, .* separated by commas"),
+        ("csv", "name,label\n1.png,a\n", r"csv has the columns name, label, and none called file_name\n"),
+        ("csv", "file_name,label\n1.png,ä\n", r"csv is not UTF-8 .*; save it as UTF-8"),
+        ("jsonl", '{"name": "1.png"}\n', r"jsonl has the columns name, and none called file_name\n"),
+        ("jsonl", "file_name,label\n1.png,a\n", r"the first line of .*jsonl is no JSON"),
+    ],
+)
+def test_a_table_of_pictures_that_cannot_be_read_is_named(own_cache, name, content, message):
+    write_pictures(own_cache / "pictures" / "1.png")
+    (own_cache / "pictures" / f"metadata.{name}").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        load_labelled_images(str(own_cache / "pictures"))
+
+
 @pytest.mark.parametrize("column", ["label", "class", "category"])
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_labels_that_are_text_become_classes_in_order(own_cache, ending, column):

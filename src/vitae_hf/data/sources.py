@@ -1,6 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Loads pictures by `datasets`, with labels or without, from parquet files, tars, metadata or plain folders."""
 
+import csv
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -166,6 +168,8 @@ def _load_folder(folder: Folder, source: str, splits: list[str] | None, labelled
         return datasets.DatasetDict({split: data[split] for split in wanted})
     patterns = {split: as_data_files(files) for split, files in data_files.items()}
     if kind == "metadata":  # all of it is read: a part could lack columns
+        for file in (file for files in data_files.values() for file in files):
+            check_metadata(Path(file))
         try:
             data = datasets.load_dataset("imagefolder", data_files=patterns)
         except IndexError as error:  # of tables that have a header alone
@@ -175,6 +179,26 @@ def _load_folder(folder: Folder, source: str, splits: list[str] | None, labelled
     features = next(iter(described.values())).features if len(described) == 1 else None
     patterns = {split: patterns[split] for split in wanted}
     return datasets.load_dataset(named(source), data_files=patterns, features=features)
+
+
+def check_metadata(path: Path) -> None:
+    """See that a table of pictures is one that `datasets` can read, whose own errors do not say which file is meant.
+
+    Raises:
+        ValueError: it is not UTF-8, its first row is no JSON, or no column is called `file_name`.
+    """
+    if path.suffix == ".parquet":
+        return
+    try:
+        first = path.read_text(encoding="utf-8-sig").partition("\n")[0]
+        columns = next(csv.reader([first]), []) if path.suffix == ".csv" else list(json.loads(first))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the first line of {path} is no JSON ({error})") from error
+    if not any(column.endswith(("file_name", "file_names")) for column in columns):
+        between = "; they are separated by commas" if path.suffix == ".csv" and len(columns) < 2 else ""
+        raise ValueError(f"{path} has the columns {listed(columns)}, and none called file_name{between}")
 
 
 def _load_with_datasets(source: str, name: str | None, splits: list[str] | None) -> datasets.DatasetDict:
