@@ -10,7 +10,6 @@ the share of the image that the garment covers. Also draws three images with the
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from vitae_hf.environment import environment
 from vitae_hf.evaluation.explanation import BRANCH_COLOURS, Explanation, draw_heat, explain, stage_name
 from vitae_hf.failures import about, run_command
+from vitae_hf.files import write_json
 from vitae_hf.loading import load_trained
 
 
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> dict:
     draw_maps(
         [explain(model, processor, split[row]["image"]) for row in range(3)], arguments.output.with_suffix(".png")
     )
-    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(record, arguments.output.with_suffix(".json"))
     return record
 
 

@@ -10,7 +10,6 @@ its float32 file. Programs and models take turns, on as many threads as torch ha
 
 import argparse
 import copy
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -31,7 +30,7 @@ from vitae_hf.deployment.benchmarking import interleave
 from vitae_hf.deployment.exporting import export_folder, forward_inputs, load_exported, load_for_export
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import PICTURES
+from vitae_hf.files import PICTURES, write_json
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -162,7 +161,7 @@ def main(argv: list[str] | None = None) -> dict:
     versions = {name: metadata.version(name) for name in ("onnxruntime", "openvino")}
     record = {"networks": networks, **versions, **environment()}
     if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(record, arguments.output)
     return record
 
 

@@ -9,7 +9,6 @@ above what the process had before, whose libraries take about 800 MiB.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ from pyarrow import parquet
 from vitae_hf.deployment.benchmarking import peak_memory
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import write_json
 from vitae_hf.prediction.neighbours import nearest
 from vitae_hf.prediction.probing import probe
 
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         **environment(),
     }
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(record, arguments.output)
     return record
 
 

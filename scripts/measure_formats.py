@@ -33,7 +33,7 @@ from vitae_hf.deployment.benchmarking import interleave
 from vitae_hf.deployment.exporting import BACKENDS, export_folder, load_exported, load_for_export, read_batch
 from vitae_hf.environment import environment
 from vitae_hf.failures import of_a_missing_package, plain_words, run_command
-from vitae_hf.files import ASSETS, PICTURES
+from vitae_hf.files import ASSETS, PICTURES, write_json
 
 
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -168,7 +168,7 @@ def table(record: dict[str, Any]) -> str:
 
 
 def write(record: dict[str, Any], output: Path) -> None:
-    output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(record, output.with_suffix(".json"))
     output.with_suffix(".md").write_text(table(record), encoding="utf-8")
 
 

@@ -11,7 +11,6 @@ time does not depend.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -36,6 +35,7 @@ from vitae_hf.deployment.benchmarking import build_network, count_work, error_in
 from vitae_hf.deployment.exporting import export_model
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import write_json
 from vitae_hf.hub.variants import IMAGENET_1K, VARIANTS
 
 
@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> dict:
         if network in arguments.networks
     }
     record = {"networks": networks, "rows": rows, "rounds": arguments.rounds, **environment()}
-    arguments.output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(record, arguments.output.with_suffix(".json"))
     arguments.output.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
     draw(rows, arguments.output.with_suffix(".png"))
     largest = [row for row in rows if row["batch_size"] == max(arguments.batch_size)]

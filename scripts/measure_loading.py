@@ -8,7 +8,6 @@ batches. The first batches, during which the workers start, do not count.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from vitae_hf.data.augmentation import AugmentationArguments, training_transform
@@ -17,6 +16,7 @@ from vitae_hf.data.sources import load_labelled_images
 from vitae_hf.deployment.benchmarking import loading_images_per_s
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import write_json
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> dict:
         **environment(),
     }
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(record, arguments.output)
     return record
 
 

@@ -9,7 +9,6 @@ over the range of the logits.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,6 +20,7 @@ from transformers import AutoModelForImageClassification
 from vitae_hf import config_from_preset, convert_original_state_dict
 from vitae_hf.environment import environment
 from vitae_hf.failures import device, run_command
+from vitae_hf.files import write_json
 
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> dict:
         **environment(arguments.device),
     }
     if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(record, arguments.output)
     return record
 
 

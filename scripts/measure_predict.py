@@ -12,7 +12,6 @@ cores that were always busy would reach. Also says how much decoding at a lower 
 
 import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -32,6 +31,7 @@ from vitae_hf.commands.predict import default_dtype
 from vitae_hf.deployment.benchmarking import spread
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import write_json
 from vitae_hf.loading import load_trained
 from vitae_hf.prediction.dealing import Dealing
 from vitae_hf.prediction.listing import Listing
@@ -198,7 +198,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             "threads": usable_cores(),
         }
     if arguments.output is not None:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(record, arguments.output)
     return record
 
 

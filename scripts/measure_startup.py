@@ -20,6 +20,7 @@ from vitae_hf import PRESETS
 from vitae_hf.deployment.benchmarking import build_network
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import write_json
 
 
 SIZES = {"vitae-nano": 64, "vitae-t": 224, "vitae-s": 224, "vitaev2-s": 224, "swin-t": 224}
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict:
         for network, found in rounds.items()
     }
     record = {"seconds": medians, "rounds": arguments.rounds, **environment(), "threads": arguments.threads}
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(record, arguments.output)
     return record
 
 

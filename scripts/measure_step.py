@@ -9,7 +9,6 @@ the ratio of their times is the median over rounds. Memory is what the forward p
 """
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from vitae_hf import config_from_preset, convert_original_state_dict
 from vitae_hf.deployment.benchmarking import interleave, saved_bytes, spread
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import write_json
 
 
 sys.path.insert(0, str(GOLDEN.parent / "family"))
@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> dict:
     networks = {preset: measure(preset, arguments.batch_size, arguments.rounds) for preset in arguments.presets}
     record = {"networks": networks, "batch_size": arguments.batch_size, "rounds": arguments.rounds, **environment()}
     if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(record, arguments.output)
     return record
 
 

@@ -20,7 +20,7 @@ from photograph_app import chromium, serving_files
 
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import PICTURES
+from vitae_hf.files import PICTURES, write_json
 
 
 PACKAGES = Path(__file__).parents[1] / "tests" / "javascript"
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict:
         **environment(),
     }
     if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_json(record, arguments.output, indent=2)
     return record
 
 

@@ -9,7 +9,6 @@ rounds. The parts of a forward pass are timed in runs of their own. What a part 
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from vitae_hf.attention_vitae import ViTAEAttention, ViTAERelativePositions
 from vitae_hf.deployment.benchmarking import interleave, spread
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
+from vitae_hf.files import write_json
 from vitae_hf.layers_vitae import ViTAEMLP, ViTAENormalConvBranch
 from vitae_hf.rotated_windows_vitae import ViTAERotatedWindowAttention, ViTAEWindowPredictor
 
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> dict:
         **environment(),
     }
     if arguments.output:
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(record, arguments.output)
     return record
 
 

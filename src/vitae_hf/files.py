@@ -53,11 +53,16 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def write_json(record: Any, path: Path, indent: int | None = 1) -> None:
-    """Write a JSON file anew. A process that is stopped on the way leaves the file as it was."""
+def write_text(text: str, path: Path) -> None:
+    """Write a text file anew. A process that is stopped on the way leaves the file as it was."""
     unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_text(json.dumps(record, indent=indent) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
+
+
+def write_json(record: Any, path: Path, indent: int | None = 1) -> None:
+    """Write a JSON file anew, as [`write_text`] does."""
+    write_text(json.dumps(record, indent=indent) + "\n", path)
 
 
 @contextmanager

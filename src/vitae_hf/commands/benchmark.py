@@ -41,7 +41,7 @@ from ..deployment.benchmarking import (
 )
 from ..environment import environment
 from ..failures import device
-from ..files import write_json
+from ..files import write_json, write_text
 from . import command_parser
 
 
@@ -119,7 +119,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def write(record: dict[str, Any], output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     write_json(record, output.with_suffix(".json"))
-    output.with_suffix(".md").write_text(table(record["results"]), encoding="utf-8")
+    write_text(table(record["results"]), output.with_suffix(".md"))
     if measured := [result for result in record["results"] if "error" not in result]:
         draw(measured, f"{record['device']}, {record['threads']} thread(s)", output.with_suffix(".png"))
 

@@ -33,6 +33,7 @@ from ..evaluation.scores import (
     read_real_labels,
 )
 from ..failures import about, device
+from ..files import write_text
 from ..loading import label_names, load_trained
 from . import add_image_size, command_parser
 
@@ -115,7 +116,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = parse(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     figures, circumstances = evaluate(arguments)
-    (arguments.output / "eval_metrics.json").write_text(as_json({**circumstances, **figures}), encoding="utf-8")
+    write_text(as_json({**circumstances, **figures}), arguments.output / "eval_metrics.json")
     draw_confusion(figures).savefig(arguments.output / "confusion_matrix.png", dpi=150)
     draw_per_class(figures).savefig(arguments.output / "per_class_accuracy.png", dpi=150)
     shown = {name: value for name, value in figures.items() if not isinstance(value, (dict, list))}

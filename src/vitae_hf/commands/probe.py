@@ -21,6 +21,7 @@ import sklearn
 
 from ..environment import environment
 from ..evaluation.scores import as_json, draw_confusion
+from ..files import write_text
 from ..messages import listed
 from ..prediction.embeddings import read_record
 from ..prediction.probing import LabelledEmbeddings, join_labels, probe, read_labels
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "scikit-learn": sklearn.__version__,
         **environment(),
     }
-    (arguments.output / "probe.json").write_text(as_json({**circumstances, **figures}), encoding="utf-8")
+    write_text(as_json({**circumstances, **figures}), arguments.output / "probe.json")
     draw_confusion(figures).savefig(arguments.output / "probe_confusion.png", dpi=150)
     shown = {
         f"{name}_{figure}": round(figures[name][figure], 2)

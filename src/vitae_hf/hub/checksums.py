@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError, safe_open
 
+from ..files import write_text
 from ..messages import printable
 
 
@@ -33,9 +34,8 @@ def write_sums(folder: Path, files: list[Path]) -> list[Path]:
         The files, and `SHA256SUMS` itself.
     """
     files = [path for path in files if path.name != SUMS_NAME]
-    unfinished = folder / f".{SUMS_NAME}.unfinished"
-    unfinished.write_text("".join(f"{sha256(path)}  {path.name}\n" for path in files), encoding="utf-8")
-    return [*files, unfinished.replace(folder / SUMS_NAME)]
+    write_text("".join(f"{sha256(path)}  {path.name}\n" for path in files), folder / SUMS_NAME)
+    return [*files, folder / SUMS_NAME]
 
 
 def read_sums(folder: Path) -> dict[str, str]:
