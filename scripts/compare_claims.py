@@ -319,14 +319,15 @@ def main(argv: list[str] | None = None) -> dict:
     one_rate = dict.fromkeys(arguments.networks, arguments.learning_rate)
     rates = comparison.choose_rates() if arguments.learning_rate is None else one_rate
     length = {"tests": arguments.tests, "patience": arguments.patience}
-    for seed in arguments.seeds:  # all networks with a seed before the next, so that a stopped comparison is fair
-        runs = [
-            {"network": network, "share": share, "learning_rate": rates[network], "seed": seed, **length}
-            for part in arguments.parts
-            for share in SHARES[part]
-            for network in (arguments.networks if part == "pieces" else filter(WHOLE.__contains__, arguments.networks))
-        ]
-        comparison.do("runs", runs)
+    for part in arguments.parts:
+        networks = [network for network in arguments.networks if part == "pieces" or network in WHOLE]
+        for share in SHARES[part]:
+            runs = [  # all networks with a seed before the next, so that a stopped comparison is fair
+                {"network": network, "share": share, "learning_rate": rates[network], "seed": seed, **length}
+                for seed in arguments.seeds
+                for network in networks
+            ]
+            comparison.do("runs", runs)
     comparison.save()
     return {"runs": len(comparison.results["runs"]), "learning_rates": rates, **environment()}
 
