@@ -32,6 +32,16 @@ def test_cocos_boxes_classes_masks_and_crowds_are_read(tmp_path):
     assert data[0]["labels"] == [1]  # the crowd is no target
 
 
+@pytest.mark.parametrize("name, format", [("a.txt", "YOLO's"), ("a.xml", "Pascal VOC's"), ("a.json", "LabelMe's")])
+def test_labels_in_another_format_are_named_unless_there_are_cocos_too(tmp_path, name, format):
+    write_pictures(tmp_path / "images", "a.png", "b.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / name).write_text("{}")
+    with pytest.raises(ValueError, match=f"are in {format} format; convert them to COCO's"):
+        load_boxed_images(str(tmp_path))
+    assert len(read_split(write_coco(tmp_path), "validation")) == len(COCO["images"])
+
+
 def test_a_folder_of_each_split_with_its_own_json_is_read(tmp_path):
     """As Roboflow writes it."""
     for split in ("train", "valid"):

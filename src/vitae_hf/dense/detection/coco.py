@@ -21,6 +21,14 @@ FEATURES = {
 }
 
 
+OTHER_FORMATS = {
+    ".txt": "YOLO's format; convert them to COCO's, as the package supervision does",
+    ".xml": "Pascal VOC's format; convert them to COCO's, as the package supervision does",
+    ".json": "LabelMe's format; convert them to COCO's",
+}
+"""What labels are in that are not read, and what to do, by the ending of the file that each picture has."""
+
+
 def find_annotations(folder: Path) -> dict[str, Path]:
     """The JSON file of each split: `annotations/instances_val2017.json`, `valid/_annotations.coco.json` and the like.
 
@@ -30,11 +38,16 @@ def find_annotations(folder: Path) -> dict[str, Path]:
         None at all if the folder has metadata or shards, which are no COCO.
 
     Raises:
-        ValueError: several files are of one split.
+        ValueError: several files are of one split, or there is none and each picture has a file of its own.
     """
-    if {kind_of(path) for path in walk(folder)} - {None, "pictures"}:
+    everything = sorted(walk(folder))
+    if {kind_of(path) for path in everything} - {None, "pictures"}:
         return {}
-    files = sorted(path for path in walk(folder) if path.suffix == ".json")
+    pictures = {path.stem for path in everything if kind_of(path) == "pictures"}
+    of_a_picture = {path.suffix for path in everything if path.stem in pictures}
+    files = [path for path in everything if path.suffix == ".json" and path.stem not in pictures]
+    if not files and (others := [words for ending, words in OTHER_FORMATS.items() if ending in of_a_picture]):
+        raise ValueError(f"the labels in {folder} are in {others[0]}")
     files = [path for path in files if path.stem.startswith("instances")] or files
     found: dict[str, list[Path]] = {}
     for path in files:
