@@ -96,8 +96,12 @@ def segmentation_processor(short_side: int, reduce_labels: bool = False) -> Segf
     Args:
         reduce_labels: whether 0 in a mask is no class, and 1 the first.
     """
-    size = {"shortest_edge": short_side, "longest_edge": 4 * short_side}
-    return SegformerImageProcessor(size=size, do_reduce_labels=reduce_labels)
+    return SegformerImageProcessor(size=in_proportion(short_side), do_reduce_labels=reduce_labels)
+
+
+def in_proportion(short_side: int) -> dict[str, int]:
+    """The `size` of an image processor that keeps the proportions of pictures, in pixels."""
+    return {"shortest_edge": short_side, "longest_edge": 4 * short_side}
 
 
 def check_task(source: str, wanted: str, taken: tuple[str, ...] = (), **options: Any) -> None:
@@ -111,9 +115,14 @@ def check_task(source: str, wanted: str, taken: tuple[str, ...] = (), **options:
     Raises:
         ValueError: it was, and is of none of the classes in `taken`.
     """
-    saved = (PreTrainedConfig.get_config_dict(source, **options)[0].get("architectures") or [""])[0]
+    saved = saved_architecture(source, **options)
     if saved.endswith(DENSE) and not saved.endswith(taken):
         raise ValueError(f"{source} holds {saved}, and this takes {wanted}")
+
+
+def saved_architecture(source: str, **options: Any) -> str:
+    """The name of the class that a model was saved as; empty if its configuration does not say."""
+    return (PreTrainedConfig.get_config_dict(source, **options)[0].get("architectures") or [""])[0]
 
 
 def any_size_options(model: PreTrainedModel) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -10,16 +11,23 @@ import pytest
 import torch
 import yaml
 from dense_networks import SCENES
-from helpers import ASSETS, IMAGE, as_words, drawn, last_line, rotated_config, run
+from helpers import ASSETS, IMAGE, as_words, drawn, last_line, pyramid_config, rotated_config, run
 from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, UperNetForSemanticSegmentation, pipeline
 
 from vitae_hf import ViTAEForImageClassification
+from vitae_hf.commands import evaluate
 from vitae_hf.commands import segment as segment_command
+from vitae_hf.dense.backbone import dense_config
+from vitae_hf.dense.segmentation.data import load_masked_images, mask_class_names
+from vitae_hf.dense.segmentation.model import new_segmenter
 from vitae_hf.evaluation.colours import class_colours
 from vitae_hf.evaluation.detections import segment
+from vitae_hf.evaluation.metrics import MeanIoU
+from vitae_hf.evaluation.windows import Windows
 from vitae_hf.files import RECIPES
 from vitae_hf.hub.publishing import check_folder
+from vitae_hf.loading import segmentation_processor
 
 
 def options(output, **values) -> list[str]:
@@ -121,3 +129,90 @@ def test_cells_for_maps_are_refused_where_there_are_stages(few_scenes, tmp_path)
 def test_a_model_to_begin_with_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match="either --preset, to train from scratch, or --model_name_or_path"):
         segment_command.Segmentation.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
+
+
+@pytest.fixture(scope="module")
+def segmenter(few_scenes, tmp_path_factory):
+    """A folder with a network that has not learned anything, and the names of its classes."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    names = mask_class_names(load_masked_images(str(few_scenes)))
+    new_segmenter(dense_config(pyramid_config()), names, 16).save_pretrained(folder)
+    segmentation_processor(48).save_pretrained(folder)
+    return folder, list(names.values())
+
+
+def evaluated(segmenter, output, **values) -> dict:
+    common = {"model_name_or_path": segmenter[0], "output": output}
+    return evaluate.main(as_words({**common, **values}))
+
+
+def test_a_segmenter_is_evaluated_as_its_pipeline_sees_pictures(few_scenes, segmenter, tmp_path):
+    record = evaluated(segmenter, tmp_path, dataset=few_scenes)
+    segments, metric = pipeline("image-segmentation", model=str(segmenter[0])), MeanIoU(segmenter[1])
+    for row in datasets.load_dataset(str(few_scenes), split="validation"):
+        mask = np.array(row["mask"])
+        predicted = np.full_like(mask, 255)
+        for entry in segments(row["image"]):
+            predicted[np.array(entry["mask"]) > 0] = segmenter[1].index(entry["label"])
+        metric.add_batch(predictions=predicted, references=mask)
+    figures = metric.compute()
+    assert record["mean_iou_percent"] == round(figures["mean_iou"], 4) and record["split"] == "validation"
+    written = json.loads((tmp_path / "eval_metrics.json").read_text())
+    assert written["iou_percent"] == figures["iou"] and (tmp_path / "overlays.png").stat().st_size > 10_000
+    window = evaluated(segmenter, tmp_path, dataset=few_scenes, short_side=48, window_size=64)  # all of a picture
+    assert window["mean_iou_percent"] == record["mean_iou_percent"] and window["window_stride"] == 48
+    windows = evaluated(segmenter, tmp_path, dataset=few_scenes, window_size=32, window_stride=16)
+    assert windows["mean_iou_percent"] != record["mean_iou_percent"]
+
+
+def test_masks_whose_classes_have_other_numbers_give_the_same_figures(few_scenes, segmenter, tmp_path):
+    """As the numbers of a file of names, and with 0 for none of the classes."""
+    expected = evaluated(segmenter, tmp_path / "expected", dataset=few_scenes)
+    names, folder, rows = segmenter[1], tmp_path / "data" / "validation", []
+    folder.mkdir(parents=True)
+    for index, row in enumerate(datasets.load_dataset(str(few_scenes), split="validation")):
+        mask = np.array(row["mask"])
+        row["image"].save(folder / f"{index}.png")
+        PIL.Image.fromarray(np.where(mask == 255, 0, len(names) - mask).astype(np.uint8)).save(folder / f"{index}m.png")
+        rows.append(json.dumps({"file_name": f"{index}.png", "mask_file_name": f"{index}m.png"}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    (tmp_path / "names.txt").write_text("\n".join(reversed(names)))
+    words = {"model_name_or_path": segmenter[0], "dataset": tmp_path / "data", "class_names": tmp_path / "names.txt"}
+    words = [*as_words({**words, "output": tmp_path / "reversed"}), "--reduce_labels"]
+    assert evaluate.main(words)["mean_iou_percent"] == expected["mean_iou_percent"]
+    ignored = evaluate.main([*words, "--ignored_class", str(len(names) - 1)])  # the first: the background
+    pixels = json.loads((tmp_path / "reversed" / "eval_metrics.json").read_text())["pixels"]
+    assert pixels[names[0]] == 0 and any(pixels.values())
+    assert ignored["pixel_accuracy_percent"] != expected["pixel_accuracy_percent"]
+
+
+def test_arguments_of_another_kind_of_model_are_refused(few_scenes, segmenter, tmp_path):
+    for words, message in [
+        ({"batch_size": 2}, r"--batch_size does not go with .*, which is a segmenter"),
+        ({"window_stride": 8}, "--window_stride takes a --window_size too"),
+        ({"window_size": 8, "window_stride": 9}, "at least 1 pixel apart and at most their size; got 9 for 8"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            evaluated(segmenter, tmp_path, dataset=few_scenes, **words)
+    classifier = {"model_name_or_path": "vitae-nano-fashion", "dataset": few_scenes, "output": tmp_path}
+    with pytest.raises(ValueError, match="--window_size does not go with vitae-nano-fashion, which is a classifier"):
+        evaluate.main(as_words({**classifier, "window_size": 8}))
+
+
+@pytest.mark.parametrize("height, width", [(11, 7), (3, 9), (4, 4)])
+def test_a_pixels_logits_are_the_mean_over_the_windows_that_it_is_in(height, width):
+    class Reader(torch.nn.Module):
+        """Its logits are the pixels, more in windows with larger ones."""
+
+        config = SimpleNamespace(num_labels=3)
+
+        def forward(self, pixel_values):
+            return SimpleNamespace(logits=pixel_values * pixel_values.amax((1, 2, 3), keepdim=True))
+
+    pixels = torch.rand(2, 3, height, width)
+    logits = Windows(4, 3).outputs(Reader(), pixels).logits
+    places = [[min(start, max(length - 4, 0)) for start in range(0, length, 3)] for length in (height, width)]
+    for y, x in np.ndindex(height, width):
+        corners = {(i, j) for i in places[0] for j in places[1] if i <= y < i + 4 and j <= x < j + 4}
+        largest = [pixels[:, :, i : i + 4, j : j + 4].amax((1, 2, 3)) for i, j in corners]
+        torch.testing.assert_close(logits[:, :, y, x], pixels[:, :, y, x] * torch.stack(largest).mean(0)[:, None])

@@ -19,24 +19,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from huggingface_hub import ModelCard
 from transformers.trainer_utils import SchedulerType
 
 from .. import config_from_preset
 from ..dense.backbone import dense_config
 from ..dense.segmentation.data import SegmentationDataset, collate_masks, load_masked_images, mask_class_names
-from ..dense.segmentation.figures import draw_overlays
+from ..dense.segmentation.evaluation import overlays
 from ..dense.segmentation.model import load_segmenter, new_segmenter
 from ..dense.segmentation.trainer import SegmentationTrainer
 from ..dense.segmentation.transforms import MaskAugmentationArguments, evaluation_sample, segmentation_transform
-from ..evaluation.detections import segment
 from ..failures import about
 from ..files import find_model, write_json
 from ..heads_vitae import UperNetForSemanticSegmentation
 from ..hub.cards import FIGURES, TEMPLATES, model_card
 from ..hub.publishing import publish
-from ..loading import label_names, segmentation_processor
+from ..loading import segmentation_processor
 from ..training.arguments import StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
 from ..training.splits import choose_splits
@@ -142,15 +140,9 @@ class Segmentation(Task[SegmentationTrainer]):
     def draw(self, trainer: SegmentationTrainer, record: dict[str, Any]) -> list[Path]:
         """`segmentation_metrics.json`, with the figures of each class, and `overlays.png`."""
         output, data = Path(self.training.output_dir), trainer.eval_dataset
-        model: Any = trainer.evaluated_model
         write_json(trainer.figures, output / "segmentation_metrics.json")
-        rows = []
-        for index in np.unique(np.linspace(0, len(data) - 1, self.run.overlays).astype(int)).tolist():
-            picture, mask, _ = data.read(index)
-            rows.append((picture, mask, segment(model, trainer.processing_class, picture)))
-        names = list(label_names(model.config).values())
-        title = f"mean IoU {record['mean_iou_percent']:.1f} %, {len(data)} pictures"
-        draw_overlays(rows, names, title).savefig(output / "overlays.png", dpi=110)
+        shown = trainer.evaluated_model, trainer.processing_class, data, record["mean_iou_percent"], self.run.overlays
+        overlays(*shown).savefig(output / "overlays.png", dpi=110)
         return [output / "overlays.png"]
 
     def settings(self, trainer: SegmentationTrainer) -> dict[str, Any]:

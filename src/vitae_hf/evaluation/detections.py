@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from ..loading import label_names
 from .colours import class_colours
 from .plain_text import plain_text
+from .windows import Windows
 
 
 LONGEST_SIDE = 2048
@@ -81,15 +82,20 @@ def detect(model: Any, processor: Any, picture: PIL.Image.Image, threshold: floa
 
 
 @torch.no_grad()
-def outputs_for(model: Any, processor: Any, picture: PIL.Image.Image) -> Any:
-    """What a model in evaluation mode gives for a picture that its image processor prepares."""
+def outputs_for(model: Any, processor: Any, picture: PIL.Image.Image, windows: Windows | None = None) -> Any:
+    """What a model in evaluation mode gives for a picture that its image processor prepares, whole or in windows."""
     pixel_values = processor(picture, return_tensors="pt").pixel_values.to(model.device, model.dtype)
-    return model.eval()(pixel_values=pixel_values)
+    model.eval()
+    return model(pixel_values=pixel_values) if windows is None else windows.outputs(model, pixel_values)
 
 
-def segment(model: Any, processor: Any, picture: PIL.Image.Image) -> np.ndarray:
-    """The class of each pixel of a picture as a segmenter predicts it: `(height, width)`."""
-    outputs = outputs_for(model, processor, picture)
+def segment(model: Any, processor: Any, picture: PIL.Image.Image, windows: Windows | None = None) -> np.ndarray:
+    """The class of each pixel of a picture as a segmenter predicts it: `(height, width)`.
+
+    Args:
+        windows: in which it looks at what the image processor gives; default: at the whole.
+    """
+    outputs = outputs_for(model, processor, picture, windows)
     return processor.post_process_semantic_segmentation(outputs, target_sizes=[picture.size[::-1]])[0].cpu().numpy()
 
 

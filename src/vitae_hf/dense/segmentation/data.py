@@ -71,17 +71,24 @@ def find_mask_columns(features: datasets.Features, source: str) -> dict[str, str
     return found
 
 
-def mask_class_names(data: datasets.DatasetDict, file: Path | None = None) -> dict[int, str]:
+def mask_class_names(
+    data: datasets.DatasetDict, file: Path | None = None, default: dict[int, str] | None = None
+) -> dict[int, str]:
     """Names of the classes by their value in a mask: the lines of a file, else the categories of the data's `objects`.
 
+    Args:
+        default: for data that have no categories.
+
     Raises:
-        ValueError: the data have no categories and there is no file, or a line of it is empty or a repetition.
+        ValueError: there are none of these, or a line of the file is empty or a repetition.
     """
     if file is not None:
         return dict(enumerate(read_class_names(file)))
     objects = next(iter(data.values())).features.get("objects")
     category = objects.get("category") if hasattr(objects, "get") else None
     names = getattr(getattr(category, "feature", None), "names", None)
+    if names is None and default is not None:
+        return default
     if names is None:
         raise ValueError("masks are numbers without names: give a file with the name of a class on each line")
     return dict(enumerate(names))
@@ -133,6 +140,7 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         split: as [`load_masked_images`] gives it.
         transform: of an RGB picture and its mask, uint8 `(height, width)`.
         num_labels, reduce_labels, ignored_class: as in [`read_mask`].
+        classes: `(num_labels,)`, the number that a model has for each class of the masks; default: the same.
         seed: see [`PictureDataset`].
 
     Raises:
@@ -145,11 +153,12 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
     def __init__(
         self,
         split: datasets.Dataset,
-        transform: Callable[[PIL.Image.Image, np.ndarray], tuple[torch.Tensor, torch.Tensor]],
+        transform: Callable[[PIL.Image.Image, np.ndarray], tuple[Any, Any]],
         num_labels: int,
         reduce_labels: bool = False,
         seed: int | None = None,
         ignored_class: int | None = None,
+        classes: np.ndarray | None = None,
     ):
         super().__init__(transform, seed=seed, num_labels=num_labels)
         if num_labels > IGNORED_CLASS:
@@ -157,6 +166,8 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         self.split = split
         self.reduce_labels = reduce_labels
         self.ignored_class = ignored_class
+        self._number = np.arange(IGNORED_CLASS + 1, dtype=np.uint8)
+        self._number[:num_labels] = np.arange(num_labels) if classes is None else classes
 
     def __len__(self) -> int:
         return len(self.split)
@@ -169,7 +180,7 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         row = self.split[index]
         name = (row["image"] or {}).get("path") or f"row {index}"
         picture = decode_image(row["image"], name, unturned)
-        mask = read_mask(row["mask"], name, self.num_labels, self.reduce_labels, self.ignored_class)
+        mask = self._number[read_mask(row["mask"], name, self.num_labels, self.reduce_labels, self.ignored_class)]
         if picture.size != mask.shape[::-1]:
             raise ValueError(
                 f"{name} has {picture.size[0]}×{picture.size[1]} pixels, but its mask {mask.shape[1]}×{mask.shape[0]}"
@@ -202,6 +213,11 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         with seeded(self.seed, self.epoch, index):
             pixel_values, labels = self.transform(picture, mask)
         return {"pixel_values": pixel_values, "labels": labels, "names": name}
+
+
+def unchanged(picture: PIL.Image.Image, mask: np.ndarray) -> tuple[PIL.Image.Image, np.ndarray]:
+    """The transform of a [`SegmentationDataset`] that gives pictures and masks as they are."""
+    return picture, mask
 
 
 def collate_masks(samples: list[dict[str, Any]]) -> dict[str, Any]:
