@@ -6,11 +6,13 @@ from types import SimpleNamespace
 import claims_pictures
 import claims_report
 import compare_claims
+import measure_statistics
 import pytest
 import torch
 from claims_networks import NETWORKS
 from helpers import DATA
 from kept_results import go_on
+from safetensors.torch import save_file
 
 from vitae_hf.layers_vitae import ViTAEFamilyNormalCell, ViTAEPyramidReduction
 
@@ -189,6 +191,23 @@ def test_a_comparison_chooses_rates_between_worse_ones_tests_changes_and_goes_on
     given = [*words, "--networks", "vitae-nano", "--learning_rate", "0.002", "--output", str(tmp_path / "one_rate")]
     assert compare_claims.main(given)["learning_rates"] == {"vitae-nano": 0.002}
     assert [(run["part"], run["learning_rate"]) for run in done[count:]] == [("runs", 0.002)]
+
+
+def test_statistics_of_damaged_pictures_change_what_networks_with_batchnorm_see(tmp_path, monkeypatch):
+    small = {"held_out": 60, "changed_test_images": 20, "statistics_images": 64}
+    monkeypatch.setattr(measure_statistics, "RECIPE", {**compare_claims.RECIPE, **small})
+    for name in ("vitae-nano", "vit"):
+        save_file(NETWORKS[name]().state_dict(), tmp_path / f"{name} 0.1 1.safetensors")
+    (tmp_path / "vit 0.1 1 matched.safetensors").touch()
+    words = [str(tmp_path), "--data", str(DATA), "--output", str(tmp_path / "out.json")]
+    record = measure_statistics.main(words)
+    runs = {run["network"]: run for run in json.loads((tmp_path / "out.json").read_text())["runs"]}
+    assert list(runs) == ["vit", "vitae-nano"] and runs["vit"]["seed"] == 1
+    for damage in claims_pictures.DAMAGES:
+        assert all(before == after for before, after in runs["vit"][damage].values())  # it has no BatchNorm
+        expected = [sum(way) / len(way) for way in zip(*runs["vitae-nano"][damage].values())]
+        assert record["vitae-nano"][damage] == pytest.approx(expected, abs=0.05)
+    assert any(before != after for d in claims_pictures.DAMAGES for before, after in runs["vitae-nano"][d].values())
 
 
 def test_a_comparison_goes_on_with_the_settings_it_began_with(tmp_path):
