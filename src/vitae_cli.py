@@ -23,7 +23,7 @@ COMMANDS = {
     "pretrain": Command("pretrain a network on pictures without labels", "train"),
     "segment": Command("train UperNet to say what each pixel of a picture is", "train"),
     "detect": Command("train a detector to find objects in pictures, by boxes or masks", "detection"),
-    "evaluate": Command("measure a classifier or a segmenter, overall and by class", "train"),
+    "evaluate": Command("measure a classifier, segmenter or detector, also by class", "train"),
     "predict": Command("write labels and features of any number of pictures", "train"),
     "probe": Command("measure how well features tell classes apart, by simple classifiers", "train"),
     "search": Command("find the pictures of a folder that are most like given ones", "train"),

@@ -20,6 +20,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeli
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
 from vitae_hf.commands import detect as detect_command
+from vitae_hf.commands import evaluate
 from vitae_hf.commands.detect import Detection
 from vitae_hf.dense.detection.models import (
     DETECTORS,
@@ -260,6 +261,24 @@ def test_a_detector_learns_eight_scenes_by_heart(eight_scenes, tmp_path, detecto
     record = detect_command.main([*words, "--image_size", "96", "128"])
     assert record["map_50_percent"] > 90
     assert record.get("mask_map_50_percent", 100) > 90
+    for data in (eight_scenes, renumbered(eight_scenes, tmp_path / "data")):
+        words = {"model_name_or_path": record["model"], "dataset": data, "output": tmp_path / "out"}
+        assert round(evaluate.main(as_words(words))["map_percent"], 2) == record["map_percent"]
+
+
+def renumbered(source, folder):
+    """The same data with the classes numbered the other way round."""
+    data = datasets.load_dataset(str(source), split="validation")
+    names = data.features["objects"]["category"].feature.names
+    last = len(names) - 1
+    features = data.features.copy()
+    features["objects"] = {**features["objects"], "category": datasets.List(datasets.ClassLabel(names=names[::-1]))}
+    data = data.map(
+        lambda row: {"objects": {**row["objects"], "category": [last - c for c in row["objects"]["category"]]}},
+        features=features,
+    )
+    data.to_parquet(folder / "validation.parquet")
+    return folder
 
 
 @pytest.mark.slow
@@ -307,3 +326,19 @@ def test_two_processes_train_and_measure_every_picture_once(few_scenes, tmp_path
     assert all(torch.equal(value, trainer.model.state_dict()[name]) for name, value in model.state_dict().items())
     assert trainer.evaluate()["eval_map"] == pytest.approx(record["map_percent"], abs=0.01)
     assert np.isfinite(record["map_percent"])
+
+
+@pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn"])
+def test_a_detector_is_evaluated_as_its_training_did(few_scenes, tmp_path, detector):
+    """By its folder alone, also where the data number the classes in another order."""
+    record = detect_command.main(options(tmp_path / "model", dataset=few_scenes, detector=detector, max_steps=2))
+    words = {"model_name_or_path": record["model"], "dataset": few_scenes, "output": tmp_path / "out"}
+    measured = evaluate.main(as_words(words))
+    names = [name for name in record if name.endswith("map_percent") or name.endswith("map_50_percent")]
+    assert len(names) == (4 if detector == "mask_rcnn" else 2)
+    assert {name: round(measured[name], 2) for name in names} == {name: record[name] for name in names}
+    written = json.loads((tmp_path / "out" / "eval_metrics.json").read_text())
+    figures = json.loads((tmp_path / "model" / "detection_metrics.json").read_text())
+    assert written["ap_percent"] == figures["ap"] and (tmp_path / "out" / "predictions.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="--short_side goes with a segmenter; .* is a detector"):
+        evaluate.main(as_words({**words, "short_side": 48}))

@@ -188,14 +188,14 @@ def test_masks_whose_classes_have_other_numbers_give_the_same_figures(few_scenes
 
 def test_arguments_of_another_kind_of_model_are_refused(few_scenes, segmenter, tmp_path):
     for words, message in [
-        ({"batch_size": 2}, r"--batch_size does not go with .*, which is a segmenter"),
+        ({"batch_size": 2}, r"--batch_size goes with a classifier; .* is a segmenter"),
         ({"window_stride": 8}, "--window_stride takes a --window_size too"),
         ({"window_size": 8, "window_stride": 9}, "at least 1 pixel apart and at most their size; got 9 for 8"),
     ]:
         with pytest.raises(ValueError, match=message):
             evaluated(segmenter, tmp_path, dataset=few_scenes, **words)
     classifier = {"model_name_or_path": "vitae-nano-fashion", "dataset": few_scenes, "output": tmp_path}
-    with pytest.raises(ValueError, match="--window_size does not go with vitae-nano-fashion, which is a classifier"):
+    with pytest.raises(ValueError, match="--window_size goes with a segmenter; vitae-nano-fashion is a classifier"):
         evaluate.main(as_words({**classifier, "window_size": 8}))
 
 

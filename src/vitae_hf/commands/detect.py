@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 from transformers.trainer_utils import SchedulerType
 
 from .. import config_from_preset
 from ..dense.detection.data import DetectionDataset, collate_objects, load_boxed_images
+from ..dense.detection.evaluation import predictions
 from ..dense.detection.models import (
     DETECTORS,
     HeadSize,
@@ -38,12 +38,10 @@ from ..dense.detection.models import (
 )
 from ..dense.detection.trainer import DetectionTrainer
 from ..dense.detection.transforms import BoxAugmentationArguments, ObjectTransform, evaluation_transform
-from ..evaluation.detections import draw_found, find_objects
 from ..failures import about
 from ..files import find_model, write_json
 from ..hub.cards import TEMPLATES, model_card
 from ..hub.publishing import publish
-from ..loading import label_names
 from ..training.arguments import StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
 from ..training.splits import choose_splits
@@ -165,18 +163,9 @@ class Detection(Task[DetectionTrainer]):
     def draw(self, trainer: DetectionTrainer, record: dict[str, Any]) -> list[Path]:
         """`detection_metrics.json`, with the figures of each class, and `predictions.png`."""
         output, data = Path(self.training.output_dir), trainer.eval_dataset
-        model = trainer.evaluated_model
         write_json(trainer.figures, output / "detection_metrics.json")
-        rows = []
-        for index in np.unique(np.linspace(0, len(data) - 1, self.run.pictures).astype(int)).tolist():
-            picture, objects, _ = data.read(index)
-            truth: dict[str, Any] = {"boxes": objects.boxes, "labels": objects.labels}
-            if objects.masks is not None:
-                truth["masks"] = objects.pixels(*picture.size[::-1])
-            rows.append((picture, truth, find_objects(model, trainer.processing_class, picture)))
-        names = list(label_names(model.config).values())
-        title = f"average precision {record['map_percent']:.1f} %, {len(data)} pictures"
-        draw_found(rows, names, title).savefig(output / "predictions.png", dpi=110)
+        shown = trainer.evaluated_model, trainer.processing_class, data, record["map_percent"], self.run.pictures
+        predictions(*shown).savefig(output / "predictions.png", dpi=110)
         return [output / "predictions.png"]
 
     def settings(self, trainer: DetectionTrainer) -> dict[str, Any]:

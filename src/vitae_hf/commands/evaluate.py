@@ -1,5 +1,5 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
-"""How good is a trained classifier on labelled images, or a segmenter on masks, overall and class by class?
+"""How good is a trained classifier, segmenter or detector on labelled images, overall and class by class?
 
     vitae evaluate --model_name_or_path outputs/mine --dataset FOLDER
     vitae evaluate --model_name_or_path vitae-nano-fashion --dataset examples/fashion_mnist_mini   # in a checkout
@@ -14,10 +14,14 @@ the split is evaluated; with `--on_bad_sample skip`, those that cannot be read a
 A segmenter takes the data of `vitae segment`, and is measured by the mean IoU of all pixels at the size of the masks.
 Its image processor says how large it sees a picture, unless `--short_side` does; with `--window_size`, it sees the
 picture at its own size, in windows that overlap. `overlays.png` shows some of them.
+
+A detector takes the data of `vitae detect`, and is measured by COCO's average precision of boxes, and of masks if it is
+an R-CNN with masks or a Mask2Former. `predictions.png` shows some pictures.
 """
 
 import argparse
 import time
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,8 +31,8 @@ from matplotlib.figure import Figure
 
 from ..class_names import read_class_names
 from ..data.samples import ImageDataset, evaluation_pixels
-from ..data.sources import EVALUATION_SPLITS, find_data_files, load_labelled_images, pick_split
-from ..dense.segmentation.data import SegmentationDataset, load_masked_images, mask_class_names, unchanged
+from ..data.sources import EVALUATION_SPLITS, find_data_files, load_labelled_images, local_folder, pick_split
+from ..dense.segmentation.data import SegmentationDataset, load_masked_images, mask_class_names
 from ..dense.segmentation.evaluation import overlays, segmentation_figures
 from ..environment import environment
 from ..evaluation.scores import (
@@ -48,21 +52,30 @@ from ..messages import listed
 from . import add_image_size, command_parser
 
 
-OF_CLASSIFIERS = {
-    **dict.fromkeys(("image_column_name", "label_column_name", "image_size", "crop_pct", "real_labels")),
-    "batch_size": 64,
-    "on_bad_sample": "error",
+OPTIONS: dict[str, dict[str, Any]] = {
+    "a classifier": {
+        **dict.fromkeys(("image_column_name", "label_column_name", "image_size", "crop_pct", "real_labels")),
+        "batch_size": 64,
+        "on_bad_sample": "error",
+    },
+    "a segmenter": {
+        **dict.fromkeys(("short_side", "window_size", "window_stride", "ignored_class")),
+        "reduce_labels": False,
+    },
+    "a detector": {"box_format": "xywh", "on_bad_object": "error"},
 }
-OF_SEGMENTERS = {
-    **dict.fromkeys(("short_side", "window_size", "window_stride", "ignored_class")),
-    "reduce_labels": False,
+"""For each kind of model the arguments that go with it alone, and their defaults."""
+KINDS = {
+    "ForSemanticSegmentation": "a segmenter",
+    "ForObjectDetection": "a detector",
+    "ForUniversalSegmentation": "a detector",
 }
-"""Arguments that go with one kind of model alone, and their defaults."""
+"""What a model is whose class ends so; it is a classifier otherwise."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = command_parser("vitae evaluate", __doc__)
-    parser.add_argument("--model_name_or_path", required=True, help="folder or Hub name of a classifier or a segmenter")
+    parser.add_argument("--model_name_or_path", required=True, help="folder or Hub name of a trained model")
     parser.add_argument("--dataset", required=True, help="Hub name or local folder of labelled images")
     parser.add_argument("--dataset_name", help="its configuration, if several")
     parser.add_argument("--split", help="default: validation, else test")
@@ -75,7 +88,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     add_image_size(parser)
     parser.add_argument("--crop_pct", type=float, help="share of the resized side that the centre crop keeps")
-    parser.add_argument("--batch_size", type=int, default=OF_CLASSIFIERS["batch_size"], help="default: 64")
+    parser.add_argument("--batch_size", type=int, default=64, help="default: 64")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read pictures")
@@ -92,6 +105,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--reduce_labels", action="store_true", help="0 in a mask is no class, and 1 the first")
     parser.add_argument("--ignored_class", type=int, help="a class in masks that does not count")
+    parser.add_argument(
+        "--box_format", choices=["xywh", "xyxy"], default="xywh", help="detectors: what the numbers of a box are"
+    )
+    parser.add_argument(
+        "--on_bad_object", choices=["error", "skip"], default="error", help="a wrong box, class or mask; default: error"
+    )
     parser.add_argument("--output", type=Path, help="folder to write; default: outputs/evaluation-MODEL")
     arguments = parser.parse_args(argv)
     if arguments.output is None:
@@ -99,32 +118,34 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def is_segmenter(arguments: argparse.Namespace) -> bool:
-    """Whether the model gives a class for each pixel.
+def kind_of(arguments: argparse.Namespace) -> str:
+    """The kind of the model, a key of `OPTIONS`.
 
     Raises:
-        ValueError: an argument was given that does not go with its kind.
+        ValueError: an argument was given that does not go with it.
     """
     with about(arguments.model_name_or_path):
         source = find_model(arguments.model_name_or_path)
         check_source(source)
-        found = saved_architecture(source).endswith("ForSemanticSegmentation")
-    others = OF_CLASSIFIERS if found else OF_SEGMENTERS
-    if given := [f"--{name}" for name, default in others.items() if getattr(arguments, name) != default]:
-        kind = "a segmenter" if found else "a classifier"
-        raise ValueError(f"{listed(given)} does not go with {arguments.model_name_or_path}, which is {kind}")
+        saved = saved_architecture(source)
+    kind = next((kind for ending, kind in KINDS.items() if saved.endswith(ending)), "a classifier")
+    for other, options in OPTIONS.items():
+        given = [f"--{name}" for name, default in options.items() if getattr(arguments, name) != default]
+        if given and other != kind:
+            raise ValueError(f"{listed(given)} goes with {other}; {arguments.model_name_or_path} is {kind}")
     if arguments.window_stride is not None and arguments.window_size is None:
         raise ValueError("--window_stride takes a --window_size too")
-    return found
+    return kind
 
 
 Evaluation = tuple[dict[str, Any], dict[str, Any], dict[str, Figure]]
 """Figures, how they were measured, and pictures by the names of their files."""
 
 
-def evaluate_segmenter(arguments: argparse.Namespace, chosen: str) -> Evaluation:
-    """The evaluation of a segmenter on a split."""
+def evaluate_segmenter(arguments: argparse.Namespace) -> Evaluation:
+    """The evaluation of a segmenter."""
     splits = load_masked_images(arguments.dataset, arguments.dataset_name)
+    chosen = choose_split(arguments, splits)
     size, stride, short_side = arguments.window_size, arguments.window_stride, arguments.short_side
     windows = None if size is None else Windows(size, max(1, 3 * size // 4) if stride is None else stride)
     with about(arguments.model_name_or_path):
@@ -138,7 +159,7 @@ def evaluate_segmenter(arguments: argparse.Namespace, chosen: str) -> Evaluation
     given = list(mask_class_names(splits, arguments.class_names, names).values())
     reduce_labels = arguments.reduce_labels or getattr(processor, "do_reduce_labels", False)
     shared = reduce_labels, None, arguments.ignored_class, align_labels(given, names)
-    data = SegmentationDataset(splits[chosen], unchanged, len(given), *shared)
+    data = SegmentationDataset(splits[chosen], None, len(given), *shared)
     data.check()
     started = time.perf_counter()
     figures = segmentation_figures(model, processor, data, windows, arguments.num_workers)
@@ -167,9 +188,50 @@ def common(arguments: argparse.Namespace, split: str, images_per_s: float) -> di
     }
 
 
-def evaluate_classifier(arguments: argparse.Namespace, chosen: str) -> Evaluation:
-    """The evaluation of a classifier on a split."""
+def evaluate_detector(arguments: argparse.Namespace) -> Evaluation:
+    """The evaluation of a detector."""
+    from ..dense.detection.data import DetectionDataset, load_boxed_images  # which take the extra `detection`
+    from ..dense.detection.evaluation import detection_figures, predictions
+    from ..dense.detection.models import has_masks
+
+    splits, given = load_boxed_images(arguments.dataset, arguments.dataset_name, arguments.class_names)
+    chosen = choose_split(arguments, splits)
+    with about(arguments.model_name_or_path):
+        model, processor = load_trained(arguments.model_name_or_path, dtype=arguments.dtype, dense=True)
+    model.to(arguments.device)
+    options = {name: getattr(arguments, name) for name in OPTIONS["a detector"]}
+    classes = align_labels(list(given.values()), label_names(model.config))
+    data = DetectionDataset(splits[chosen], None, given, has_masks(model.config), classes=classes, **options)
+    data.check()
+    started = time.perf_counter()
+    figures = detection_figures(model, processor, data, arguments.num_workers)
+    seconds = time.perf_counter() - started
+    figures = {f"{name}_percent": value for name, value in figures.items()}
+    pictures = {"predictions.png": predictions(model, processor, data, figures["map_percent"])}
+    return figures, {**options, **common(arguments, chosen, len(data) / seconds)}, pictures
+
+
+def check_data(dataset: str, name: str | None) -> None:
+    """See that there are data.
+
+    Raises:
+        OSError, ValueError: there are none.
+    """
+    if (folder := local_folder(dataset, name)) is not None:
+        _ = folder.contents
+    else:
+        find_data_files(dataset, name)
+
+
+def choose_split(arguments: argparse.Namespace, available: Iterable[str]) -> str:
+    """The split to evaluate, of those that there are."""
+    return pick_split(available, *([arguments.split] if arguments.split else EVALUATION_SPLITS))
+
+
+def evaluate_classifier(arguments: argparse.Namespace) -> Evaluation:
+    """The evaluation of a classifier."""
     source = arguments.dataset, arguments.dataset_name
+    chosen = choose_split(arguments, find_data_files(*source))
     of_numbers = None if arguments.class_names is None else read_class_names(arguments.class_names)
     columns = {"image_column": arguments.image_column_name, "label_column": arguments.label_column_name}
     split = load_labelled_images(*source, [chosen], of_numbers, **columns)[chosen]  # the others may be large
@@ -205,10 +267,9 @@ def evaluate_classifier(arguments: argparse.Namespace, chosen: str) -> Evaluatio
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = parse(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
-    available = find_data_files(arguments.dataset, arguments.dataset_name)
-    chosen = pick_split(available, *([arguments.split] if arguments.split else EVALUATION_SPLITS))
-    evaluate = evaluate_segmenter if is_segmenter(arguments) else evaluate_classifier
-    figures, circumstances, pictures = evaluate(arguments, chosen)
+    check_data(arguments.dataset, arguments.dataset_name)  # before a model is loaded
+    evaluate = {"a classifier": evaluate_classifier, "a segmenter": evaluate_segmenter, "a detector": evaluate_detector}
+    figures, circumstances, pictures = evaluate[kind_of(arguments)](arguments)
     write_text(as_json({**circumstances, **figures}), arguments.output / "eval_metrics.json")
     for name, figure in pictures.items():
         figure.savefig(arguments.output / name, dpi=150)

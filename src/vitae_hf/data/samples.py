@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import PIL.Image
 import torch
-from torch.utils.data import Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from transformers.utils import logging
 
 from .pictures import decode
@@ -32,7 +32,7 @@ class PictureDataset:
             loader must not.
 
     Args:
-        transform: makes a tensor of an upright RGB picture.
+        transform: makes a tensor of an upright RGB picture; none if rows are only read.
         on_bad_sample: what to do about a picture that cannot be read or has no label.
         seed: of a random transform. What it draws depends on seed, epoch ([`set_epoch`]) and sample alone, so that a
             resumed run sees the same pictures; the random states of the process stay as they are.
@@ -46,14 +46,14 @@ class PictureDataset:
 
     def __init__(
         self,
-        transform: Callable[..., Any],
+        transform: Callable[..., Any] | None,
         on_bad_sample: Literal["error", "skip"] = "error",
         seed: int | None = None,
         num_labels: int | None = None,
     ):
         if on_bad_sample not in ("error", "skip"):
             raise ValueError(f'`on_bad_sample` must be "error" or "skip", got {on_bad_sample!r}')
-        self.transform = transform
+        self.transform: Any = transform
         self.on_bad_sample = on_bad_sample
         self.seed = seed
         self.num_labels = num_labels
@@ -242,3 +242,23 @@ def collate(samples: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         **labels,
         "names": [sample["names"] for sample in whole],
     }
+
+
+class _AsRead(Dataset[Any]):
+    def __init__(self, data: Any):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.data.read(index)
+
+
+def _unchanged(row: Any) -> Any:
+    return row
+
+
+def rows_as_read(data: Any, num_workers: int = 0) -> DataLoader[Any]:
+    """The rows of a data set as its `read(index)` gives them, in order, read by worker processes if there are any."""
+    return DataLoader(_AsRead(data), None, collate_fn=_unchanged, num_workers=num_workers)  # type: ignore[arg-type]

@@ -114,26 +114,29 @@ class DetectionDataset(PictureDataset, Dataset[dict[str, Any]]):
 
     Args:
         split: as [`load_boxed_images`] gives it.
-        transform: of an RGB picture and its [`Objects`], to pixels and labels.
+        transform: of an RGB picture and its [`Objects`], to pixels and labels; none if rows are only read.
         names: of the classes.
         with_masks: whether every object needs a mask.
         on_bad_object: whether an object that something is wrong with is an error that names it, or left out.
         box_format: what the numbers of a box are: left, top, width and height, or left, top, right and bottom.
         seed: see [`PictureDataset`].
+        classes: the number that a model has for each class of the data; default: the same.
     """
 
     def __init__(
         self,
         split: datasets.Dataset,
-        transform: Callable[[PIL.Image.Image, Objects], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+        transform: Callable[[PIL.Image.Image, Objects], tuple[torch.Tensor, dict[str, torch.Tensor]]] | None,
         names: dict[int, str],
         with_masks: bool = False,
         on_bad_object: Literal["error", "skip"] = "error",
         box_format: Literal["xywh", "xyxy"] = "xywh",
         seed: int | None = None,
+        classes: np.ndarray | None = None,
     ):
         super().__init__(transform, seed=seed, num_labels=len(names))
         self.split = split
+        self.classes = classes
         self.numbers = {name: number for number, name in names.items()}
         self.with_masks = with_masks
         self.on_bad_object = on_bad_object
@@ -164,6 +167,8 @@ class DetectionDataset(PictureDataset, Dataset[dict[str, Any]]):
         if self.box_format == "xyxy" and "bbox" in columns:
             columns["bbox"] = [from_corners(box) for box in columns["bbox"]]
         objects, problems = read_objects(columns, len(self.numbers), height, width, self.with_masks)
+        if self.classes is not None:
+            objects.labels = self.classes[objects.labels]
         return objects, [f"{name}: {problem}" for problem in problems]
 
     @staticmethod

@@ -186,6 +186,12 @@ def kind_of(config: PreTrainedConfig) -> str | None:
     return None
 
 
+def has_masks(config: PreTrainedConfig) -> bool:
+    """Whether a detector of this configuration finds masks too."""
+    kind = kind_of(config)
+    return kind is not None and DETECTORS[kind].with_masks
+
+
 def detector_backbone(config: PreTrainedConfig, name: str, **changes: Any) -> PreTrainedConfig:
     """The configuration of a backbone with the maps that a detector takes; see [`dense_config`]."""
     whole = dense_config(config, **changes)

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import Mask2FormerConfig, PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from ...evaluation.average_precision import MeanAveragePrecision, run_lengths
+from ...evaluation.average_precision import LEAST_SCORE, MeanAveragePrecision, as_prediction
 from ...evaluation.detections import as_objects
 from ...loading import label_names
 from ...training.arguments import ViTAETrainingArguments
@@ -20,8 +20,6 @@ from .data import DetectionDataset
 from .models import DETECTORS, kind_of, mask2former_inputs, training_inputs
 
 
-LEAST_SCORE = 0.001
-"""Boxes below it do not count; so few of a picture's best hundred have less that the precision does not change."""
 LOGGED = ("map", "map_50", "map_75", "mar_100", "mask_map", "mask_map_50", "mask_map_75", "mask_mar_100")
 
 
@@ -101,9 +99,7 @@ class DetectionTrainer(ViTAETrainer):
             outputs = model(pixel_values=inputs["pixel_values"])
         sizes = [tuple(label["size"].tolist()) for label in inputs["labels"]]
         for row, found in zip(inputs["rows"], as_objects(self.processing_class, outputs, sizes, LEAST_SCORE)):
-            kept = found["scores"].argsort(descending=True)[:100]
-            values = {name: value[kept].cpu().numpy() for name, value in found.items()}
-            self._found[row] = values | ({"masks": run_lengths(values["masks"])} if "masks" in values else {})
+            self._found[row] = as_prediction(found)
         return None, None, None
 
     def _measure(self) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
 
     Args:
         split: as [`load_masked_images`] gives it.
-        transform: of an RGB picture and its mask, uint8 `(height, width)`.
+        transform: of an RGB picture and its mask, uint8 `(height, width)`; none if rows are only read.
         num_labels, reduce_labels, ignored_class: as in [`read_mask`].
         classes: `(num_labels,)`, the number that a model has for each class of the masks; default: the same.
         seed: see [`PictureDataset`].
@@ -153,7 +153,7 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
     def __init__(
         self,
         split: datasets.Dataset,
-        transform: Callable[[PIL.Image.Image, np.ndarray], tuple[Any, Any]],
+        transform: Callable[[PIL.Image.Image, np.ndarray], tuple[torch.Tensor, torch.Tensor]] | None,
         num_labels: int,
         reduce_labels: bool = False,
         seed: int | None = None,
@@ -213,11 +213,6 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         with seeded(self.seed, self.epoch, index):
             pixel_values, labels = self.transform(picture, mask)
         return {"pixel_values": pixel_values, "labels": labels, "names": name}
-
-
-def unchanged(picture: PIL.Image.Image, mask: np.ndarray) -> tuple[PIL.Image.Image, np.ndarray]:
-    """The transform of a [`SegmentationDataset`] that gives pictures and masks as they are."""
-    return picture, mask
 
 
 def collate_masks(samples: list[dict[str, Any]]) -> dict[str, Any]:

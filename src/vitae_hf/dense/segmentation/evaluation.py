@@ -1,14 +1,13 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """How good is a segmenter on pictures with masks, each at its own size, whole or in windows?"""
 
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ...data.samples import rows_as_read
 from ...evaluation.detections import segment
 from ...evaluation.metrics import MeanIoU
 from ...evaluation.windows import Windows
@@ -25,13 +24,12 @@ def segmentation_figures(
     Args:
         model: any of the library's models for semantic segmentation.
         processor: its image processor.
-        data: whose transform leaves pictures and masks as they are read.
+        data: whose rows are only read.
         windows: in which the pictures are looked at; default: whole.
-        num_workers: processes that read pictures.
+        num_workers: processes that read them.
     """
     metric = MeanIoU(list(label_names(model.config).values()))
-    rows = DataLoader(data, None, collate_fn=itemgetter("pixel_values", "labels"), num_workers=num_workers)  # type: ignore[arg-type]
-    for picture, mask in tqdm(rows, unit=" images"):
+    for picture, mask, _ in tqdm(rows_as_read(data, num_workers), unit=" images"):
         metric.add_batch(predictions=segment(model, processor, picture, windows), references=mask)
     return metric.compute()
 
