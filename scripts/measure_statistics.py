@@ -45,7 +45,9 @@ def main(argv: list[str] | None = None) -> dict:
     arguments = parser.parse_args(argv)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     rest, _, test = load(arguments.data, RECIPE["held_out"])
-    files = [path for path in sorted(arguments.weights.glob("* *.safetensors")) if not path.stem.endswith("matched")]
+    files = [
+        path for path in sorted(arguments.weights.glob("* 0.1 *.safetensors")) if not path.stem.endswith("matched")
+    ]
     if not files:
         raise ValueError(f"{arguments.weights} has no weights that `compare_claims.py` kept")
     test = tuple(part[: RECIPE["changed_test_images"]] for part in test)

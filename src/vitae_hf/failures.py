@@ -6,8 +6,10 @@ import io
 import json
 import os
 import re
+import select
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -97,6 +99,18 @@ def is_listened_to() -> bool:
     except BrokenPipeError:
         return False
     return True
+
+
+def silence_closed_pipes() -> None:
+    """Let what this process prints go nowhere where its reader has ended, or is just about to, rather than fail."""
+    if not hasattr(select, "poll"):  # on Windows
+        return
+    time.sleep(0.1)
+    for stream in (1, 2):
+        poll = select.poll()
+        poll.register(stream, 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 def leave_quietly() -> NoReturn:

@@ -387,7 +387,12 @@ def test_metadata_without_rows_are_named(own_cache):
         ("csv", "name,label\n1.png,a\n", r"csv has the columns name, label, and none called file_name\n"),
         ("csv", "file_name,label\n1.png,ä\n", r"csv is not UTF-8 .*; save it as UTF-8"),
         ("jsonl", '{"name": "1.png"}\n', r"jsonl has the columns name, and none called file_name\n"),
-        ("jsonl", "file_name,label\n1.png,a\n", r"the first line of .*jsonl is no JSON"),
+        ("jsonl", "file_name,label\n1.png,a\n", r"jsonl has a first line that cannot be read"),
+        ("jsonl", '[{"file_name": "1.png"}]', r"jsonl must have a line such as .*; its first line is \["),
+        ("jsonl", '{"file_name": "1.png"}\n{', r"jsonl: .*JSON"),
+        ("csv", "label, file_name\na,1.png\n", r"csv has the columns label,  file_name, and none called file_name"),
+        ("csv", "file_name,label\n1.png,a\n2.png,b,c\n", r"csv: .*Expected 2 fields in line 3"),
+        ("csv", "", r"csv has the columns none"),
     ],
 )
 def test_a_table_of_pictures_that_cannot_be_read_is_named(own_cache, name, content, message):

@@ -334,6 +334,8 @@ def test_a_detector_is_evaluated_as_its_training_did(few_scenes, tmp_path, detec
     record = detect_command.main(options(tmp_path / "model", dataset=few_scenes, detector=detector, max_steps=2))
     words = {"model_name_or_path": record["model"], "dataset": few_scenes, "output": tmp_path / "out"}
     measured = evaluate.main(as_words(words))
+    other = evaluate.main(as_words({**words, "dataset": renumbered(few_scenes, tmp_path / "data")}))
+    assert other["map_percent"] == measured["map_percent"] > 0
     names = [name for name in record if name.endswith("map_percent") or name.endswith("map_50_percent")]
     assert len(names) == (4 if detector == "mask_rcnn" else 2)
     assert {name: round(measured[name], 2) for name in names} == {name: record[name] for name in names}

@@ -36,10 +36,16 @@ def test_cocos_boxes_classes_masks_and_crowds_are_read(tmp_path):
 def test_labels_in_another_format_are_named_unless_there_are_cocos_too(tmp_path, name, format):
     write_pictures(tmp_path / "images", "a.png", "b.png")
     (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / name).write_text("{}")
+    (tmp_path / "labels" / name).write_text('{"shapes": []}')
     with pytest.raises(ValueError, match=f"are in {format} format; convert them to COCO's"):
         load_boxed_images(str(tmp_path))
     assert len(read_split(write_coco(tmp_path), "validation")) == len(COCO["images"])
+
+
+def test_cocos_file_may_be_called_as_a_picture_is(tmp_path):
+    write_pictures(tmp_path, "a.png", "b.png")
+    (tmp_path / "a.json").write_text(json.dumps(COCO))
+    assert len(read_split(tmp_path)) == len(COCO["images"])
 
 
 def test_a_folder_of_each_split_with_its_own_json_is_read(tmp_path):
@@ -91,7 +97,7 @@ BAD = {
     "empty": (("annotations", 0, {"bbox": [5, 5, 0, 20]}), "an empty box, 0 wide and 20 high"),
     "outside": (("annotations", 0, {"bbox": [30, 5, 20, 20]}), "from 30, 5 to 50, 25, outside the picture of 40×30"),
     "crowd": (("annotations", 0, {"iscrowd": 2}), "2.0 for iscrowd, which must be 0 or 1"),
-    "no mask": (("annotations", 0, {"segmentation": None}), "no mask, which this detector is trained on"),
+    "no mask": (("annotations", 0, {"segmentation": None}), "no mask, which this detector needs"),
     "a number for a mask": (
         ("annotations", 0, {"segmentation": 5}),
         "the mask 5, which must be polygons or run lengths",

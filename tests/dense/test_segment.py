@@ -19,7 +19,7 @@ from vitae_hf import ViTAEForImageClassification
 from vitae_hf.commands import evaluate
 from vitae_hf.commands import segment as segment_command
 from vitae_hf.dense.backbone import dense_config
-from vitae_hf.dense.segmentation.data import load_masked_images, mask_class_names
+from vitae_hf.dense.segmentation.data import SegmentationDataset, load_masked_images, mask_class_names
 from vitae_hf.dense.segmentation.model import new_segmenter
 from vitae_hf.evaluation.colours import class_colours
 from vitae_hf.evaluation.detections import segment
@@ -180,6 +180,8 @@ def test_masks_whose_classes_have_other_numbers_give_the_same_figures(few_scenes
     words = {"model_name_or_path": segmenter[0], "dataset": tmp_path / "data", "class_names": tmp_path / "names.txt"}
     words = [*as_words({**words, "output": tmp_path / "reversed"}), "--reduce_labels"]
     assert evaluate.main(words)["mean_iou_percent"] == expected["mean_iou_percent"]
+    with pytest.raises(ValueError, match="no class: there are 11 classes"):  # the first is 11 of them
+        evaluate.main([*words, "--no-reduce_labels"])
     ignored = evaluate.main([*words, "--ignored_class", str(len(names) - 1)])  # the first: the background
     pixels = json.loads((tmp_path / "reversed" / "eval_metrics.json").read_text())["pixels"]
     assert pixels[names[0]] == 0 and any(pixels.values())
@@ -188,6 +190,8 @@ def test_masks_whose_classes_have_other_numbers_give_the_same_figures(few_scenes
 
 def test_arguments_of_another_kind_of_model_are_refused(few_scenes, segmenter, tmp_path):
     for words, message in [
+        ({"short_side": 0}, "--short_side must be at least 1, got 0"),
+        ({"ignored_class": 99}, "the ignored class must be from 0 to 10, got 99"),
         ({"batch_size": 2}, r"--batch_size goes with a classifier; .* is a segmenter"),
         ({"window_stride": 8}, "--window_stride takes a --window_size too"),
         ({"window_size": 8, "window_stride": 9}, "at least 1 pixel apart and at most their size; got 9 for 8"),
@@ -216,3 +220,15 @@ def test_a_pixels_logits_are_the_mean_over_the_windows_that_it_is_in(height, wid
         corners = {(i, j) for i in places[0] for j in places[1] if i <= y < i + 4 and j <= x < j + 4}
         largest = [pixels[:, :, i : i + 4, j : j + 4].amax((1, 2, 3)) for i, j in corners]
         torch.testing.assert_close(logits[:, :, y, x], pixels[:, :, y, x] * torch.stack(largest).mean(0)[:, None])
+
+
+def test_255_for_the_second_class_is_seen_whatever_the_numbers_of_a_model(tmp_path):
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:] = 255
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    PIL.Image.fromarray(mask).save(tmp_path / "m.png")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "mask_file_name": "m.png"}))
+    split = load_masked_images(str(tmp_path))["train"]
+    for classes in (None, np.array([1, 0])):
+        with pytest.raises(ValueError, match="the masks have the values 0 and 255 alone"):
+            SegmentationDataset(split, None, 2, classes=classes).check()

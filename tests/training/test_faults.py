@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from vitae_hf import ViTAEForImageClassification
 from vitae_hf.data.samples import collate
+from vitae_hf.failures import silence_closed_pipes
 from vitae_hf.training.arguments import ViTAETrainingArguments
 from vitae_hf.training.checkpoints import last_checkpoint, unfinished_mark
 from vitae_hf.training.trainer import ViTAETrainer
@@ -153,13 +154,17 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint(tmp_path):
     assert ViTAEForImageClassification.from_pretrained(tmp_path / "checkpoint-2").config.num_labels == 5
 
 
+def press_ctrl_c(times: int = 1) -> None:
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_in_a_command_saves_a_checkpoint_and_twice_stops_at_once(tmp_path, times, capfd):
     class Press(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 2:
-                for _ in range(times):
-                    os.kill(os.getpid(), signal.SIGINT)
+                press_ctrl_c(times)
 
     run = trainer(tmp_path, save_steps=100)
     run.add_callback(Press())
@@ -170,6 +175,34 @@ def test_ctrl_c_in_a_command_saves_a_checkpoint_and_twice_stops_at_once(tmp_path
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"][: 2 - times]
     assert run.stop.signal == signal.SIGINT and signal.getsignal(signal.SIGINT) == before
     assert capfd.readouterr().err.count("Ctrl-C again stops at once") == 1
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_ctrl_c_in_an_evaluation_saves_a_checkpoint_when_that_ends(tmp_path, step):
+    class Press(TrainerCallback):
+        def on_prediction_step(self, args, state, control, **kwargs):
+            if state.global_step == step:
+                press_ctrl_c()
+                run.remove_callback(Press)
+
+    data = [{"pixel_values": image, "labels": i % 5, "names": i} for i, image in enumerate(images(2))]
+    run = trainer(tmp_path, save_strategy="no", eval_dataset=data, eval_strategy="steps", eval_steps=2)
+    run.add_callback(Press())
+    run.stop.signals = (signal.SIGINT,)
+    run.train()
+    assert run.stop.received and [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+
+
+def test_what_is_printed_goes_nowhere_once_its_reader_has_ended():
+    kept, (reader, writer) = os.dup(2), os.pipe()
+    os.dup2(writer, 2)
+    os.close(reader)
+    try:
+        silence_closed_pipes()
+        os.write(2, b"a broken pipe would be an error")
+    finally:
+        os.dup2(kept, 2)
+        os.close(writer)
 
 
 def test_a_loss_that_is_no_number_stops_before_the_update_and_names_the_batch(tmp_path):

@@ -15,8 +15,8 @@ A segmenter takes the data of `vitae segment`, and is measured by the mean IoU o
 Its image processor says how large it sees a picture, unless `--short_side` does; with `--window_size`, it sees the
 picture at its own size, in windows that overlap. `overlays.png` shows some of them.
 
-A detector takes the data of `vitae detect`, and is measured by COCO's average precision of boxes, and of masks if it is
-an R-CNN with masks or a Mask2Former. `predictions.png` shows some pictures.
+A detector takes the data of `vitae detect`, and is measured by COCO's average precision of boxes, and of masks if both
+it and the data have them. `predictions.png` shows some pictures.
 """
 
 import argparse
@@ -47,8 +47,7 @@ from ..evaluation.scores import (
 from ..evaluation.windows import Windows
 from ..failures import about, device
 from ..files import find_model, write_text
-from ..loading import check_source, in_proportion, label_names, load_processor, load_trained, saved_architecture
-from ..messages import listed
+from ..loading import DENSE, check_source, in_proportion, label_names, load_processor, load_trained, saved_architecture
 from . import add_image_size, command_parser
 
 
@@ -59,8 +58,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "on_bad_sample": "error",
     },
     "a segmenter": {
-        **dict.fromkeys(("short_side", "window_size", "window_stride", "ignored_class")),
-        "reduce_labels": False,
+        **dict.fromkeys(("short_side", "window_size", "window_stride", "ignored_class", "reduce_labels")),
     },
     "a detector": {"box_format": "xywh", "on_bad_object": "error"},
 }
@@ -87,29 +85,41 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="for labels that are numbers: a text file with a class on each line, or imagenet-1k",
     )
     add_image_size(parser)
-    parser.add_argument("--crop_pct", type=float, help="share of the resized side that the centre crop keeps")
-    parser.add_argument("--batch_size", type=int, default=64, help="default: 64")
+    parser.add_argument(
+        "--crop_pct", type=float, help="classifiers: share of the resized side that the centre crop keeps"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="of a classifier; default: 64")
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that read pictures")
     parser.add_argument(
-        "--real_labels", type=Path, help="real.json of ImageNet's validation set, for the ReaL accuracy"
+        "--real_labels", type=Path, help="classifiers: real.json of ImageNet's validation set, for the ReaL accuracy"
     )
     parser.add_argument(
-        "--on_bad_sample", choices=["error", "skip"], default="error", help="an unreadable picture; default: error"
+        "--on_bad_sample",
+        choices=["error", "skip"],
+        default="error",
+        help="classifiers: an unreadable picture; default: error",
     )
     parser.add_argument("--short_side", type=int, help="segmenters: shorter side of the resized pictures, in pixels")
     parser.add_argument("--window_size", type=int, help="segmenters: side of the windows over a picture, in pixels")
     parser.add_argument(
-        "--window_stride", type=int, help="pixels from one window to the next; default: 3/4 of the size"
+        "--window_stride", type=int, help="segmenters: pixels from one window to the next; default: 3/4 of the size"
     )
-    parser.add_argument("--reduce_labels", action="store_true", help="0 in a mask is no class, and 1 the first")
-    parser.add_argument("--ignored_class", type=int, help="a class in masks that does not count")
+    parser.add_argument(
+        "--reduce_labels",
+        action=argparse.BooleanOptionalAction,
+        help="segmenters: 0 in a mask is no class, and 1 the first; default: as the image processor says",
+    )
+    parser.add_argument("--ignored_class", type=int, help="segmenters: a class in masks that does not count")
     parser.add_argument(
         "--box_format", choices=["xywh", "xyxy"], default="xywh", help="detectors: what the numbers of a box are"
     )
     parser.add_argument(
-        "--on_bad_object", choices=["error", "skip"], default="error", help="a wrong box, class or mask; default: error"
+        "--on_bad_object",
+        choices=["error", "skip"],
+        default="error",
+        help="detectors: a wrong box, class or mask; default: error",
     )
     parser.add_argument("--output", type=Path, help="folder to write; default: outputs/evaluation-MODEL")
     arguments = parser.parse_args(argv)
@@ -129,10 +139,16 @@ def kind_of(arguments: argparse.Namespace) -> str:
         check_source(source)
         saved = saved_architecture(source)
     kind = next((kind for ending, kind in KINDS.items() if saved.endswith(ending)), "a classifier")
+    if saved.endswith(DENSE) and kind == "a classifier":
+        name = arguments.model_name_or_path
+        raise ValueError(f"{name} holds {saved}, and this takes a classifier, a segmenter or a detector")
     for other, options in OPTIONS.items():
         given = [f"--{name}" for name, default in options.items() if getattr(arguments, name) != default]
         if given and other != kind:
-            raise ValueError(f"{listed(given)} goes with {other}; {arguments.model_name_or_path} is {kind}")
+            raise ValueError(f"{given[0]} goes with {other}; {arguments.model_name_or_path} is {kind}")
+    for name in ("short_side", "window_size", "window_stride"):
+        if (value := getattr(arguments, name)) is not None and value < 1:
+            raise ValueError(f"--{name} must be at least 1, got {value}")
     if arguments.window_stride is not None and arguments.window_size is None:
         raise ValueError("--window_stride takes a --window_size too")
     return kind
@@ -154,10 +170,14 @@ def evaluate_segmenter(arguments: argparse.Namespace) -> Evaluation:
         if windows is not None and short_side is None:
             options["do_resize"] = False
         processor = load_processor(find_model(arguments.model_name_or_path), None, None, model.config, **options)
+        if options and getattr(processor, "do_center_crop", False):
+            raise ValueError("its image processor crops pictures: --short_side and --window_size do not go with it")
     model.to(arguments.device)
     names = label_names(model.config)
     given = list(mask_class_names(splits, arguments.class_names, names).values())
-    reduce_labels = arguments.reduce_labels or getattr(processor, "do_reduce_labels", False)
+    reduce_labels = arguments.reduce_labels
+    if reduce_labels is None:
+        reduce_labels = bool(getattr(processor, "do_reduce_labels", False))
     shared = reduce_labels, None, arguments.ignored_class, align_labels(given, names)
     data = SegmentationDataset(splits[chosen], None, len(given), *shared)
     data.check()
@@ -190,7 +210,11 @@ def common(arguments: argparse.Namespace, split: str, images_per_s: float) -> di
 
 def evaluate_detector(arguments: argparse.Namespace) -> Evaluation:
     """The evaluation of a detector."""
-    from ..dense.detection.data import DetectionDataset, load_boxed_images  # which take the extra `detection`
+    from ..dense.detection.data import (
+        DetectionDataset,
+        has_segmentations,
+        load_boxed_images,
+    )  # which take the extra `detection`
     from ..dense.detection.evaluation import detection_figures, predictions
     from ..dense.detection.models import has_masks
 
@@ -201,7 +225,8 @@ def evaluate_detector(arguments: argparse.Namespace) -> Evaluation:
     model.to(arguments.device)
     options = {name: getattr(arguments, name) for name in OPTIONS["a detector"]}
     classes = align_labels(list(given.values()), label_names(model.config))
-    data = DetectionDataset(splits[chosen], None, given, has_masks(model.config), classes=classes, **options)
+    with_masks = has_masks(model.config) and has_segmentations(splits[chosen])
+    data = DetectionDataset(splits[chosen], None, given, with_masks, classes=classes, **options)
     data.check()
     started = time.perf_counter()
     figures = detection_figures(model, processor, data, arguments.num_workers)

@@ -4,6 +4,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from huggingface_hub import metadata_load
 from transformers.utils import logging
 
-from ..failures import about
-from ..messages import listed
+from ..failures import about, first_line
+from ..messages import listed, printable
 from .folders import Folder, as_data_files
 
 
@@ -168,12 +169,14 @@ def _load_folder(folder: Folder, source: str, splits: list[str] | None, labelled
         return datasets.DatasetDict({split: data[split] for split in wanted})
     patterns = {split: as_data_files(files) for split, files in data_files.items()}
     if kind == "metadata":  # all of it is read: a part could lack columns
-        for file in (file for files in data_files.values() for file in files):
-            check_metadata(Path(file))
         try:
             data = datasets.load_dataset("imagefolder", data_files=patterns)
         except IndexError as error:  # of tables that have a header alone
             raise ValueError(f"the metadata of {source} have no rows") from error
+        except Exception as error:  # which does not say which file is meant
+            tables = [Path(file) for files in data_files.values() for file in files]
+            problems = [f"{table} {problem}" for table in tables if (problem := problem_of(table))]
+            raise ValueError(listed(problems, "; ") or f"{listed(tables)}: {first_line(error)}") from error
         return datasets.DatasetDict({split: data[split] for split in wanted})
     described = DatasetInfosDict.from_directory(source)  # by the folder's card
     features = next(iter(described.values())).features if len(described) == 1 else None
@@ -181,24 +184,25 @@ def _load_folder(folder: Folder, source: str, splits: list[str] | None, labelled
     return datasets.load_dataset(named(source), data_files=patterns, features=features)
 
 
-def check_metadata(path: Path) -> None:
-    """See that a table of pictures is one that `datasets` can read, whose own errors do not say which file is meant.
-
-    Raises:
-        ValueError: it is not UTF-8, its first row is no JSON, or no column is called `file_name`.
-    """
-    if path.suffix == ".parquet":
-        return
+def problem_of(table: Path) -> str | None:
+    """Why `datasets` cannot read a table of pictures, if that can be seen in its first line that is not empty."""
+    if table.suffix == ".parquet":
+        return None
     try:
-        first = path.read_text(encoding="utf-8-sig").partition("\n")[0]
-        columns = next(csv.reader([first]), []) if path.suffix == ".csv" else list(json.loads(first))
+        first = next((line for line in table.read_text(encoding="utf-8-sig").splitlines() if line.strip()), "")
+        columns = next(csv.reader([first]), []) if table.suffix == ".csv" else json.loads(first)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"the first line of {path} is no JSON ({error})") from error
-    if not any(column.endswith(("file_name", "file_names")) for column in columns):
-        between = "; they are separated by commas" if path.suffix == ".csv" and len(columns) < 2 else ""
-        raise ValueError(f"{path} has the columns {listed(columns)}, and none called file_name{between}")
+        return f"is not UTF-8 ({error}); save it as UTF-8"
+    except (json.JSONDecodeError, csv.Error) as error:
+        return f"has a first line that cannot be read ({error})"
+    if table.suffix == ".jsonl" and not isinstance(columns, dict):
+        return (
+            f'must have a line such as {{"file_name": "1.png"}} for each picture; its first line is {printable(first)}'
+        )
+    if not any(re.fullmatch(r"(.*_)?file_names?", column) for column in columns):
+        between = "; they are separated by commas" if table.suffix == ".csv" and len(columns) < 2 else ""
+        return f"has the columns {listed(columns) or 'none'}, and none called file_name{between}"
+    return None
 
 
 def _load_with_datasets(source: str, name: str | None, splits: list[str] | None) -> datasets.DatasetDict:

@@ -46,14 +46,28 @@ class Windows:
 
     @torch.no_grad()
     def outputs(self, model: Any, pixel_values: torch.Tensor) -> SemanticSegmenterOutput:
-        """What a segmenter gives for pictures `(B, 3, H, W)`: `logits` `(B, classes, H, W)` in float32."""
+        """What a segmenter gives for pictures `(B, 3, H, W)`: `logits` `(B, classes, H, W)` in float32.
+
+        Raises:
+            ValueError: a window is too small for the network.
+        """
         height, width = pixel_values.shape[-2:]
         total = pixel_values.new_zeros(len(pixel_values), model.config.num_labels, height, width, dtype=torch.float32)
         count = total.new_zeros(height, width)
         for top in self.starts(height):
             for left in self.starts(width):
                 window = (..., slice(top, top + self.size), slice(left, left + self.size))
-                logits = model(pixel_values=pixel_values[window]).logits.float()
+                logits = self._looked_at(model, pixel_values[window])
                 total[window] += interpolate(logits, total[window].shape[-2:], mode="bilinear")
                 count[window] += 1
         return SemanticSegmenterOutput(logits=total / count)
+
+    @staticmethod
+    def _looked_at(model: Any, window: torch.Tensor) -> torch.Tensor:
+        try:
+            return model(pixel_values=window).logits.float()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            size = "×".join(map(str, window.shape[-2:]))
+            raise ValueError(f"the network cannot look at a window of {size} pixels: {error}") from error

@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..failures import silence_closed_pipes
 from .readback import Readback
 
 
@@ -90,8 +91,8 @@ class Throughput(TrainerCallback):
 class StopOnSignal(TrainerCallback):
     """On SIGTERM, which schedulers send before they take a machine back, saves a checkpoint after the update and stops.
 
-    On SIGINT, which is Ctrl-C, it does the same if that is one of `signals`; a second one stops a process that trains
-    alone at once. Other processes get it twice anyway, since torchrun passes it on.
+    On SIGINT, which is Ctrl-C, it does the same if that is one of `signals`; a second one stops the process at once.
+    A signal in the middle of an evaluation is heard when that ends.
 
     If one of several processes gets the signal, all stop after the same update, the next one: what they tell each other
     after an update is read after the next, so that none waits for its GPU. A checkpoint is saved after a whole update
@@ -110,21 +111,20 @@ class StopOnSignal(TrainerCallback):
         self.received: bool = False
         self.signal = signal.SIGTERM
         self._is_told = False  # this process, and the others perhaps not yet
-        self._is_alone = self._speaks = False
+        self._speaks = False
         self._asked: Readback | bool = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._is_told and self._is_alone:
+        if number == signal.SIGINT and self._is_told:
             raise KeyboardInterrupt
-        if number == signal.SIGINT and not self._is_told and self._speaks:
-            again = "; Ctrl-C again stops at once" if self._is_alone else ""
-            words = f"\nstopping after this update, with a checkpoint{again}\n"
-            os.write(2, words.encode())  # to stderr, while `print` may be in the middle of another line
         self._is_told, self.signal = True, signal.Signals(number)
+        silence_closed_pipes()  # `… | tee` dies of the same Ctrl-C, and a progress bar would fail before the checkpoint
+        if number == signal.SIGINT and self._speaks:  # `print` may be in the middle of another line
+            os.write(2, b"\nstopping with a checkpoint after this update or evaluation; Ctrl-C again stops at once\n")
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *others: Any, **kwargs: Any) -> None:
-        self._is_alone, self._speaks = args.world_size == 1, state.is_world_process_zero
+        self._speaks = state.is_world_process_zero
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
             heard = [number for number in self.signals if signal.getsignal(number) is not signal.SIG_IGN]
             self._previous = {number: signal.signal(number, self._receive) for number in heard}
@@ -144,6 +144,12 @@ class StopOnSignal(TrainerCallback):
             logger.warning("told to stop: `resume_from_checkpoint` goes on after step %d", state.global_step)
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._previous:  # while it trains
+            self.received = bool(self._ask(args))
+            if self.received:
+                control.should_save = control.should_training_stop = True
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -176,10 +176,10 @@ def protect_workers(loader: DataLoader[Any]) -> DataLoader[Any]:
 
 
 def outlive_signals(worker: int, trainer: int, then: Callable[[int], None] | None = None) -> None:
-    """As a data loader's `worker_init_fn`: SIGTERM ends the worker only if the process that trains sends it.
+    """As a data loader's `worker_init_fn`: the worker ignores SIGINT, and a SIGTERM unless the trainer sends it.
 
-    Others send it too: torchrun passes a SIGTERM on to all processes, and Ctrl-C is a SIGINT to all. If the workers
-    died of it, training would fail before it can save a checkpoint.
+    Ctrl-C is a SIGINT to all processes, and torchrun passes a SIGTERM on to all. If the workers died of either,
+    training would fail before it can save a checkpoint.
 
     Args:
         worker: its number.

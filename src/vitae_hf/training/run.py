@@ -112,8 +112,8 @@ def run_task(task: Task[Any], publish: Callable[..., dict[str, Any]]) -> dict[st
     trainer.stop.signals = (signal.SIGTERM, signal.SIGINT)
     refuse_another_network(training, trainer.model)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    if trainer.stop.received and trainer.state.global_step < trainer.state.max_steps:
-        checkpoint = last_checkpoint(training.output_dir)
+    checkpoint = Path(training.output_dir, f"checkpoint-{trainer.state.global_step}")
+    if trainer.stop.received and checkpoint.is_dir():  # also if it was the last step: what remains can take long
         stopped = {"stopped_by": trainer.stop.signal.name, "stopped_at_step": trainer.state.global_step}
         return {**stopped, "checkpoint": str(checkpoint), **environment()}
     trainer.save_model()

@@ -87,6 +87,12 @@ def _key(feature: Any, known: tuple[str, ...]) -> str | None:
     return next((key for key in known if key in _fields(feature)), None)
 
 
+def has_segmentations(split: datasets.Dataset) -> bool:
+    """Whether any object has a mask."""
+    rows = split.select_columns("objects")["objects"]
+    return any(any(columns_of(row).get("segmentation") or ()) for row in rows)
+
+
 def find_class_names(data: datasets.DatasetDict, source: str, names: list[str] | None) -> list[str]:
     """The names of the classes: those given, those of the data, or the texts that stand for classes, sorted.
 

@@ -185,7 +185,7 @@ def as_mask(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     if isinstance(segmentation, str):
         segmentation = json.loads(segmentation) if segmentation[:1] in ("[", "{") else None
     if not given:
-        raise ValueError("has no mask, which this detector is trained on")
+        raise ValueError("has no mask, which this detector needs")
     if isinstance(segmentation, dict):
         mask = _of_run_lengths(segmentation, height, width)
     elif isinstance(segmentation, (list, tuple)):

@@ -144,8 +144,8 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         seed: see [`PictureDataset`].
 
     Raises:
-        ValueError: there are more than 255 classes. On reading a row: as [`read_mask`], the picture is damaged or its
-            EXIF data turn it, or picture and mask differ in size.
+        ValueError: there are more than 255 classes, or the ignored one is none of them. On reading a row: as
+            [`read_mask`], the picture is damaged or its EXIF data turn it, or picture and mask differ in size.
     """
 
     num_labels: int
@@ -163,6 +163,10 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         super().__init__(transform, seed=seed, num_labels=num_labels)
         if num_labels > IGNORED_CLASS:
             raise ValueError(f"there can be {IGNORED_CLASS} classes at most, got {num_labels}")
+        if classes is not None and classes.max() >= IGNORED_CLASS:
+            raise ValueError(f"a model can have {IGNORED_CLASS} classes at most here, got {classes.max() + 1}")
+        if ignored_class is not None and not 0 <= ignored_class < num_labels:
+            raise ValueError(f"the ignored class must be from 0 to {num_labels - 1}, got {ignored_class}")
         self.split = split
         self.reduce_labels = reduce_labels
         self.ignored_class = ignored_class
@@ -177,10 +181,15 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
 
     def read(self, index: int) -> tuple[PIL.Image.Image, np.ndarray, str]:
         """A row's picture, its mask, and its name for messages."""
+        picture, mask, name = self._read(index)
+        return picture, self._number[mask], name
+
+    def _read(self, index: int) -> tuple[PIL.Image.Image, np.ndarray, str]:
+        """The same, with the numbers that the data give to the classes."""
         row = self.split[index]
         name = (row["image"] or {}).get("path") or f"row {index}"
         picture = decode_image(row["image"], name, unturned)
-        mask = self._number[read_mask(row["mask"], name, self.num_labels, self.reduce_labels, self.ignored_class)]
+        mask = read_mask(row["mask"], name, self.num_labels, self.reduce_labels, self.ignored_class)
         if picture.size != mask.shape[::-1]:
             raise ValueError(
                 f"{name} has {picture.size[0]}×{picture.size[1]} pixels, but its mask {mask.shape[1]}×{mask.shape[0]}"
@@ -196,12 +205,12 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         if not len(self):
             raise ValueError("the split has no rows")
         read = np.unique(np.linspace(0, len(self) - 1, rows).astype(int))
-        values = {int(value) for index in read for value in np.unique(self.read(int(index))[1])}
+        values = {int(value) for index in read for value in np.unique(self._read(int(index))[1])}
         if values == {IGNORED_CLASS}:
             logger.warning("no class in %d masks of %d: all their pixels are ignored", len(read), len(self))
         is_as_stored = not self.reduce_labels and self.ignored_class is None
         if values == {0, IGNORED_CLASS} and self.num_labels == 2 and is_as_stored:
-            others = (self.read(index)[1] for index in range(len(self)))
+            others = (self._read(index)[1] for index in range(len(self)))
             if not any((mask == 1).any() for mask in others):
                 raise ValueError(
                     f"the masks have the values 0 and {IGNORED_CLASS} alone, and {IGNORED_CLASS} is ignored: write 1"
