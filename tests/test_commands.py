@@ -140,7 +140,7 @@ def test_a_model_that_is_none_is_named(tmp_path, monkeypatch, capsys, command, g
     assert given in sentence(capsys, command, *fill(TAKES_MODEL[command], given))
 
 
-@pytest.mark.parametrize("command", ["predict", "train", "segment", "evaluate", "explain", "export"])
+@pytest.mark.parametrize("command", ["predict", "train", "segment", "explain", "export"])
 @pytest.mark.parametrize("name, saved", [("rt_detr", "RTDetrFor"), ("mask_rcnn", "RCNNFor")])
 def test_a_detector_where_a_classifier_is_expected_is_named_for_what_it_is(
     detectors, tmp_path, monkeypatch, capsys, command, name, saved

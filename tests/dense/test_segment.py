@@ -191,7 +191,7 @@ def test_masks_whose_classes_have_other_numbers_give_the_same_figures(few_scenes
 def test_arguments_of_another_kind_of_model_are_refused(few_scenes, segmenter, tmp_path):
     for words, message in [
         ({"short_side": 0}, "--short_side must be at least 1, got 0"),
-        ({"ignored_class": 99}, "the ignored class must be from 0 to 10, got 99"),
+        ({"ignored_class": 255}, "the ignored class must be from 0 to 254, got 255"),
         ({"batch_size": 2}, r"--batch_size goes with a classifier; .* is a segmenter"),
         ({"window_stride": 8}, "--window_stride takes a --window_size too"),
         ({"window_size": 8, "window_stride": 9}, "at least 1 pixel apart and at most their size; got 9 for 8"),

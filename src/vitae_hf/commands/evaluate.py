@@ -57,9 +57,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "batch_size": 64,
         "on_bad_sample": "error",
     },
-    "a segmenter": {
-        **dict.fromkeys(("short_side", "window_size", "window_stride", "ignored_class", "reduce_labels")),
-    },
+    "a segmenter": dict.fromkeys(("short_side", "window_size", "window_stride", "ignored_class", "reduce_labels")),
     "a detector": {"box_format": "xywh", "on_bad_object": "error"},
 }
 """For each kind of model the arguments that go with it alone, and their defaults."""
@@ -210,11 +208,8 @@ def common(arguments: argparse.Namespace, split: str, images_per_s: float) -> di
 
 def evaluate_detector(arguments: argparse.Namespace) -> Evaluation:
     """The evaluation of a detector."""
-    from ..dense.detection.data import (
-        DetectionDataset,
-        has_segmentations,
-        load_boxed_images,
-    )  # which take the extra `detection`
+    # These take the extra `detection`, which the other kinds of model do without.
+    from ..dense.detection.data import DetectionDataset, has_segmentations, load_boxed_images
     from ..dense.detection.evaluation import detection_figures, predictions
     from ..dense.detection.models import has_masks
 

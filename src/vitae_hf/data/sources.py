@@ -176,7 +176,7 @@ def _load_folder(folder: Folder, source: str, splits: list[str] | None, labelled
         except Exception as error:  # which does not say which file is meant
             tables = [Path(file) for files in data_files.values() for file in files]
             problems = [f"{table} {problem}" for table in tables if (problem := problem_of(table))]
-            raise ValueError(listed(problems, "; ") or f"{listed(tables)}: {first_line(error)}") from error
+            raise ValueError("; ".join(problems) or f"{listed(tables)}: {first_line(error)}") from error
         return datasets.DatasetDict({split: data[split] for split in wanted})
     described = DatasetInfosDict.from_directory(source)  # by the folder's card
     features = next(iter(described.values())).features if len(described) == 1 else None

@@ -45,7 +45,8 @@ def find_annotations(folder: Path) -> dict[str, Path]:
         return {}
     pictures = {path.stem for path in everything if kind_of(path) == "pictures"}
     files = [path for path in everything if path.suffix == ".json"]
-    if (beside := [path for path in files if path.stem in pictures]) and '"shapes"' in beside[0].read_text("utf-8"):
+    beside = [path for path in files if path.stem in pictures]
+    if beside and '"shapes"' in beside[0].read_text(encoding="utf-8"):
         files = [path for path in files if path.stem not in pictures]  # those of LabelMe have a list of shapes
     of_a_picture = {path.suffix for path in everything if path.stem in pictures}
     if not files and (others := [words for ending, words in OTHER_FORMATS.items() if ending in of_a_picture]):

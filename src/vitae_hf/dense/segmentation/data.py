@@ -144,7 +144,7 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         seed: see [`PictureDataset`].
 
     Raises:
-        ValueError: there are more than 255 classes, or the ignored one is none of them. On reading a row: as
+        ValueError: there are more than 255 classes, or the ignored one cannot be one. On reading a row: as
             [`read_mask`], the picture is damaged or its EXIF data turn it, or picture and mask differ in size.
     """
 
@@ -165,8 +165,8 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
             raise ValueError(f"there can be {IGNORED_CLASS} classes at most, got {num_labels}")
         if classes is not None and classes.max() >= IGNORED_CLASS:
             raise ValueError(f"a model can have {IGNORED_CLASS} classes at most here, got {classes.max() + 1}")
-        if ignored_class is not None and not 0 <= ignored_class < num_labels:
-            raise ValueError(f"the ignored class must be from 0 to {num_labels - 1}, got {ignored_class}")
+        if ignored_class is not None and not 0 <= ignored_class < IGNORED_CLASS:  # it may have no name
+            raise ValueError(f"the ignored class must be from 0 to {IGNORED_CLASS - 1}, got {ignored_class}")
         self.split = split
         self.reduce_labels = reduce_labels
         self.ignored_class = ignored_class
