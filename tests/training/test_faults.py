@@ -52,9 +52,17 @@ def curve(output) -> list[tuple]:
     return [(entry["step"], entry["loss"], entry["learning_rate"]) for entry in log if "loss" in entry]
 
 
+@pytest.fixture
+def hears_ctrl_c():
+    """As in a terminal. What a shell starts in the background ignores SIGINT, tests too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_told_to_stop_and_then_killed_ends_as_if_nothing_had_happened(tmp_path, number):
+def test_a_run_that_is_told_to_stop_and_then_killed_ends_as_if_nothing_had_happened(tmp_path, number, hears_ctrl_c):
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     expected = last_line(subprocess.run(command(undisturbed), capture_output=True, text=True, check=False))
 
@@ -160,7 +168,7 @@ def press_ctrl_c(times: int = 1) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_ctrl_c_in_a_command_saves_a_checkpoint_and_twice_stops_at_once(tmp_path, times, capfd):
+def test_ctrl_c_in_a_command_saves_a_checkpoint_and_twice_stops_at_once(tmp_path, times, capfd, hears_ctrl_c):
     class Press(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 2:
@@ -178,7 +186,7 @@ def test_ctrl_c_in_a_command_saves_a_checkpoint_and_twice_stops_at_once(tmp_path
 
 
 @pytest.mark.parametrize("step", [2, 4])
-def test_ctrl_c_in_an_evaluation_saves_a_checkpoint_when_that_ends(tmp_path, step):
+def test_ctrl_c_in_an_evaluation_saves_a_checkpoint_when_that_ends(tmp_path, step, hears_ctrl_c):
     class Press(TrainerCallback):
         def on_prediction_step(self, args, state, control, **kwargs):
             if state.global_step == step:
