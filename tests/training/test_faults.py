@@ -198,7 +198,8 @@ def test_ctrl_c_in_an_evaluation_saves_a_checkpoint_when_that_ends(tmp_path, ste
     run.add_callback(Press())
     run.stop.signals = (signal.SIGINT,)
     run.train()
-    assert run.stop.received and [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    assert run.stop.received and run.stop.saved_at == step
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{step}"]
 
 
 def test_what_is_printed_goes_nowhere_once_its_reader_has_ended():

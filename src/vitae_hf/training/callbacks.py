@@ -104,12 +104,15 @@ class StopOnSignal(TrainerCallback):
             ignore, as shells start what is in the background, stays ignored.
         received (`bool`): whether the run was told to stop.
         signal (`signal.Signals`): by which; SIGTERM if only another process was told.
+        saved_at (`int`): the step of the last checkpoint of this run.
     """
 
     def __init__(self, signals: tuple[signal.Signals, ...] = (signal.SIGTERM,)):
         self.signals = signals
         self.received: bool = False
         self.signal = signal.SIGTERM
+        self.saved_at: int | None = None
+        self._is_training = False
         self._is_told = False  # this process, and the others perhaps not yet
         self._speaks = False
         self._asked: Readback | bool = False
@@ -124,7 +127,7 @@ class StopOnSignal(TrainerCallback):
             os.write(2, b"\nstopping with a checkpoint after this update or evaluation; Ctrl-C again stops at once\n")
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *others: Any, **kwargs: Any) -> None:
-        self._speaks = state.is_world_process_zero
+        self._is_training, self._speaks = True, state.is_world_process_zero
         if threading.current_thread() is threading.main_thread():  # Python lets no other thread set handlers
             heard = [number for number in self.signals if signal.getsignal(number) is not signal.SIG_IGN]
             self._previous = {number: signal.signal(number, self._receive) for number in heard}
@@ -146,7 +149,7 @@ class StopOnSignal(TrainerCallback):
             control.should_evaluate = False
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._previous:  # while it trains
+        if self._is_training:
             self.received = bool(self._ask(args))
             if self.received:
                 control.should_save = control.should_training_stop = True
@@ -157,6 +160,9 @@ class StopOnSignal(TrainerCallback):
         if self.received:  # the checkpoint is saved already
             control.should_save = control.should_evaluate = False
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.saved_at = state.global_step
+
     def on_train_end(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
         self.received = bool(self._ask(args))
         self.restore()
@@ -165,7 +171,7 @@ class StopOnSignal(TrainerCallback):
         """Give the signals the handlers back that they had before."""
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._previous = {}
+        self._previous, self._is_training = {}, False
 
 
 class SeedEachProcess(TrainerCallback):

@@ -112,9 +112,10 @@ def run_task(task: Task[Any], publish: Callable[..., dict[str, Any]]) -> dict[st
     trainer.stop.signals = (signal.SIGTERM, signal.SIGINT)
     refuse_another_network(training, trainer.model)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    checkpoint = Path(training.output_dir, f"checkpoint-{trainer.state.global_step}")
-    if trainer.stop.received and checkpoint.is_dir():  # also if it was the last step: what remains can take long
-        stopped = {"stopped_by": trainer.stop.signal.name, "stopped_at_step": trainer.state.global_step}
+    step = trainer.state.global_step
+    if trainer.stop.received and trainer.stop.saved_at == step:  # also if it was the last: what remains can take long
+        stopped = {"stopped_by": trainer.stop.signal.name, "stopped_at_step": step}
+        checkpoint = Path(training.output_dir, f"checkpoint-{step}")
         return {**stopped, "checkpoint": str(checkpoint), **environment()}
     trainer.save_model()
     metrics = trainer.evaluate()
