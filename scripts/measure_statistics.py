@@ -33,7 +33,8 @@ def twice(network, damage: str, test, others) -> dict[str, list[float]]:
     for (strength, make), damaged in zip(changed(pictures, damage).items(), changed(others, damage).values()):
         adapted = copy.deepcopy(network)
         update_bn(networks_input(damaged()).split(64), adapted)
-        found[str(strength)] = [accuracy(one, make(), labels) for one in (network, adapted)]
+        tested = make()
+        found[str(strength)] = [accuracy(one, tested, labels) for one in (network, adapted)]
     return found
 
 

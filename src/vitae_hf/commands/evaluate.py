@@ -167,9 +167,10 @@ def evaluate_segmenter(arguments: argparse.Namespace) -> Evaluation:
         options: dict[str, Any] = {} if short_side is None else {"size": in_proportion(short_side)}
         if windows is not None and short_side is None:
             options["do_resize"] = False
-        processor = load_processor(find_model(arguments.model_name_or_path), None, None, model.config, **options)
-        if options and getattr(processor, "do_center_crop", False):
-            raise ValueError("its image processor crops pictures: --short_side and --window_size do not go with it")
+        if options:
+            processor = load_processor(find_model(arguments.model_name_or_path), None, None, model.config, **options)
+            if getattr(processor, "do_center_crop", False):
+                raise ValueError("its image processor crops pictures: --short_side and --window_size do not go with it")
     model.to(arguments.device)
     names = label_names(model.config)
     given = list(mask_class_names(splits, arguments.class_names, names).values())

@@ -244,6 +244,11 @@ def collate(samples: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
     }
 
 
+def evenly_spread(rows: int, count: int) -> list[int]:
+    """So many numbers of rows, from the first to the last; fewer if there are fewer rows."""
+    return np.unique(np.linspace(0, rows - 1, count).astype(int)).tolist()
+
+
 class _AsRead(Dataset[Any]):
     def __init__(self, data: Any):
         self.data = data

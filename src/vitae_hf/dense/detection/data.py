@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ...class_names import read_class_names
 from ...data.pictures import decode_image, unturned
-from ...data.samples import PictureDataset, seeded
+from ...data.samples import PictureDataset, evenly_spread, seeded
 from ...data.sources import IMAGE_COLUMNS, is_text, load_any
 from ...messages import listed
 from .coco import find_annotations, load_coco
@@ -223,7 +223,7 @@ class DetectionDataset(PictureDataset, Dataset[dict[str, Any]]):
             logger.warning("%d objects are left out: %s", len(problems), listed(problems, "; "))
         if not objects and step == 1:
             raise ValueError(f"none of the {len(self)} pictures has an object")
-        for index in np.unique(np.linspace(0, len(self) - 1, decoded).astype(int)).tolist():
+        for index in evenly_spread(len(self), decoded):
             self.read(index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from ...data.samples import rows_as_read
+from ...data.samples import evenly_spread, rows_as_read
 from ...evaluation.average_precision import LEAST_SCORE, MeanAveragePrecision, as_prediction
 from ...evaluation.detections import draw_found, find_objects
 from ...loading import label_names
@@ -33,7 +32,7 @@ def detection_figures(model: Any, processor: Any, data: DetectionDataset, num_wo
 def predictions(model: Any, processor: Any, data: DetectionDataset, map_percent: float, pictures: int = 8) -> Figure:
     """Some pictures of a split, evenly spread, with what is there beside what was found."""
     rows = []
-    for index in np.unique(np.linspace(0, len(data) - 1, pictures).astype(int)).tolist():
+    for index in evenly_spread(len(data), pictures):
         picture, objects, _ = data.read(index)
         truth: dict[str, Any] = {"boxes": objects.boxes, "labels": objects.labels}
         if objects.masks is not None:

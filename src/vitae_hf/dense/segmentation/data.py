@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ...class_names import read_class_names
 from ...data.pictures import decode_image, unturned
-from ...data.samples import PictureDataset, seeded
+from ...data.samples import PictureDataset, evenly_spread, seeded
 from ...data.sources import IMAGE_COLUMNS, load_any
 
 
@@ -204,8 +204,8 @@ class SegmentationDataset(PictureDataset, Dataset[dict[str, Any]]):
         """
         if not len(self):
             raise ValueError("the split has no rows")
-        read = np.unique(np.linspace(0, len(self) - 1, rows).astype(int))
-        values = {int(value) for index in read for value in np.unique(self._read(int(index))[1])}
+        read = evenly_spread(len(self), rows)
+        values = {int(value) for index in read for value in np.unique(self._read(index)[1])}
         if values == {IGNORED_CLASS}:
             logger.warning("no class in %d masks of %d: all their pixels are ignored", len(read), len(self))
         is_as_stored = not self.reduce_labels and self.ignored_class is None

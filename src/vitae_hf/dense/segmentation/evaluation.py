@@ -3,11 +3,10 @@
 
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from ...data.samples import rows_as_read
+from ...data.samples import evenly_spread, rows_as_read
 from ...evaluation.detections import segment
 from ...evaluation.metrics import MeanIoU
 from ...evaluation.windows import Windows
@@ -44,7 +43,7 @@ def overlays(
 ) -> Figure:
     """Some pictures of a split, evenly spread, beside their true and predicted masks."""
     rows = []
-    for index in np.unique(np.linspace(0, len(data) - 1, pictures).astype(int)).tolist():
+    for index in evenly_spread(len(data), pictures):
         picture, mask, _ = data.read(index)
         rows.append((picture, mask, segment(model, processor, picture, windows)))
     title = f"mean IoU {mean_iou_percent:.1f} %, {len(data)} pictures"
