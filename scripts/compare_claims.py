@@ -321,13 +321,13 @@ def main(argv: list[str] | None = None) -> dict:
     length = {"tests": arguments.tests, "patience": arguments.patience}
     for part in arguments.parts:
         networks = [network for network in arguments.networks if part == "pieces" or network in WHOLE]
-        for share in SHARES[part]:
-            runs = [  # all networks with a seed before the next, so that a stopped comparison is fair
-                {"network": network, "share": share, "learning_rate": rates[network], "seed": seed, **length}
-                for seed in arguments.seeds
-                for network in networks
-            ]
-            comparison.do("runs", runs)
+        runs = [  # a share before the next, and all networks with a seed: so a stopped comparison is fair
+            {"network": network, "share": share, "learning_rate": rates[network], "seed": seed, **length}
+            for share in SHARES[part]
+            for seed in arguments.seeds
+            for network in networks
+        ]
+        comparison.do("runs", runs)
     comparison.save()
     return {"runs": len(comparison.results["runs"]), "learning_rates": rates, **environment()}
 
