@@ -17,7 +17,7 @@ from vitae_hf import ViTAEForImageClassification
 from vitae_hf.data.samples import collate
 from vitae_hf.failures import silence_closed_pipes
 from vitae_hf.training.arguments import ViTAETrainingArguments
-from vitae_hf.training.checkpoints import last_checkpoint, unfinished_mark
+from vitae_hf.training.checkpoints import last_checkpoint, unfinished_mark, updates
 from vitae_hf.training.trainer import ViTAETrainer
 
 
@@ -200,6 +200,40 @@ def test_ctrl_c_in_an_evaluation_saves_a_checkpoint_when_that_ends(tmp_path, ste
     run.train()
     assert run.stop.received and run.stop.saved_at == step
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+def test_a_picture_that_cannot_be_read_costs_no_update(tmp_path, split):
+    class Damaged(list):
+        def __getitem__(self, index):
+            if index == 5:
+                raise ValueError("cannot read it")
+            return super().__getitem__(index)
+
+    samples = [{"pixel_values": image, "labels": i % 5, "names": i} for i, image in enumerate(images(16))]
+    options = {"max_steps": 6, "eval_strategy": "steps", "eval_steps": 3, "save_steps": 4, "ema_decay": 0.5}
+
+    def run(folder, **data):
+        data = {"train": samples, "eval": samples, **data}
+        return trainer(tmp_path / folder, data["train"], eval_dataset=data["eval"], **options)
+
+    undisturbed = run("undisturbed")
+    undisturbed.train()
+    disturbed = run("disturbed", **{split: Damaged(samples)})  # now, since a Trainer seeds when it is made
+    with pytest.raises(ValueError, match="cannot read it"):
+        disturbed.train()
+    kept = last_checkpoint(tmp_path / "disturbed")
+    assert disturbed.stop.saved_at == disturbed.state.global_step == updates(kept) > 0
+    if split == "train":  # it fails at the same place again, and writes nothing over the checkpoint
+        again = run("disturbed", train=Damaged(samples))
+        with pytest.raises(ValueError, match="cannot read it"):
+            again.train("last")
+        assert again.stop.saved_at is None
+    resumed = run("disturbed")
+    resumed.train("last")
+    for name in ("model", "averaged_model"):
+        one, other = (getattr(trained, name).state_dict() for trained in (resumed, undisturbed))
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_what_is_printed_goes_nowhere_once_its_reader_has_ended():

@@ -17,10 +17,14 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.utils import logging
 
 from ..messages import listed
 from ..model_folders import not_finite
 from .arguments import ViTAETrainingArguments
+
+
+logger = logging.get_logger(__name__)
 
 
 def unfinished_mark(checkpoint: Path) -> Path:
@@ -102,6 +106,7 @@ class WholeCheckpoints(Trainer):
 
     A run resumes from whole checkpoints only. A checkpoint that cannot be written is removed, and older ones are
     deleted only after a newer one is whole. Values that are not finite, of the model or its average, are not written.
+    One process saves a checkpoint before an evaluation that fails, or a picture that cannot be read, ends the run.
 
     Attributes:
         resumed_from (`str`, *optional*): the checkpoint that the run continues.
@@ -154,6 +159,32 @@ class WholeCheckpoints(Trainer):
                 f"{checkpoint} is of a run with other settings of its optimizer ({misfit}): resume with the --optim,"
                 " the --layer_decay and the frozen stages that it began with, or choose another --output_dir"
             )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        with self._updates_kept():
+            return super().get_batch_samples(*args, **kwargs)
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self._updates_kept():
+            return super()._evaluate(*args, **kwargs)
+
+    @contextmanager
+    def _updates_kept(self) -> Iterator[None]:
+        """In this block, which lies between two updates, an error first saves a checkpoint of those not yet saved.
+
+        Not of several processes, since the others would not take part.
+        """
+        try:
+            yield
+        except Exception:
+            step = self.state.global_step
+            checkpoints = [path for path in (self.resumed_from, last_checkpoint(self.args.output_dir)) if path]
+            is_saved = step == 0 or step in [updates(Path(path)) for path in checkpoints]
+            if self.args.world_size == 1 and not is_saved:
+                self._save_checkpoint(self.model_wrapped, None)
+                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+                logger.warning("the run fails: `resume_from_checkpoint` goes on after step %d", step)
+            raise
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not _internal_call:
