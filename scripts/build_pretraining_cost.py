@@ -17,7 +17,7 @@ import yaml
 from vitae_hf import PRESETS
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import RECIPES
+from vitae_hf.files import RECIPES, write_text
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> dict:
     if arguments.check and built != page:
         parser.exit(1, f"error: {arguments.page} is not as built; run this without --check\n")
     if built != page:
-        arguments.page.write_text(built, encoding="utf-8")
+        write_text(built, arguments.page)
     networks = sorted(fastest_rows(measured))
     return {"page": str(arguments.page), "changed": built != page, "measured": networks, **environment()}
 

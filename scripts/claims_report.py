@@ -8,6 +8,8 @@ from claims_networks import WHOLE
 from claims_pictures import DAMAGES, FRAME, GARMENT
 from matplotlib.figure import Figure
 
+from vitae_hf.files import write_text
+
 
 GEOMETRY = ("scale", "resolution", "shift", "rotation")
 AXES = {
@@ -186,7 +188,7 @@ def write_report(results: dict, path: Path) -> None:
         "Data": data_table(results),
     }
     parts = ["\n".join([f"## {title}", "", *table, ""]) for title, table in titles.items() if table]
-    path.with_suffix(".md").write_text("\n".join(parts), encoding="utf-8")
+    write_text("\n".join(parts), path.with_suffix(".md"))
     networks = list(results["parameters"])
     whole = [name for name in networks if name in WHOLE]
     if any("curves" in run for run in results["runs"]):

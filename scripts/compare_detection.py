@@ -25,7 +25,7 @@ from vitae_hf.dense.detection.data import load_boxed_images
 from vitae_hf.dense.detection.models import HeadSize, new_detector
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import write_json
+from vitae_hf.files import write_json, write_text
 
 
 SCENES = Path(__file__).parents[1] / "examples" / "garment_scenes"
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> dict:
         for backbone in BACKBONES:
             comparison.run(backbone, seed, **settings)
     text = table(comparison.results)
-    arguments.output.with_suffix(".md").write_text(text, encoding="utf-8")
+    write_text(text, arguments.output.with_suffix(".md"))
     print(text, flush=True)
     means = {
         backbone: statistics.mean(

@@ -26,7 +26,7 @@ from vitae_hf.commands import train
 from vitae_hf.data.sources import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import write_json
+from vitae_hf.files import write_json, write_text
 
 
 def vit():
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> dict:
                 comparison.run("runs", arguments.data, seed=seed, **settings)
                 rows = summarise(comparison.results["runs"])
                 draw(rows, comparison.networks, arguments.output.with_suffix(".png"))
-                arguments.output.with_suffix(".md").write_text(table(rows, rates), encoding="utf-8")
+                write_text(table(rows, rates), arguments.output.with_suffix(".md"))
     return {"summary": rows, "learning_rates": rates, **environment()}
 
 

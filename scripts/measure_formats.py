@@ -33,7 +33,7 @@ from vitae_hf.deployment.benchmarking import interleave
 from vitae_hf.deployment.exporting import BACKENDS, export_folder, load_exported, load_for_export, read_batch
 from vitae_hf.environment import environment
 from vitae_hf.failures import of_a_missing_package, plain_words, run_command
-from vitae_hf.files import ASSETS, PICTURES, write_json
+from vitae_hf.files import ASSETS, PICTURES, write_json, write_text
 
 
 NEEDS: dict[str, tuple[str, ...]] = {
@@ -169,7 +169,7 @@ def table(record: dict[str, Any]) -> str:
 
 def write(record: dict[str, Any], output: Path) -> None:
     write_json(record, output.with_suffix(".json"))
-    output.with_suffix(".md").write_text(table(record), encoding="utf-8")
+    write_text(table(record), output.with_suffix(".md"))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

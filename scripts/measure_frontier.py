@@ -35,7 +35,7 @@ from vitae_hf.deployment.benchmarking import build_network, count_work, error_in
 from vitae_hf.deployment.exporting import export_model
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import write_json
+from vitae_hf.files import write_json, write_text
 from vitae_hf.hub.variants import IMAGENET_1K, VARIANTS
 
 
@@ -221,7 +221,7 @@ def main(argv: list[str] | None = None) -> dict:
     }
     record = {"networks": networks, "rows": rows, "rounds": arguments.rounds, **environment()}
     write_json(record, arguments.output.with_suffix(".json"))
-    arguments.output.with_suffix(".md").write_text(markdown(rows), encoding="utf-8")
+    write_text(markdown(rows), arguments.output.with_suffix(".md"))
     draw(rows, arguments.output.with_suffix(".png"))
     largest = [row for row in rows if row["batch_size"] == max(arguments.batch_size)]
     draw(largest, arguments.output.with_name(f"{arguments.output.name}_short.png"), FOR_README)

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from vitae_hf.commands.benchmark import ways_of
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import write_json
+from vitae_hf.files import write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Report:
         finally:
             part["seconds"] = round(time.perf_counter() - started, 1)
             write_json(self.record, self.path)
-            self.path.with_suffix(".md").write_text(self.markdown(), encoding="utf-8")
+            write_text(self.markdown(), self.path.with_suffix(".md"))
             print(f"\n{self.section(name)}", flush=True)
 
     def goals(self) -> list[dict]:
