@@ -181,6 +181,8 @@ def test_what_does_not_go_together_is_refused_before_training(few_scenes, tmp_pa
         ({"image_size": 100}, r"image_size of rt_detr must be multiples of 32, got \[100, 100\]"),
         ({"image_size": 0}, "`image_size` must be one or two numbers above 0"),
         ({"num_queries": 0}, "--num_queries must be at least 1, got 0"),
+        ({"image_column_name": "photo"}, "has no images in a column 'photo'"),
+        ({"objects_column_name": "boxes"}, "has no objects in a column 'boxes'"),
         ({"crop_prob": 2}, "`crop_prob` must be at least 0 and at most 1"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor does not go with detection"),
     ]:
@@ -342,5 +344,10 @@ def test_a_detector_is_evaluated_as_its_training_did(few_scenes, tmp_path, detec
     written = json.loads((tmp_path / "out" / "eval_metrics.json").read_text())
     figures = json.loads((tmp_path / "model" / "detection_metrics.json").read_text())
     assert written["ap_percent"] == figures["ap"] and (tmp_path / "out" / "predictions.png").stat().st_size > 10_000
-    with pytest.raises(ValueError, match="--short_side goes with a segmenter; .* is a detector"):
-        evaluate.main(as_words({**words, "short_side": 48}))
+    for more, message in [
+        ({"short_side": 48}, "--short_side goes with a segmenter; .* is a detector"),
+        ({"image_column_name": "photo"}, "has no images in a column 'photo'"),
+        ({"objects_column_name": "boxes"}, "has no objects in a column 'boxes'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            evaluate.main(as_words({**words, **more}))

@@ -152,12 +152,37 @@ def test_pictures_in_a_folder_with_metadata_are_read(tmp_path, folders):
     assert SegmentationDataset(data["train"], None, num_labels=2).read(0)[1].tolist() == [[0, 1, 1, 255]] * 3
 
 
+def test_of_several_columns_of_pictures_those_that_are_named_are_read(tmp_path):
+    names = "image", "img", "mask", "label"
+    pictures = [np.full((4, 4, 3), 10 * index, np.uint8) for index in range(2)]
+    masks = [np.full((4, 4), index, np.uint8) for index in range(2)]
+    row = {name: PIL.Image.fromarray(array) for name, array in zip(names, [*pictures, *masks])}
+    features = datasets.Features(dict.fromkeys(names, datasets.Image()))
+    datasets.Dataset.from_list([row], features=features).to_parquet(tmp_path / "a.parquet")
+
+    def read(**columns):
+        picture, mask, _ = SegmentationDataset(load_masked_images(str(tmp_path), **columns)["train"], None, 11).read(0)
+        return np.asarray(picture).max(), mask.max()
+
+    assert read(image_column="img", mask_column="label") == (10, 1)
+    assert read(image_column="image", mask_column="mask") == (0, 0)
+    assert read(image_column="image", mask_column="label") == (0, 1)
+    for columns, message in [
+        ({}, r"several columns of images, \['image', 'img'\]: name one of them by --image_column_name"),
+        ({"image_column": "img"}, r"several columns of masks, \['mask', 'label'\]: .* by --mask_column_name"),
+        ({"image_column": "mask", "mask_column": "mask"}, "has no masks in a column 'mask'; it has .*'label'"),
+        ({"image_column": "photo"}, "has no images in a column 'photo'; it has .*'img'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_masked_images(str(tmp_path), **columns)
+
+
 def test_missing_columns_and_names_are_named(tmp_path):
     picture = PIL.Image.new("RGB", (4, 4))
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
     datasets.Dataset.from_list([{"image": picture, "label": 1}], features=features).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(
-        ValueError, match=r"one column of pictures for the masks, called one of mask, .* has none among"
+        ValueError, match=r"must have a column of masks, got .*'label': Value.*; one of pictures that is called mask, "
     ):
         load_masked_images(str(tmp_path))
     masked = masked_rows((np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)))

@@ -233,13 +233,37 @@ def test_a_mask_is_the_same_in_all_three_codes():
     assert as_mask({"size": [HEIGHT, WIDTH], "counts": counts}, HEIGHT, WIDTH) == polygon
 
 
+def test_of_several_columns_those_that_are_named_are_read(tmp_path):
+    objects = {"bbox": datasets.List(datasets.List(datasets.Value("float32")))}
+    objects["category"] = datasets.List(datasets.Value("string"))
+    columns = {name: copy.copy(objects) for name in ("objects", "annotations", "by_hand")}
+    features = datasets.Features({"image": datasets.Image(), "img": datasets.Image(), **columns})
+    row = {name: {"bbox": [[0, 0, 4, 4]], "category": [name]} for name in columns}
+    row |= {"image": PIL.Image.new("RGB", (8, 8)), "img": PIL.Image.new("RGB", (6, 5))}
+    datasets.Dataset.from_list([row], features=features).to_parquet(tmp_path / "a.parquet")
+    data, names = load_boxed_images(str(tmp_path), image_column="img", objects_column="by_hand")
+    assert names == {0: "by_hand"} and DetectionDataset(data["train"], None, names).read(0)[0].size == (6, 5)
+    for chosen, message in [
+        (
+            {"image_column": "img"},
+            r"several columns of objects, \['objects', 'annotations'\]: .* --objects_column_name",
+        ),
+        ({"objects_column": "objects"}, "several columns of images, .* --image_column_name"),
+        ({"image_column": "img", "objects_column": "img"}, "has no objects in a column 'img'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_boxed_images(str(tmp_path), **chosen)
+
+
 def test_data_without_objects_or_names_say_what_was_expected(tmp_path):
     picture = PIL.Image.new("RGB", (8, 8))
     objects = {"bbox": datasets.List(datasets.List(datasets.Value("float32")))}
     features = datasets.Features({"image": datasets.Image(), "objects": objects})
     rows = [{"image": picture, "objects": {"bbox": [[0, 0, 4, 4]]}}]
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match="one column of pictures and one of objects, .* and none objects"):
+    with pytest.raises(
+        ValueError, match="must have a column of objects, got .*; one that is called objects, .* a list `category`"
+    ):
         load_boxed_images(str(tmp_path))
     objects["category"] = datasets.List(datasets.Value("int64"))
     rows[0]["objects"]["category"] = [1]

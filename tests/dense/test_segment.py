@@ -126,6 +126,13 @@ def test_cells_for_maps_are_refused_where_there_are_stages(few_scenes, tmp_path)
         segment_command.main([*words, "--rescaled_cells", "0", "1", "2", "3"])
 
 
+@pytest.mark.parametrize("name, what", [("image", "images"), ("mask", "masks")])
+def test_a_column_that_is_named_must_be_there(few_scenes, tmp_path, name, what):
+    words = options(tmp_path, preset="vitae-nano", dataset=few_scenes, **{f"{name}_column_name": "other"})
+    with pytest.raises(ValueError, match=f"has no {what} in a column 'other'"):
+        segment_command.main(words)
+
+
 def test_a_model_to_begin_with_is_asked_for(tmp_path):
     with pytest.raises(ValueError, match="either --preset, to train from scratch, or --model_name_or_path"):
         segment_command.Segmentation.parse(["--dataset", "x", "--output_dir", str(tmp_path)])
@@ -195,6 +202,8 @@ def test_arguments_of_another_kind_of_model_are_refused(few_scenes, segmenter, t
         ({"ignored_class": 255}, "the ignored class must be from 0 to 254, got 255"),
         ({"batch_size": 2}, r"--batch_size goes with a classifier; .* is a segmenter"),
         ({"window_stride": 8}, "--window_stride takes a --window_size too"),
+        ({"image_column_name": "photo"}, "has no images in a column 'photo'"),
+        ({"mask_column_name": "map"}, "has no masks in a column 'map'"),
         ({"window_size": 8, "window_stride": 9}, "at least 1 pixel apart and at most their size; got 9 for 8"),
     ]:
         with pytest.raises(ValueError, match=message):

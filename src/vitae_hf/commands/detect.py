@@ -72,6 +72,9 @@ class DetectionArguments(StartArguments):
             "help": "Epochs after each of which the rate is a tenth; default: the schedule of lr_scheduler_type."
         },
     )
+    objects_column_name: str | None = field(
+        default=None, metadata={"help": "The column of objects, if there are several."}
+    )
     box_format: Literal["xywh", "xyxy"] = field(
         default="xywh", metadata={"help": "Boxes in pixels: left, top, width, height, or left, top, right, bottom."}
     )
@@ -128,7 +131,8 @@ class Detection(Task[DetectionTrainer]):
             augmentation.image_size = [640]
         processor = make_processor(run.detector, augmentation.processor_size)
         with training.main_process_first(desc="data"):
-            splits, names = load_boxed_images(run.dataset, run.dataset_name, run.class_names)
+            columns = run.image_column_name, run.objects_column_name
+            splits, names = load_boxed_images(run.dataset, run.dataset_name, run.class_names, *columns)
         choose_splits(run, splits)
         common: dict[str, Any] = {
             "names": names,

@@ -53,12 +53,14 @@ from . import add_image_size, command_parser
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "a classifier": {
-        **dict.fromkeys(("image_column_name", "label_column_name", "image_size", "crop_pct", "real_labels")),
+        **dict.fromkeys(("label_column_name", "image_size", "crop_pct", "real_labels")),
         "batch_size": 64,
         "on_bad_sample": "error",
     },
-    "a segmenter": dict.fromkeys(("short_side", "window_size", "window_stride", "ignored_class", "reduce_labels")),
-    "a detector": {"box_format": "xywh", "on_bad_object": "error"},
+    "a segmenter": dict.fromkeys(
+        ("mask_column_name", "short_side", "window_size", "window_stride", "ignored_class", "reduce_labels")
+    ),
+    "a detector": {"objects_column_name": None, "box_format": "xywh", "on_bad_object": "error"},
 }
 """For each kind of model the arguments that go with it alone, and their defaults."""
 KINDS = {
@@ -76,7 +78,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dataset_name", help="its configuration, if several")
     parser.add_argument("--split", help="default: validation, else test")
     parser.add_argument("--image_column_name", help="the column of images, if there are several")
-    parser.add_argument("--label_column_name", help="the column of labels, if there are several")
+    parser.add_argument("--label_column_name", help="classifiers: the column of labels, if there are several")
+    parser.add_argument("--mask_column_name", help="segmenters: the column of masks, if there are several")
+    parser.add_argument("--objects_column_name", help="detectors: the column of objects, if there are several")
     parser.add_argument(
         "--class_names",
         type=Path,
@@ -158,7 +162,8 @@ Evaluation = tuple[dict[str, Any], dict[str, Any], dict[str, Figure]]
 
 def evaluate_segmenter(arguments: argparse.Namespace) -> Evaluation:
     """The evaluation of a segmenter."""
-    splits = load_masked_images(arguments.dataset, arguments.dataset_name)
+    columns = arguments.image_column_name, arguments.mask_column_name
+    splits = load_masked_images(arguments.dataset, arguments.dataset_name, *columns)
     chosen = choose_split(arguments, splits)
     size, stride, short_side = arguments.window_size, arguments.window_stride, arguments.short_side
     windows = None if size is None else Windows(size, max(1, 3 * size // 4) if stride is None else stride)
@@ -188,7 +193,7 @@ def evaluate_segmenter(arguments: argparse.Namespace) -> Evaluation:
         "window_size": windows and windows.size,
         "window_stride": windows and windows.stride,
         "reduce_labels": reduce_labels,
-        **{name: getattr(arguments, name) for name in ("short_side", "ignored_class")},
+        **{name: getattr(arguments, name) for name in ("mask_column_name", "short_side", "ignored_class")},
     }
     pictures = {"overlays.png": overlays(model, processor, data, figures["mean_iou_percent"], windows=windows)}
     return figures, {**circumstances, **common(arguments, chosen, len(data) / seconds)}, pictures
@@ -200,6 +205,7 @@ def common(arguments: argparse.Namespace, split: str, images_per_s: float) -> di
         "model": arguments.model_name_or_path,
         "dataset": arguments.dataset,
         "dataset_name": arguments.dataset_name,
+        "image_column_name": arguments.image_column_name,
         "split": split,
         "dtype": arguments.dtype,
         "images_per_s": round(images_per_s, 1),
@@ -214,12 +220,13 @@ def evaluate_detector(arguments: argparse.Namespace) -> Evaluation:
     from ..dense.detection.evaluation import detection_figures, predictions
     from ..dense.detection.models import has_masks
 
-    splits, given = load_boxed_images(arguments.dataset, arguments.dataset_name, arguments.class_names)
+    columns = arguments.image_column_name, arguments.objects_column_name
+    splits, given = load_boxed_images(arguments.dataset, arguments.dataset_name, arguments.class_names, *columns)
     chosen = choose_split(arguments, splits)
     with about(arguments.model_name_or_path):
         model, processor = load_trained(arguments.model_name_or_path, dtype=arguments.dtype, dense=True)
     model.to(arguments.device)
-    options = {name: getattr(arguments, name) for name in OPTIONS["a detector"]}
+    options = {name: getattr(arguments, name) for name in ("box_format", "on_bad_object")}
     classes = align_labels(list(given.values()), label_names(model.config))
     with_masks = has_masks(model.config) and has_segmentations(splits[chosen])
     data = DetectionDataset(splits[chosen], None, given, with_masks, classes=classes, **options)
@@ -229,7 +236,8 @@ def evaluate_detector(arguments: argparse.Namespace) -> Evaluation:
     seconds = time.perf_counter() - started
     figures = {f"{name}_percent": value for name, value in figures.items()}
     pictures = {"predictions.png": predictions(model, processor, data, figures["map_percent"])}
-    return figures, {**options, **common(arguments, chosen, len(data) / seconds)}, pictures
+    circumstances = {"objects_column_name": arguments.objects_column_name, **options}
+    return figures, {**circumstances, **common(arguments, chosen, len(data) / seconds)}, pictures
 
 
 def check_data(dataset: str, name: str | None) -> None:
@@ -276,7 +284,7 @@ def evaluate_classifier(arguments: argparse.Namespace) -> Evaluation:
         None if real is None else [classes[real[row]].tolist() for row in rows],
     )
     circumstances = {
-        **{name: getattr(arguments, name) for name in ("image_column_name", "label_column_name", "batch_size")},
+        **{name: getattr(arguments, name) for name in ("label_column_name", "batch_size")},
         "skipped": data.skipped,
         "image_size": [processor.size.height, processor.size.width],
         "crop_pct": getattr(processor, "crop_pct", None),

@@ -47,6 +47,7 @@ KIND = "image-segmentation"  # the Hub's name for the task
 class SegmentationArguments(StartArguments):
     """What to train on what pictures and masks."""
 
+    mask_column_name: str | None = field(default=None, metadata={"help": "The column of masks, if there are several."})
     reduce_labels: bool = field(
         default=False, metadata={"help": "0 in a mask is no class, and 1 the first, as in ADE20K."}
     )
@@ -108,7 +109,7 @@ class Segmentation(Task[SegmentationTrainer]):
     def build_trainer(self) -> SegmentationTrainer:
         run, augmentation, training = self.run, self.augmentation, self.training
         with training.main_process_first(desc="data"):
-            splits = load_masked_images(run.dataset, run.dataset_name)
+            splits = load_masked_images(run.dataset, run.dataset_name, run.image_column_name, run.mask_column_name)
         choose_splits(run, splits)
         names = mask_class_names(splits, run.class_names)
         processor = segmentation_processor(augmentation.short_side, run.reduce_labels)

@@ -247,13 +247,39 @@ def find_image(features: datasets.Features, source: str, name: str | None = None
 
 
 def choose_image_column(found: list[str], source: str, columns: Mapping[str, Any], name: str | None = None) -> str:
-    """Of the columns that hold pictures the one of this name, or the only one.
+    """[`choose_column`] of those that hold pictures."""
+    return choose_column(found, name, "images", "--image_column_name", source, columns)
+
+
+def choose_column(
+    found: list[str],
+    name: str | None,
+    what: str,
+    option: str,
+    source: str,
+    columns: Mapping[str, Any],
+    hint: str = "",
+) -> str:
+    """Of the columns that were found to hold something the one of this name, or the only one.
+
+    Args:
+        found: their names.
+        name: that is wanted, if one was given.
+        what, option, source: what they hold, the argument that gives the name, and the data, for messages.
+        columns: all that there are, with their types.
+        hint: what the message adds where none was found.
 
     Raises:
         ValueError: there is none, or there are several and no name is given; the message lists all columns with their
             types.
     """
-    return _one(found, name, "images", "--image_column_name", source, columns)
+    if name in found or (name is None and len(found) == 1):
+        return name or found[0]
+    if name is not None:
+        raise ValueError(f"{source} has no {what} in a column {name!r}; it has {found or 'none'} in {dict(columns)}")
+    if found:
+        raise ValueError(f"{source} has several columns of {what}, {found}: name one of them by {option}")
+    raise ValueError(f"{source} must have a column of {what}, got {dict(columns)}{hint}")
 
 
 def find_columns(
@@ -275,19 +301,9 @@ def find_columns(
     if not labels or label is not None:
         known = [column for column in (label, *LABEL_COLUMNS) if column in features and column not in labels]
         labels += [c for c in known if is_text(features[c]) or "int" in getattr(features[c], "dtype", "")]
-    return {found: "image", _one(labels, label, "labels", "--label_column_name", source, features): "label"}
-
-
-def _one(found: list[str], name: str | None, what: str, option: str, source: str, columns: Mapping[str, Any]) -> str:
-    """The column of this name, or the only one of those that were found."""
-    if name in found or (name is None and len(found) == 1):
-        return name or found[0]
-    if name is not None:
-        raise ValueError(f"{source} has no {what} in a column {name!r}; it has {found or 'none'} in {dict(columns)}")
-    if found:
-        raise ValueError(f"{source} has several columns of {what}, {found}: name one of them by {option}")
-    hint = f"; {option} names a column of numbers or text" if what == "labels" else ""
-    raise ValueError(f"{source} must have a column of {what}, got {dict(columns)}{hint}")
+    hint = "; --label_column_name names a column of numbers or text"
+    chosen = choose_column(labels, label, "labels", "--label_column_name", source, features, hint)
+    return {found: "image", chosen: "label"}
 
 
 EVALUATION_SPLITS = ("validation", "test")

@@ -32,6 +32,9 @@ class RunArguments:
 
     dataset: str = field(metadata={"help": "Hub name or local folder."})
     dataset_name: str | None = field(default=None, metadata={"help": "Its configuration, if several."})
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "The column of images, if there are several."}
+    )
     train_split: str = "train"
     eval_split: str | None = field(default=None, metadata={"help": "Default: validation, else test."})
 
@@ -66,9 +69,6 @@ class ImageArguments(RunArguments):
     )
     eval_share: float = field(
         default=0.1, metadata={"help": "Share of the images to hold out where no split is there to evaluate."}
-    )
-    image_column_name: str | None = field(
-        default=None, metadata={"help": "The column of images, if there are several."}
     )
     image_size: int | None = field(default=None, metadata={"help": "Side in pixels; default: the model's."})
     crop_pct: float = field(default=0.9, metadata={"help": "Crop ratio of the evaluation."})

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ...class_names import read_class_names
 from ...data.pictures import decode_image, unturned
 from ...data.samples import PictureDataset, evenly_spread, seeded
-from ...data.sources import IMAGE_COLUMNS, is_text, load_any
+from ...data.sources import IMAGE_COLUMNS, choose_column, choose_image_column, is_text, load_any
 from ...messages import listed
 from .coco import find_annotations, load_coco
 from .objects import BOX_KEYS, CLASS_KEYS, Objects, columns_of, from_corners, read_objects
@@ -29,7 +29,11 @@ SIZE_DIVISOR = 32
 
 
 def load_boxed_images(
-    source: str, name: str | None = None, file: Path | None = None
+    source: str,
+    name: str | None = None,
+    file: Path | None = None,
+    image_column: str | None = None,
+    objects_column: str | None = None,
 ) -> tuple[datasets.DatasetDict, dict[int, str]]:
     """Load pictures and their objects by Hub name or from a local folder.
 
@@ -40,6 +44,7 @@ def load_boxed_images(
         source: Hub name or folder.
         name: configuration of a data set on the Hub that has several.
         file: with a class on each line, for data that do not name theirs.
+        image_column, objects_column: names of the columns; default: the only one of each, called as is usual.
 
     Returns:
         Its splits, with the undecoded column `image` and the column `objects`; and the names of the classes.
@@ -50,7 +55,7 @@ def load_boxed_images(
     names = None if file is None else read_class_names(file)
     annotations = find_annotations(Path(source)) if name is None and Path(source).is_dir() else {}
     data = load_coco(Path(source), annotations) if annotations else load_any(source, name)
-    image, objects = find_object_columns(next(iter(data.values())).features, source)
+    image, objects = find_object_columns(next(iter(data.values())).features, source, image_column, objects_column)
     data = data.select_columns([image, objects]).rename_columns(
         {column: role for column, role in ((image, "image"), (objects, "objects")) if column != role}
     )
@@ -58,23 +63,28 @@ def load_boxed_images(
     return data, dict(enumerate(find_class_names(data, source, names)))
 
 
-def find_object_columns(features: datasets.Features, source: str) -> tuple[str, str]:
+def find_object_columns(
+    features: datasets.Features, source: str, image: str | None = None, objects: str | None = None
+) -> tuple[str, str]:
     """The column of pictures and the column of objects.
 
     Raises:
         ValueError: there is not one of each; the message lists the columns.
     """
     pictures = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    pictures = [column for column in pictures if column in IMAGE_COLUMNS] or pictures
-    objects = [column for column in OBJECT_COLUMNS if _key(features.get(column), BOX_KEYS)]
-    objects = [column for column in objects if _key(features[column], CLASS_KEYS)]
-    if len(pictures) != 1 or len(objects) != 1:
-        raise ValueError(
-            f"{source} must have one column of pictures and one of objects, called one of {', '.join(OBJECT_COLUMNS)},"
-            f" in which each picture has a list `bbox` and a list `category`, or COCO's JSON files; it has the columns"
-            f" {list(features)}, of which {pictures or 'none'} are pictures and {objects or 'none'} objects"
-        )
-    return pictures[0], objects[0]
+    if image is None:
+        pictures = [column for column in pictures if column in IMAGE_COLUMNS] or pictures
+    known = OBJECT_COLUMNS if objects is None else (objects,)
+    boxed = [column for column in known if _key(features.get(column), BOX_KEYS)]
+    boxed = [column for column in boxed if _key(features[column], CLASS_KEYS)]
+    hint = (
+        f"; one that is called {', '.join(OBJECT_COLUMNS)}, or named by --objects_column_name, in which each picture"
+        " has a list `bbox` and a list `category`, or COCO's JSON files"
+    )
+    return (
+        choose_image_column(pictures, source, features, image),
+        choose_column(boxed, objects, "objects", "--objects_column_name", source, features, hint),
+    )
 
 
 def _fields(feature: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ...class_names import read_class_names
 from ...data.pictures import decode_image, unturned
 from ...data.samples import PictureDataset, evenly_spread, seeded
-from ...data.sources import IMAGE_COLUMNS, load_any
+from ...data.sources import IMAGE_COLUMNS, choose_column, load_any
 
 
 logger = logging.get_logger(__name__)
@@ -26,7 +26,9 @@ IGNORED_CLASS = 255
 MASK_COLUMNS = ("mask", "annotation", "label", "labels", "segmentation", "segmentation_mask", "semantic_mask")
 
 
-def load_masked_images(source: str, name: str | None = None) -> datasets.DatasetDict:
+def load_masked_images(
+    source: str, name: str | None = None, image_column: str | None = None, mask_column: str | None = None
+) -> datasets.DatasetDict:
     """Load pictures and masks by Hub name or from a local folder.
 
     A folder holds parquet files, or pictures with a `metadata.jsonl` that has `file_name` and `mask_file_name`.
@@ -34,6 +36,7 @@ def load_masked_images(source: str, name: str | None = None) -> datasets.Dataset
     Args:
         source: Hub name or folder.
         name: configuration of a data set on the Hub that has several.
+        image_column, mask_column: names of the columns; default: the ones that are called as is usual.
 
     Returns:
         Its splits, with the undecoded columns `image` and `mask`, and `objects` if it has boxes.
@@ -42,7 +45,7 @@ def load_masked_images(source: str, name: str | None = None) -> datasets.Dataset
         ValueError: there is not one column of pictures and one of masks; the message lists the columns.
     """
     data = load_any(source, name)
-    columns = find_mask_columns(next(iter(data.values())).features, source)
+    columns = find_mask_columns(next(iter(data.values())).features, source, image_column, mask_column)
     if "objects" in data[next(iter(data))].features:
         columns["objects"] = "objects"
     data = data.select_columns(list(columns))
@@ -52,22 +55,21 @@ def load_masked_images(source: str, name: str | None = None) -> datasets.Dataset
     return data
 
 
-def find_mask_columns(features: datasets.Features, source: str) -> dict[str, str]:
+def find_mask_columns(
+    features: datasets.Features, source: str, image: str | None = None, mask: str | None = None
+) -> dict[str, str]:
     """The names of the two columns of pictures, each with its role, `image` or `mask`.
 
     Raises:
         ValueError: a role has no column, or several.
     """
     pictures = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    found = {}
-    for role, known in (("image", IMAGE_COLUMNS), ("mask", MASK_COLUMNS)):
-        matches = [column for column in pictures if column in known]
-        if len(matches) != 1:
-            raise ValueError(
-                f"{source} must have one column of pictures for the {role}s, called one of {', '.join(known)}; it has"
-                f" {matches or 'none'} among the columns {list(features)}, of which {pictures} are pictures"
-            )
-        found[matches[0]] = role
+    found: dict[str, str] = {}
+    for role, name, usual in (("image", image, IMAGE_COLUMNS), ("mask", mask, MASK_COLUMNS)):
+        free = [column for column in pictures if column not in found]
+        candidates = free if name else [column for column in free if column in usual and column != mask]
+        hint = f"; one of pictures that is called {', '.join(usual)}, or named by --{role}_column_name"
+        found[choose_column(candidates, name, f"{role}s", f"--{role}_column_name", source, features, hint)] = role
     return found
 
 
