@@ -151,6 +151,22 @@ def test_a_piece_is_worth_what_the_whole_network_has_more_with_the_same_seed():
     assert cells[3:5] == ["+0.0 (+0.0 to +0.0)", "+5.0 (-10.0 to +20.0)"]  # smaller, larger: of the 80 above chance
 
 
+def test_how_soon_networks_learn_is_told_at_an_accuracy_that_all_reach():
+    def run(network, share, *top1):
+        curve = [(6400 * (index + 1), 10.0 * (index + 1), value) for index, value in enumerate(top1)]
+        return {"network": network, "share": share, "curve": curve, "held_out_percent": max(top1)}
+
+    runs = [run(name, 0.1, 70.0, 80.0, 79.0, 85.0) for name in claims_report.WHOLE]
+    runs[0] = run(claims_report.WHOLE[0], 0.1, 79.5, 90.0)  # the lowest best is 81, of the next
+    runs += [run(claims_report.WHOLE[1], 0.1, 60.0, 70.0, 81.0), run(claims_report.WHOLE[0], 1.0, 95.0)]
+    table = claims_report.learning_table({"parameters": dict.fromkeys(claims_report.WHOLE, 1), "runs": runs})
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
+    assert [row[0] for row in cells] == [
+        f"10%: {what} to 80.0 %" for what in ("thousand pictures", "seconds of a core")
+    ]
+    assert cells[1][1:3] == ["20.0 (20.0–20.0)", "25.0 (20.0–30.0)"] and cells[0][1] == "12.8 (12.8–12.8)"
+
+
 @pytest.mark.slow
 def test_a_comparison_chooses_rates_between_worse_ones_tests_changes_and_goes_on(tmp_path, monkeypatch):
     """With little data. The accuracy of the runs that choose rates is made up: the best lies off the first grid."""
