@@ -198,6 +198,10 @@ def draw_learning(results: dict, path: Path) -> None:
         xlabel=f"pictures seen, in 60,000 ({largest:.0%} of the images)", ylabel="top-1 on held-out images (%)"
     )
     by_seconds.set(xscale="log", xlabel="seconds of one core for training", ylabel="top-1 on held-out images (%)")
+    for axis in (by_share, by_seconds):
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("")
+    by_share.set_xticks([100 * share for share in shares])
     for axis in figure.axes:
         axis.grid(alpha=0.3)
     by_share.legend(fontsize="small")
