@@ -14,7 +14,9 @@ import pytest
 import torch
 from helpers import DATA, write_several_columns
 from torch.utils.data import DataLoader
+from transformers import EvalPrediction
 
+from vitae_hf.commands.train import accuracy
 from vitae_hf.data.pictures import decode
 from vitae_hf.data.samples import IGNORED_LABEL, ImageDataset, RepeatedAugmentation, collate
 from vitae_hf.data.shards import find_shards
@@ -149,11 +151,13 @@ def test_the_folder_that_one_is_in_is_a_data_set(tmp_path, monkeypatch):
     assert load_labelled_images(".")["train"]["label"][:] == load_labelled_images(".", "one")["train"]["label"][:]
 
 
-def test_a_batch_or_split_without_any_picture_is_named(image_folder):
-    with pytest.raises(ValueError, match="every picture of this batch was skipped"):
-        collate([None, None])
+def test_a_split_without_any_picture_is_named_and_a_batch_of_an_evaluation_may_have_none(image_folder):
     split = load_labelled_images(str(image_folder))["train"]
     bad = split.filter(lambda row: row["image"]["path"].endswith(("05.png", "07.png")))
+    blank = collate(list(ImageDataset(bad, pixels, on_bad_sample="skip", drop_bad=True)))
+    assert blank["labels"].tolist() == 2 * [IGNORED_LABEL] and not blank["pixel_values"].any()
+    with pytest.raises(ValueError, match="none of the 2 pictures to evaluate can be read"):
+        accuracy(EvalPrediction(np.zeros((2, 3)), blank["labels"].numpy()))
     with pytest.raises(ValueError, match="none of the 2 pictures"):
         ImageDataset(bad, pixels, on_bad_sample="skip")[0]
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -16,12 +17,14 @@ from boxed_data import changed, write_coco
 from dense_networks import SCENES
 from helpers import ASSETS, IMAGE, REPOSITORY, as_words, drawn, last_line, python_path_without, run
 from huggingface_hub import ModelCard
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 from vitae_hf import ViTAEForImageClassification, config_from_preset
 from vitae_hf.commands import detect as detect_command
 from vitae_hf.commands import evaluate
 from vitae_hf.commands.detect import Detection
+from vitae_hf.dense.detection.data import DetectionDataset, load_boxed_images
 from vitae_hf.dense.detection.models import (
     DETECTORS,
     HeadSize,
@@ -30,7 +33,7 @@ from vitae_hf.dense.detection.models import (
     make_processor,
     new_detector,
 )
-from vitae_hf.evaluation.detections import find_objects, of_segments
+from vitae_hf.evaluation.detections import as_objects, find_objects, of_segments
 from vitae_hf.failures import run_command
 from vitae_hf.files import RECIPES
 
@@ -308,6 +311,36 @@ def test_a_run_that_was_stopped_or_killed_goes_on_to_the_same_weights(few_scenes
     models = [AutoModelForObjectDetection.from_pretrained(record["model"]) for record in (whole, resumed)]
     weights = models[1].state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in models[0].state_dict().items())
+
+
+def test_another_data_set_is_measured_against_its_own_objects(few_scenes, tmp_path, monkeypatch):
+    """The detector finds what is in the pictures of that one, whatever it is shown."""
+    trainer = Detection.parse(options(tmp_path, dataset=few_scenes, detector="faster_rcnn")).build_trainer()
+    scenes = datasets.load_dataset(str(SCENES), split="validation").select(range(10, 14))
+    scenes.to_parquet(tmp_path / "other" / "validation-0.parquet")
+    data, names = load_boxed_images(str(tmp_path / "other"))
+    other = DetectionDataset(data["validation"], trainer.eval_dataset.transform, names)
+
+    def find(model, inputs, *others, **ignored):
+        for row in inputs["rows"]:
+            found = vars(other.objects(row)[0])
+            trainer._found[row] = {**found, "scores": np.ones(len(found["labels"]))}
+        return None, None, None
+
+    monkeypatch.setattr(trainer, "prediction_step", find)
+    assert trainer.evaluate(other)["eval_map"] == 100 and trainer.evaluate()["eval_map"] < 50
+    both = trainer.evaluate({"other": other, "own": trainer.eval_dataset})
+    assert both["eval_other_map"] == 100 and both["eval_own_map"] < 50
+    assert trainer.predict(other).metrics["test_map"] == 100
+
+
+def test_what_a_detector_found_is_on_the_cpu_whatever_the_model_is_on():
+    def boxes(outputs, threshold, target_sizes):
+        return [{"scores": torch.zeros(2, device="cuda"), "masks": torch.zeros(2, 3, 4, device="cuda")}]
+
+    with FakeTensorMode():
+        (found,) = as_objects(SimpleNamespace(post_process_object_detection=boxes), {}, [(3, 4)], 0.5)
+    assert {name: values.device.type for name, values in found.items()} == {"scores": "cpu", "masks": "cpu"}
 
 
 @pytest.mark.slow

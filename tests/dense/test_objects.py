@@ -233,6 +233,15 @@ def test_a_mask_is_the_same_in_all_three_codes():
     assert as_mask({"size": [HEIGHT, WIDTH], "counts": counts}, HEIGHT, WIDTH) == polygon
 
 
+def test_other_names_than_those_of_the_data_are_refused(tmp_path):
+    """They would make dogs of cats."""
+    (tmp_path / "names.txt").write_text("dog\ncat\n")
+    with pytest.raises(ValueError, match="names its classes itself, cat, dog: leave --class_names out"):
+        load_boxed_images(str(write_coco(tmp_path / "coco")), file=tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    assert load_boxed_images(str(tmp_path / "coco"), file=tmp_path / "names.txt")[1] == {0: "cat", 1: "dog"}
+
+
 def test_of_several_columns_those_that_are_named_are_read(tmp_path):
     objects = {"bbox": datasets.List(datasets.List(datasets.Value("float32")))}
     objects["category"] = datasets.List(datasets.Value("string"))

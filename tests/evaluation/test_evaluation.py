@@ -246,6 +246,19 @@ def test_another_size_crop_or_dtype_is_used(root):
     assert evaluate.main([*common, *words(model_name_or_path=root / "token", image_size=96)])["images"] == 75
 
 
+@pytest.mark.parametrize(
+    "model, folder",
+    [
+        ("outputs/mine", "evaluation-mine"),
+        ("outputs/mine/ema", "evaluation-mine-ema"),
+        ("outputs/mine/checkpoint-4", "evaluation-mine-checkpoint-4"),
+        ("org/vitae-s", "evaluation-vitae-s"),
+    ],
+)
+def test_what_is_written_is_called_as_the_model(model, folder):
+    assert evaluate.parse(words(model_name_or_path=model, dataset="x")).output == Path("outputs", folder)
+
+
 def test_what_does_not_fit_is_refused_in_plain_words(root):
     common = words(model_name_or_path=root / "model", dataset=root / "data", output=root / "refused")
     with pytest.raises(ValueError, match="cannot read damaged.png"):

@@ -92,6 +92,13 @@ def test_parts_in_csv_hold_what_parts_in_parquet_hold(tmp_path, dtype):
         assert found == [path for i, path in enumerate(paths) if i not in (3, 40)]
 
 
+def test_classes_and_paths_may_be_called_as_others_call_no_value(tmp_path):
+    names = ["NA", "null", "nan", "N/A", "#N/A"]
+    for format in ("csv", "parquet"):
+        (block,) = read_blocks(write_rows(tmp_path / format, names, np.zeros((5, 4)), 7, format, labels=names))
+        assert block.paths.to_pylist() == block.labels.to_pylist() == names
+
+
 def test_a_row_with_an_error_is_left_out_whatever_stands_for_its_embedding(tmp_path):
     write_rows(tmp_path, ["a.png", "b.png"], np.zeros((2, 4)))
     table = parquet.read_table(tmp_path / "part-00000.parquet")

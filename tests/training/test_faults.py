@@ -1,5 +1,6 @@
 """What can go wrong in a long run: it is told to stop, it is killed, the disk fills up, the loss is no number."""
 
+import fcntl
 import json
 import os
 import signal
@@ -185,8 +186,14 @@ def test_ctrl_c_in_a_command_saves_a_checkpoint_and_twice_stops_at_once(tmp_path
     assert capfd.readouterr().err.count("Ctrl-C again stops at once") == 1
 
 
-@pytest.mark.parametrize("step", [2, 4])
-def test_ctrl_c_in_an_evaluation_saves_a_checkpoint_when_that_ends(tmp_path, step, hears_ctrl_c):
+class NeverBetter(ViTAETrainer):
+    def evaluation_loop(self, *args, **kwargs):
+        output = super().evaluation_loop(*args, **kwargs)
+        return output._replace(metrics={**output.metrics, "eval_loss": 1.0})
+
+
+@pytest.mark.parametrize("step, strategy", [(2, "no"), (4, "no"), (4, "best")])
+def test_ctrl_c_in_an_evaluation_saves_a_checkpoint_when_that_ends(tmp_path, step, strategy, hears_ctrl_c):
     class Press(TrainerCallback):
         def on_prediction_step(self, args, state, control, **kwargs):
             if state.global_step == step:
@@ -194,12 +201,14 @@ def test_ctrl_c_in_an_evaluation_saves_a_checkpoint_when_that_ends(tmp_path, ste
                 run.remove_callback(Press)
 
     data = [{"pixel_values": image, "labels": i % 5, "names": i} for i, image in enumerate(images(2))]
-    run = trainer(tmp_path, save_strategy="no", eval_dataset=data, eval_strategy="steps", eval_steps=2)
+    options = {"save_strategy": strategy, "eval_strategy": "steps", "eval_steps": 2, "metric_for_best_model": "loss"}
+    run = trainer(tmp_path, eval_dataset=data, cls=NeverBetter, max_steps=6, **options)
     run.add_callback(Press())
     run.stop.signals = (signal.SIGINT,)
     run.train()
     assert run.stop.received and run.stop.saved_at == step
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+    assert last_checkpoint(tmp_path) == tmp_path / f"checkpoint-{step}"
+    assert len(list(tmp_path.glob("checkpoint-*"))) == (2 if strategy == "best" else 1)
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
@@ -229,6 +238,12 @@ def test_a_picture_that_cannot_be_read_costs_no_update(tmp_path, split):
         with pytest.raises(ValueError, match="cannot read it"):
             again.train("last")
         assert again.stop.saved_at is None
+    else:  # searches for hyperparameters end a trial by an error in its evaluation
+        search = run("search", eval=Damaged(samples))
+        search.hp_search_backend = "optuna"
+        with pytest.raises(ValueError, match="cannot read it"):
+            search.train()
+        assert last_checkpoint(tmp_path / "search") is None
     resumed = run("disturbed")
     resumed.train("last")
     for name in ("model", "averaged_model"):
@@ -340,6 +355,39 @@ def test_a_checkpoint_is_removed_only_when_a_newer_one_is_whole_in_all_processes
     run.train()
     assert seen[-1] == {"checkpoint-2", "checkpoint-4"} and last_checkpoint(tmp_path) == tmp_path / "checkpoint-4"
     assert not (tmp_path / "checkpoint-2").exists()
+
+
+def test_a_checkpoint_reaches_the_disk_through_files_that_can_be_written(tmp_path, monkeypatch):
+    """Others cannot be flushed on Windows."""
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda file: modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE))
+    trainer(tmp_path, max_steps=2).train()
+    assert modes and set(modes) == {os.O_RDWR}
+
+
+def test_the_workers_of_any_data_set_draw_anew_with_another_seed_and_in_another_epoch(tmp_path):
+    class Drawn(torch.utils.data.Dataset):
+        def __len__(self):
+            return 4
+
+        def __getitem__(self, index):
+            return {"pixel_values": torch.rand(3, 64, 64), "labels": 0, "names": 0}
+
+    class Keep(ViTAETrainer):
+        def training_step(self, model, inputs, *args):
+            seen.append(inputs["pixel_values"][0, 0, 0, 0].item())
+            return super().training_step(model, inputs, *args)
+
+    def draws(folder, seed=0, checkpoint=None, **options):
+        seen.clear()
+        options = {"dataloader_num_workers": 1, "dataloader_persistent_workers": False, "save_steps": 1, **options}
+        trainer(tmp_path / folder, Drawn(), Keep, seed=seed, **options).train(checkpoint)
+        return list(seen)
+
+    seen = []
+    whole = draws("a", max_steps=3)
+    assert len({*whole, *draws("b", seed=1, max_steps=3)}) == 6 and draws("c", max_steps=2) == whole[:2]
+    assert draws("c", checkpoint="last", max_steps=3) == whole[2:]
 
 
 def test_a_finished_run_that_is_started_again_trains_no_update_more(tmp_path):

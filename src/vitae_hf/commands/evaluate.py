@@ -21,7 +21,7 @@ it and the data have them. `predictions.png` shows some pictures.
 
 import argparse
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,7 @@ from ..evaluation.windows import Windows
 from ..failures import about, device
 from ..files import find_model, write_text
 from ..loading import DENSE, check_source, in_proportion, label_names, load_processor, load_trained, saved_architecture
+from ..training.average import FOLDER as AVERAGE_FOLDER
 from . import add_image_size, command_parser
 
 
@@ -126,7 +127,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder to write; default: outputs/evaluation-MODEL")
     arguments = parser.parse_args(argv)
     if arguments.output is None:
-        arguments.output = Path("outputs") / f"evaluation-{Path(arguments.model_name_or_path).resolve().name}"
+        model = Path(arguments.model_name_or_path).resolve()
+        is_of_a_run = model.name == AVERAGE_FOLDER or model.name.startswith("checkpoint-")
+        arguments.output = Path("outputs") / "-".join(["evaluation", *model.parts[-2 if is_of_a_run else -1 :]])
     return arguments
 
 
@@ -156,8 +159,8 @@ def kind_of(arguments: argparse.Namespace) -> str:
     return kind
 
 
-Evaluation = tuple[dict[str, Any], dict[str, Any], dict[str, Figure]]
-"""Figures, how they were measured, and pictures by the names of their files."""
+Evaluation = tuple[dict[str, Any], dict[str, Any], Mapping[str, Callable[[], Figure]]]
+"""Figures, how they were measured, and what draws pictures, by the names of their files."""
 
 
 def evaluate_segmenter(arguments: argparse.Namespace) -> Evaluation:
@@ -195,8 +198,8 @@ def evaluate_segmenter(arguments: argparse.Namespace) -> Evaluation:
         "reduce_labels": reduce_labels,
         **{name: getattr(arguments, name) for name in ("mask_column_name", "short_side", "ignored_class")},
     }
-    pictures = {"overlays.png": overlays(model, processor, data, figures["mean_iou_percent"], windows=windows)}
-    return figures, {**circumstances, **common(arguments, chosen, len(data) / seconds)}, pictures
+    draw = partial(overlays, model, processor, data, figures["mean_iou_percent"], windows=windows)
+    return figures, {**circumstances, **common(arguments, chosen, len(data) / seconds)}, {"overlays.png": draw}
 
 
 def common(arguments: argparse.Namespace, split: str, images_per_s: float) -> dict[str, Any]:
@@ -235,9 +238,9 @@ def evaluate_detector(arguments: argparse.Namespace) -> Evaluation:
     figures = detection_figures(model, processor, data, arguments.num_workers)
     seconds = time.perf_counter() - started
     figures = {f"{name}_percent": value for name, value in figures.items()}
-    pictures = {"predictions.png": predictions(model, processor, data, figures["map_percent"])}
+    draw = partial(predictions, model, processor, data, figures["map_percent"])
     circumstances = {"objects_column_name": arguments.objects_column_name, **options}
-    return figures, {**circumstances, **common(arguments, chosen, len(data) / seconds)}, pictures
+    return figures, {**circumstances, **common(arguments, chosen, len(data) / seconds)}, {"predictions.png": draw}
 
 
 def check_data(dataset: str, name: str | None) -> None:
@@ -289,7 +292,10 @@ def evaluate_classifier(arguments: argparse.Namespace) -> Evaluation:
         "image_size": [processor.size.height, processor.size.width],
         "crop_pct": getattr(processor, "crop_pct", None),
     }
-    pictures = {"confusion_matrix.png": draw_confusion(figures), "per_class_accuracy.png": draw_per_class(figures)}
+    pictures = {
+        "confusion_matrix.png": partial(draw_confusion, figures),
+        "per_class_accuracy.png": partial(draw_per_class, figures),
+    }
     return figures, {**circumstances, **common(arguments, chosen, len(data) / seconds)}, pictures
 
 
@@ -300,8 +306,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     evaluate = {"a classifier": evaluate_classifier, "a segmenter": evaluate_segmenter, "a detector": evaluate_detector}
     figures, circumstances, pictures = evaluate[kind_of(arguments)](arguments)
     write_text(as_json({**circumstances, **figures}), arguments.output / "eval_metrics.json")
-    for name, figure in pictures.items():
-        figure.savefig(arguments.output / name, dpi=150)
+    for name, draw in pictures.items():
+        draw().savefig(arguments.output / name, dpi=150)
     shown = {name: value for name, value in figures.items() if not isinstance(value, (dict, list))}
     shown = {name: round(value, 4) if isinstance(value, float) else value for name, value in shown.items()}
     return {"output": str(arguments.output), **shown, **circumstances}

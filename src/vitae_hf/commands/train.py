@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
 
+import numpy as np
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification, EvalPrediction, PreTrainedModel
 
@@ -155,9 +156,16 @@ class Classification(Task[ViTAETrainer]):
 
 
 def accuracy(result: EvalPrediction) -> dict[str, float]:
-    """Top-1 and top-5 of the pictures that could be read."""
-    rated = result.label_ids != IGNORED_LABEL
-    return TopKAccuracy().compute(predictions=result.predictions[rated], references=result.label_ids[rated])
+    """Top-1 and top-5 of the pictures that could be read.
+
+    Raises:
+        ValueError: none could.
+    """
+    labels = np.asarray(result.label_ids)
+    rated = labels != IGNORED_LABEL
+    if not rated.any():
+        raise ValueError(f"none of the {len(labels)} pictures to evaluate can be read")
+    return TopKAccuracy().compute(predictions=result.predictions[rated], references=labels[rated])
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

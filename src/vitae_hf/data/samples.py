@@ -119,7 +119,7 @@ class PictureDataset:
             return {"pixel_values": self.transform(picture), **labels, "names": name}
 
 
-class ImageDataset(PictureDataset, Dataset[dict[str, Any] | None]):
+class ImageDataset(PictureDataset, Dataset[dict[str, Any]]):
     """One split in memory, as `{"pixel_values", "labels", "names"}` for the Trainer.
 
     Indices from `len` on stand for the same pictures again, for which the transform draws anew
@@ -127,7 +127,8 @@ class ImageDataset(PictureDataset, Dataset[dict[str, Any] | None]):
 
     A bad picture is an error that names it (`on_bad_sample="error"`), or is counted in `skipped` with a warning
     (`"skip"`). The next good picture takes the place of a skipped one, so that batches keep their size. With
-    `drop_bad`, as evaluations need it, no other picture does: the sample is `None`, and [`collate`] makes it blank.
+    `drop_bad`, as evaluations need it, no other picture does, but a blank one: zeros, with `IGNORED_LABEL` and no name.
+    The results of several processes can then be put together in order.
 
     Args:
         split: with undecoded `image` and `label`, as [`load_labelled_images`] gives it; without `label`, its samples
@@ -152,10 +153,10 @@ class ImageDataset(PictureDataset, Dataset[dict[str, Any] | None]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __iter__(self) -> Iterator[dict[str, Any] | None]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[index] for index in range(len(self)))
 
-    def __getitem__(self, index: int) -> dict[str, Any] | None:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         for candidate in range(index, index + len(self.split)):
             row = self.split[candidate % len(self.split)]
             name = f"row {candidate % len(self.split)}"
@@ -163,7 +164,8 @@ class ImageDataset(PictureDataset, Dataset[dict[str, Any] | None]):
             if picture is not None:
                 return self.make_sample(picture, row, row["image"]["path"] or name, self.epoch, index)
             if self.drop_bad:
-                return None
+                zeros = torch.zeros_like(self.transform(PIL.Image.new("RGB", (32, 32))))
+                return {"pixel_values": zeros, "labels": IGNORED_LABEL, "names": None}
         raise ValueError(f"none of the {len(self.split)} pictures of this split can be read")
 
 
@@ -219,28 +221,17 @@ def evaluation_pixels(processor: Any, picture: PIL.Image.Image) -> torch.Tensor:
     return processor(picture, return_tensors="pt").pixel_values[0]
 
 
-def collate(samples: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-    """A batch of samples, with zeros and `IGNORED_LABEL` in place of each that is `None`.
-
-    Every batch then has its full size, so that the results of several processes can be put together in order.
+def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of samples.
 
     Returns:
         `pixel_values` `(B, 3, height, width)`, `labels` `(B,)` if the samples have them, and `names`, a list.
-
-    Raises:
-        ValueError: every sample was dropped.
     """
-    if all(sample is None for sample in samples):
-        raise ValueError("every picture of this batch was skipped: use larger batches, or mend the data")
-    good = next(sample for sample in samples if sample is not None)
-    zeros = torch.zeros_like(good["pixel_values"])
-    blank: dict[str, Any] = {"pixel_values": zeros, "labels": IGNORED_LABEL, "names": None}
-    whole = [blank if sample is None else sample for sample in samples]
-    labels = {"labels": torch.tensor([sample["labels"] for sample in whole])} if "labels" in good else {}
+    labels = {"labels": torch.tensor([sample["labels"] for sample in samples])} if "labels" in samples[0] else {}
     return {
-        "pixel_values": torch.stack([sample["pixel_values"] for sample in whole]),
+        "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
         **labels,
-        "names": [sample["names"] for sample in whole],
+        "names": [sample["names"] for sample in samples],
     }
 
 

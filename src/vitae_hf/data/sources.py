@@ -77,8 +77,8 @@ def load_labelled_images(
         if (highest := max(numbers, default=0)) >= len(names):
             raise ValueError(f"{source} has the label {highest}, but {len(names)} classes have names, counted from 0")
         data = data.cast_column("label", datasets.ClassLabel(names=names))
-    elif names not in (None, label.names):
-        raise ValueError(f"{source} names its classes itself, {listed(label.names)}: leave --class_names out")
+    elif names is not None:
+        refuse_other_names(names, label.names, source)
     return data.cast_column("image", datasets.Image(decode=False))
 
 
@@ -321,6 +321,16 @@ def pick_split(available: Iterable[str], *names: str) -> str:
             return name
     found = ", ".join(repr(str(name)) for name in available)
     raise ValueError(f"there is no split {' or '.join(map(repr, names))}; there are {found}")
+
+
+def refuse_other_names(given: list[str], own: list[str] | None, source: str) -> None:
+    """See that names which are given for the classes are those that the data have, if these have any.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if own is not None and given != own:
+        raise ValueError(f"{source} names its classes itself, {listed(own)}: leave --class_names out")
 
 
 def class_names(splits: datasets.DatasetDict) -> dict[int, str]:

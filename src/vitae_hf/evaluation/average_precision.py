@@ -37,7 +37,7 @@ def run_lengths(masks: Any) -> list[dict[str, Any]]:
 def as_prediction(objects: dict[str, Any]) -> dict[str, Any]:
     """A picture's best hundred objects, of the tensors that [`as_objects`] gives, with masks in run-length codes."""
     kept = objects["scores"].argsort(descending=True)[:100]
-    found = {name: value[kept].cpu().numpy() for name, value in objects.items()}
+    found = {name: value[kept].numpy() for name, value in objects.items()}
     return found | ({"masks": run_lengths(found["masks"])} if "masks" in found else {})
 
 

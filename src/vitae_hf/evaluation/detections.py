@@ -77,7 +77,7 @@ def detect(model: Any, processor: Any, picture: PIL.Image.Image, threshold: floa
     if type(model).__name__.endswith("ForSemanticSegmentation"):
         objects = find_classes(model, processor, picture)
     else:
-        objects = {name: values.cpu() for name, values in find_objects(model, processor, picture, threshold).items()}
+        objects = find_objects(model, processor, picture, threshold)
     return Detections(picture, objects, list(label_names(model.config).values()), time.perf_counter() - start)
 
 
@@ -137,17 +137,18 @@ def as_objects(
         threshold: lowest score.
 
     Returns:
-        For each picture `scores` and `labels` `(N,)`, `boxes` `(N, 4)` as left, top, right and bottom in pixels, and,
-        if the model has masks, `masks` `(N, height, width)`, true where the object is.
+        For each picture, on the CPU, `scores` and `labels` `(N,)`, `boxes` `(N, 4)` as left, top, right and bottom in
+        pixels, and, if the model has masks, `masks` `(N, height, width)`, true where the object is.
     """
     values = {name: value.float() if is_half(value) else value for name, value in outputs.items()}
     outputs = type(outputs)(**values)
     if "masks_queries_logits" not in outputs:
-        return processor.post_process_object_detection(outputs, threshold, target_sizes=list(sizes))
+        found = processor.post_process_object_detection(outputs, threshold, target_sizes=list(sizes))
+        return [{name: values.cpu() for name, values in one.items()} for one in found]
     found = processor.post_process_instance_segmentation(
         outputs, threshold, target_sizes=list(sizes), return_binary_maps=True
     )
-    return [of_segments(one["segmentation"], one["segments_info"]) for one in found]
+    return [of_segments(one["segmentation"].cpu(), one["segments_info"]) for one in found]
 
 
 def is_half(value: Any) -> bool:

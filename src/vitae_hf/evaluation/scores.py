@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..class_names import imagenet_names
-from ..data.samples import ImageDataset, collate
+from ..data.samples import IGNORED_LABEL, ImageDataset, collate
 from ..loading import any_size_options
 from ..messages import listed
 from .metrics import ReaLAccuracy, TopKAccuracy, confusion_matrix
@@ -137,14 +137,15 @@ def predict(
     """
     model.eval()
     options = any_size_options(model)
-    loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=_collate_with_presence)
+    loader = DataLoader(data, batch_size, num_workers=num_workers, collate_fn=collate)
     batches: list[torch.Tensor] = []
     present: list[bool] = []
     with tqdm(total=len(data), desc="evaluation", unit=" images") as progress:
-        for batch, is_present in loader:
-            present += is_present
-            if batch is not None:
-                pixel_values = batch["pixel_values"].to(model.device, model.dtype)
+        for batch in loader:
+            is_present = batch["labels"] != IGNORED_LABEL
+            present += is_present.tolist()
+            if is_present.any():
+                pixel_values = batch["pixel_values"][is_present].to(model.device, model.dtype)
                 batches.append(model(pixel_values, **options).logits.float().cpu())
             progress.update(len(is_present))
     if not batches:
@@ -153,11 +154,6 @@ def predict(
     if bad := int((~np.isfinite(scores)).any(1).sum()):
         raise ValueError(f"the scores of {bad} of {len(scores)} pictures are not finite")
     return scores, np.flatnonzero(present)
-
-
-def _collate_with_presence(samples: list[dict[str, Any] | None]) -> tuple[dict[str, Any] | None, list[bool]]:
-    present = [sample for sample in samples if sample is not None]
-    return collate(present) if present else None, [sample is not None for sample in samples]
 
 
 def all_figures(

@@ -81,7 +81,9 @@ def _read_part(part: Path) -> Iterator[pa.RecordBatch]:
             yield from file.iter_batches(BLOCK, columns=columns)
         return
     # Text that is empty is no value, and an embedding is a list in JSON.
-    options = csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True)
+    options = csv.ConvertOptions(
+        column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True, null_values=[""]
+    )
     with csv.open_csv(part, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options) as rows:
         _check_columns(columns, rows.schema.names)
         yield from rows

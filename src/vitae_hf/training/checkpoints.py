@@ -52,7 +52,7 @@ def flush(checkpoint: Path) -> None:
     """Force all files of a checkpoint to the disk, before an older checkpoint is deleted."""
     for path in checkpoint.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as file:
+            with open(path, "r+b") as file:  # Windows flushes what can be written
                 os.fsync(file.fileno())
 
 
@@ -180,7 +180,8 @@ class WholeCheckpoints(Trainer):
             step = self.state.global_step
             checkpoints = [path for path in (self.resumed_from, last_checkpoint(self.args.output_dir)) if path]
             is_saved = step == 0 or step in [updates(Path(path)) for path in checkpoints]
-            if self.args.world_size == 1 and not is_saved:
+            is_search = self.hp_search_backend is not None  # which ends trials by errors
+            if self.args.world_size == 1 and not is_saved and not is_search:
                 self._save_checkpoint(self.model_wrapped, None)
                 self.control = self.callback_handler.on_save(self.args, self.state, self.control)
                 logger.warning("the run fails: `resume_from_checkpoint` goes on after step %d", step)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader, Sampler
@@ -65,7 +66,7 @@ class ImageLoaders(Trainer):
             )
         loader = self._get_streaming_dataloader() if self._deals_rows else super().get_train_dataloader()
         # A loader draws the seed of its workers when they start. A resumed run starts them once more, so the draw must
-        # not come from the random state of training.
+        # not come from the random state of training; `TellDatasetEpoch` seeds it.
         getattr(loader, "base_dataloader", loader).generator = torch.Generator()
         return protect_workers(loader)
 
@@ -144,7 +145,10 @@ class ImageLoaders(Trainer):
 
 
 class TellDatasetEpoch(TrainerCallback):
-    """Tells our data sets which epoch begins, and how many of its batches a resumed run has done already."""
+    """Tells our data sets which epoch begins, and how many of its batches a resumed run has done already.
+
+    The workers that read any other data set draw from seeds that depend on the run's, the process and the epoch.
+    """
 
     def __init__(self, trainer: ImageLoaders):
         self.trainer = trainer
@@ -157,6 +161,8 @@ class TellDatasetEpoch(TrainerCallback):
         train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
+        mixed = np.random.SeedSequence([args.seed, args.process_index, int(state.epoch or 0)]).generate_state(1)
+        getattr(train_dataloader, "base_dataloader", train_dataloader).generator.manual_seed(int(mixed[0]))
         if isinstance(self.trainer.train_dataset, PictureDataset):
             accumulated = args.gradient_accumulation_steps
             updates_done = state.global_step % -(-len(train_dataloader) // accumulated)

@@ -152,6 +152,10 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
         else:
             super()._run_epoch(*args, **kwargs)
 
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        """As the library's, which with `save_strategy="best"` saves where this is true: also where the run stops."""
+        return super()._determine_best_metric(*args, **kwargs) or self.stop.received
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         if "names" in inputs:

@@ -15,7 +15,14 @@ from transformers.utils import logging
 from ...class_names import read_class_names
 from ...data.pictures import decode_image, unturned
 from ...data.samples import PictureDataset, evenly_spread, seeded
-from ...data.sources import IMAGE_COLUMNS, choose_column, choose_image_column, is_text, load_any
+from ...data.sources import (
+    IMAGE_COLUMNS,
+    choose_column,
+    choose_image_column,
+    is_text,
+    load_any,
+    refuse_other_names,
+)
 from ...messages import listed
 from .coco import find_annotations, load_coco
 from .objects import BOX_KEYS, CLASS_KEYS, Objects, columns_of, from_corners, read_objects
@@ -107,15 +114,17 @@ def find_class_names(data: datasets.DatasetDict, source: str, names: list[str] |
     """The names of the classes: those given, those of the data, or the texts that stand for classes, sorted.
 
     Raises:
-        ValueError: classes are numbers, and nothing names them.
+        ValueError: classes are numbers, and nothing names them; or the data name them otherwise than was given.
     """
     feature = next(iter(data.values())).features["objects"]
     category = _fields(feature)[str(_key(feature, CLASS_KEYS))]
     category = getattr(category, "feature", category)
+    own = list(category.names) if isinstance(category, datasets.ClassLabel) else None
     if names is not None:
+        refuse_other_names(names, own, source)
         return names
-    if isinstance(category, datasets.ClassLabel):
-        return list(category.names)
+    if own is not None:
+        return own
     if not is_text(category):
         raise ValueError(f"the classes of {source} are numbers without names: give the names by --class_names")
     rows = (row for split in data.values() for row in split.select_columns("objects"))

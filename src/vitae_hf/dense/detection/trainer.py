@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import gather_object
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
 from transformers import Mask2FormerConfig, PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -26,8 +27,8 @@ LOGGED = ("map", "map_50", "map_75", "mar_100", "mask_map", "mask_map_50", "mask
 class DetectionTrainer(ViTAETrainer):
     """A [`ViTAETrainer`] for the detectors of `DETECTORS`, with the library's schedule or one in steps.
 
-    An evaluation measures COCO's average precision of the whole split, on whole pictures, through the image processor,
-    as users get boxes and masks. It computes no loss.
+    An evaluation, of [`DetectionDataset`]s, measures COCO's average precision of the whole split, on whole pictures,
+    through the image processor, as users get boxes and masks. It computes no loss.
 
     Attributes:
         figures (`dict`): of the last evaluation, with those of each class; see [`MeanAveragePrecision`].
@@ -70,13 +71,13 @@ class DetectionTrainer(ViTAETrainer):
             inputs = mask2former_inputs(inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(self, dataloader: DataLoader[Any], *args: Any, **kwargs: Any) -> EvalLoopOutput:
         self._found = {}  # the last evaluation has left boxes, those of other processes too
-        output = super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(dataloader, *args, **kwargs)
         pairs = list(self._found.items())
         # Several processes share the rows, and take some twice so that all have as many.
         self._found = dict(gather_object(pairs) if self.args.world_size > 1 else pairs)
-        self.figures = self._measure()
+        self.figures = self._measure(dataloader.dataset)
         prefix = kwargs.get("metric_key_prefix", "eval")
         logged = {f"{prefix}_{name}": self.figures[name] for name in LOGGED if self.figures.get(name) is not None}
         return output._replace(metrics={**(output.metrics or {}), **logged})
@@ -102,9 +103,9 @@ class DetectionTrainer(ViTAETrainer):
             self._found[row] = as_prediction(found)
         return None, None, None
 
-    def _measure(self) -> dict[str, Any]:
+    def _measure(self, data: Any) -> dict[str, Any]:
         metric = MeanAveragePrecision(list(label_names(self.model.config).values()), self.with_masks)
         for row in sorted(self._found):
-            objects, _ = self.eval_dataset.objects(row)
+            objects, _ = data.objects(row)
             metric.add(prediction=self._found[row], reference=vars(objects))
         return metric.compute()
