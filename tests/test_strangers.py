@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import (
     ASSETS,
+    as_words,
     class_token_config,
     original_weights,
     pyramid_config,
@@ -29,6 +30,7 @@ from vitae_hf import (
     ViTAEv2Backbone,
     config_from_preset,
 )
+from vitae_hf.commands import detect, segment, train
 from vitae_hf.messages import listed, printable
 from vitae_hf.model_folders import check_model, weight_files
 from vitae_hf.web.visitors import Models
@@ -186,6 +188,17 @@ def test_a_bad_folder_is_one_sentence_of_the_command_and_of_the_page(name, good,
     assert (status, wanted in said, len(said.strip().splitlines()), len(said) < 2000) == (1, True, 1, True), said
     _, shown = told("page", tmp_path / "root", SNEAKER, "root/bad")
     assert ("There is no model" if name in NOT_OFFERED else wanted) in shown and str(tmp_path) not in shown
+
+
+@pytest.mark.parametrize(
+    "command, data", [(train, "fashion_mnist_mini"), (segment, "garment_scenes"), (detect, "garment_scenes")]
+)
+def test_no_training_begins_with_a_bad_folder(command, data, good, tmp_path):
+    spoil, wanted = BAD_FOLDERS["deeper"]
+    spoil(shutil.copytree(good, tmp_path / "bad"))
+    words = {"model_name_or_path": tmp_path / "bad", "dataset": f"examples/{data}", "output_dir": tmp_path / "out"}
+    with pytest.raises(ValueError, match=wanted):
+        command.main(as_words(words))
 
 
 def test_the_good_folder_goes_through_both(good, told, tmp_path):

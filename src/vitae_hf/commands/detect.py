@@ -42,6 +42,7 @@ from ..failures import about
 from ..files import find_model, write_json
 from ..hub.cards import TEMPLATES, model_card
 from ..hub.publishing import publish
+from ..loading import check_source
 from ..training.arguments import StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
 from ..training.splits import choose_splits
@@ -123,7 +124,9 @@ class Detection(Task[DetectionTrainer]):
             return new_detector(run.detector, backbone, names, head)
         name = str(run.model_name_or_path)
         with about(name):
-            return load_detector(find_model(name), run.detector, names, head, **changes)
+            source = find_model(name)
+            check_source(source)
+            return load_detector(source, run.detector, names, head, **changes)
 
     def build_trainer(self) -> DetectionTrainer:
         run, augmentation, training = self.run, self.augmentation, self.training

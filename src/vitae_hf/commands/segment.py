@@ -34,7 +34,7 @@ from ..files import find_model, write_json
 from ..heads_vitae import UperNetForSemanticSegmentation
 from ..hub.cards import FIGURES, TEMPLATES, model_card
 from ..hub.publishing import publish
-from ..loading import segmentation_processor
+from ..loading import check_source, segmentation_processor
 from ..training.arguments import StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
 from ..training.splits import choose_splits
@@ -104,7 +104,9 @@ class Segmentation(Task[SegmentationTrainer]):
             return new_segmenter(dense_config(config_from_preset(run.preset), **changes), names, run.head_channels)
         name = str(run.model_name_or_path)
         with about(name):
-            return load_segmenter(find_model(name), names, run.head_channels, **changes)
+            source = find_model(name)
+            check_source(source)
+            return load_segmenter(source, names, run.head_channels, **changes)
 
     def build_trainer(self) -> SegmentationTrainer:
         run, augmentation, training = self.run, self.augmentation, self.training

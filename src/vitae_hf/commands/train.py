@@ -32,7 +32,7 @@ from ..failures import about
 from ..files import find_model
 from ..hub.cards import FIGURES, TEMPLATES, model_card
 from ..hub.publishing import publish
-from ..loading import check_task
+from ..loading import check_source, check_task
 from ..training.arguments import ImageArguments, StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
 from ..training.splits import evaluation_images, find_stream, load_splits, training_images
@@ -89,6 +89,7 @@ class Classification(Task[ViTAETrainer]):
         name = str(run.model_name_or_path)
         with about(name):
             source = find_model(name)
+            check_source(source)
             check_task(source, "a classifier or a network without a head")
             model = AutoModelForImageClassification.from_pretrained(source, ignore_mismatched_sizes=True, **overrides)
         if run.image_size not in (None, model.config.image_size):
