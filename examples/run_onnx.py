@@ -24,4 +24,6 @@ pixels = ((np.asarray(image) / 255 - prep["image_mean"]) / prep["image_std"]).tr
 session = onnxruntime.InferenceSession(f"{folder}/onnx/model.onnx")
 logits = session.run(["logits"], {"pixel_values": pixels.astype(np.float32)})[0][0]
 scores = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+if config.get("problem_type") == "multi_label_classification":  # each label by itself
+    scores = 1 / (1 + np.exp(-logits))
 print(f"{config['id2label'][str(scores.argmax())]}: {scores.max():.4f}")

@@ -7,7 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_vitae import ViTAEConfig
+from .configuration_vitae import ViTAEConfig, complete_labels, refuse_misspelt
 from .configuration_vitaev2 import ViTAEv2Config
 
 
@@ -37,6 +37,7 @@ class RCNNConfig(PreTrainedConfig):
 
     Raises:
         StrictDataclassError: a value is out of bounds.
+        ValueError: a keyword is almost the name of a field.
     """
 
     model_type = "vitae_rcnn"
@@ -60,6 +61,9 @@ class RCNNConfig(PreTrainedConfig):
             fields = dict(self.backbone_config)
             config_class = OWN_BACKBONES.get(fields["model_type"]) or CONFIG_MAPPING[fields["model_type"]]
             self.backbone_config = config_class.from_dict(fields)
+        for name in () if "model_type" in kwargs else kwargs:  # typed, not saved
+            refuse_misspelt(type(self), name)
+        complete_labels(self)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:

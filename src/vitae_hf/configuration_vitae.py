@@ -53,6 +53,23 @@ class PatchSize(int):
         return (int(self), int(self))[axis]
 
 
+def refuse_misspelt(config_class: Any, name: str) -> None:
+    """Raise a `ValueError` if this is almost the name of a field."""
+    known = [field.name.removeprefix("_") for field in fields(config_class)]
+    if name not in known and (similar := get_close_matches(name, known, n=1, cutoff=0.85)):
+        raise ValueError(f"{config_class.__name__} has no field {name!r}; did you mean {similar[0]!r}?")
+
+
+def complete_labels(config: Any) -> None:
+    """Make `id2label` of the names alone, as a data set has them, and each of the two label fields of the other."""
+    if isinstance(config.id2label, (list, tuple)):
+        config.id2label = dict(enumerate(config.id2label))
+    if config.label2id is None and config.id2label is not None:
+        config.label2id = {label: int(index) for index, label in config.id2label.items()}
+    elif config.id2label is None and config.label2id is not None:
+        config.id2label = {int(index): label for label, index in config.label2id.items()}
+
+
 @strict
 class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
     """Base class of the configurations. [`ViTAEConfig`] and [`ViTAEv2Config`] describe the fields."""
@@ -117,14 +134,7 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
             if name not in LIBRARY_FIELDS and not name.startswith("_"):
                 logger.warning("%s has no field %r; nothing will read it.", type(self).__name__, name)
         kwargs = {name: value for name, value in kwargs.items() if not self.is_derived(name)}
-        if isinstance(self.id2label, (list, tuple)):  # names alone, as a data set has them
-            self.id2label = dict(enumerate(self.id2label))
-        if self.label2id is None and self.id2label is not None:
-            numbers = {label: int(index) for index, label in self.id2label.items()}
-            self.label2id: dict[str, int] | dict[str, str] | None = numbers
-        elif self.id2label is None and self.label2id is not None:
-            labels = {int(index): label for label, index in self.label2id.items()}
-            self.id2label: dict[int, str] | dict[str, str] | None = labels
+        complete_labels(self)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -150,9 +160,7 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def check_typed_name(cls, name: str) -> None:
         """Raise a `ValueError` if this is almost the name of a field, or names something that follows from fields."""
-        known = [field.name.removeprefix("_") for field in fields(cls)]
-        if name not in known and (similar := get_close_matches(name, known, n=1, cutoff=0.85)):
-            raise ValueError(f"{cls.__name__} has no field {name!r}; did you mean {similar[0]!r}?")
+        refuse_misspelt(cls, name)
         if cls.is_derived(name):
             raise ValueError(f"{cls.__name__} has no field {name!r}: it follows from others.")
 

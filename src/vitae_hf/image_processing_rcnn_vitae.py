@@ -28,6 +28,14 @@ class RCNNImageProcessor(DeformableDetrImageProcessor):
         copyfile(__file__, Path(save_directory) / Path(__file__).name)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
+    def _update_annotation_for_padded_image(
+        self, annotation: dict, input_image_size: Any, output_image_size: Any, padding: Any, update_bboxes: bool
+    ) -> dict:
+        """Pad masks. Boxes stay shares of the picture, as the model takes them, and not of what it is padded to."""
+        return super()._update_annotation_for_padded_image(
+            annotation, input_image_size, output_image_size, padding, update_bboxes=False
+        )
+
     def post_process_object_detection(  # type: ignore[override]  # boxes come chosen, so there is no `top_k`
         self, outputs: Any, threshold: float = 0.5, target_sizes: Any = None, mask_threshold: float = 0.5
     ) -> list[dict[str, torch.Tensor]]:

@@ -149,8 +149,11 @@ def label_names(config: PreTrainedConfig) -> dict[int, str]:
 def class_scores(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:
     """Probabilities of the classes, as the library's pipeline gives them: (…, classes) -> (…, classes).
 
-    Of several labels for a picture, and of a single one, each has a probability of its own.
+    Of several labels for a picture, and of a single one, each has a probability of its own. A regression has none: its
+    scores are the numbers that it predicts.
     """
+    if config.problem_type == "regression":
+        return logits
     is_multi_label = config.problem_type == "multi_label_classification" or logits.shape[-1] == 1
     return logits.sigmoid() if is_multi_label else logits.softmax(-1)
 

@@ -315,7 +315,7 @@ class ViTAEFamilyForImageClassification(ViTAEFamilyPreTrainedModel):
         """
         outputs = self.base_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
         logits = self.classifier(outputs.pooler_output)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        loss = None if labels is None else self._loss(labels, logits, **kwargs)
         return ViTAEFamilyClassifierOutput(
             loss=loss,
             logits=logits,
@@ -323,6 +323,14 @@ class ViTAEFamilyForImageClassification(ViTAEFamilyPreTrainedModel):
             attentions=outputs.attentions,
             pooler_output=outputs.pooler_output,
         )
+
+    def _loss(self, labels: torch.Tensor, logits: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """The library's loss. Over accumulated batches, it has a mean of all labels for single-label problems alone."""
+        loss = self.loss_function(labels, logits, self.config, **kwargs)
+        total = kwargs.get("num_items_in_batch")
+        if total is None or self.config.problem_type == "single_label_classification":
+            return loss
+        return loss * labels.numel() / total
 
 
 class ViTAEFamilyBackbone(BackboneMixin, ViTAEFamilyPreTrainedModel):

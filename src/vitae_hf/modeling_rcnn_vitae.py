@@ -16,6 +16,7 @@ from transformers import AutoBackbone
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_rcnn_vitae import RCNNConfig
 from .modeling_base_vitae import initialize_every_module
@@ -30,7 +31,7 @@ BOX_SIZE, MASK_SIZE = 7, 14  # of the maps that the heads get of a box
 
 @dataclass
 class RCNNOutput(ModelOutput):
-    """What [`RCNNForObjectDetection`] gives: losses where there are labels, else what it found.
+    """What [`RCNNForObjectDetection`] gives: losses where there are labels, and what it found, but not in training.
 
     Attributes:
         loss: sum of `loss_dict`.
@@ -39,6 +40,7 @@ class RCNNOutput(ModelOutput):
         logits: `(B, D, K)`, of the class of a box the logit of its score, of all others minus infinity.
         pred_boxes: `(B, D, 4)` centre, width and height as shares of the picture.
         pred_masks: `(B, D, 28, 28)` from 0 to 1, inside the boxes.
+        hidden_states, attentions: of the backbone, when asked for.
     """
 
     loss: torch.Tensor | None = None
@@ -46,6 +48,8 @@ class RCNNOutput(ModelOutput):
     logits: torch.Tensor | None = None
     pred_boxes: torch.Tensor | None = None
     pred_masks: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class RCNNForObjectDetection(PreTrainedModel):
@@ -63,6 +67,9 @@ class RCNNForObjectDetection(PreTrainedModel):
     initialize_weights = initialize_every_module
     input_modalities: tuple[str, ...] = ("image",)  # type: ignore[assignment]  # as the library's own models have it
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch; the Trainer averages those of accumulated batches
+    # All attention is the backbone's, which says itself what it supports.
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["rpn", "roi_heads"]  # the coordinates of boxes need all its bits
 
     def __init__(self, config: RCNNConfig):
@@ -155,11 +162,14 @@ class RCNNForObjectDetection(PreTrainedModel):
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and module.bias is not None:
             init.zeros_(module.bias)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
         labels: list[dict[str, torch.Tensor]] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         **kwargs: Any,
     ) -> RCNNOutput:
         r"""
@@ -171,12 +181,14 @@ class RCNNForObjectDetection(PreTrainedModel):
             labels (`list[dict[str, torch.Tensor]]`, *optional*):
                 As DETR takes them: of each picture `class_labels` `(N,)`, `boxes` `(N, 4)`, centre, width and height as
                 shares of the picture, and with masks `masks` `(N, H, W)`.
+            output_hidden_states, output_attentions (`bool`, *optional*): Whether to return those of the backbone.
 
         Returns:
-            [`RCNNOutput`]: the losses if there are labels, else what was found.
+            [`RCNNOutput`]: the losses if there are labels, and what was found, but for training with labels.
 
         Raises:
-            ValueError: proposals and heads were cast to fewer bits.
+            ValueError: proposals and heads were cast to fewer bits, a box has no width or height, or the strides of the
+                backbone's maps are not 4, 8, 16 and so on.
         """
         from torchvision.models.detection.image_list import ImageList
 
@@ -193,28 +205,47 @@ class RCNNForObjectDetection(PreTrainedModel):
             sizes = [(int(rows), int(columns)) for rows, columns in sides]
         padding = (0, -width % self.size_divisor, 0, -height % self.size_divisor)
         images = ImageList(nn.functional.pad(pixel_values, padding), sizes)
-        maps = self.neck(OrderedDict(zip(map(str, range(9)), self.backbone(images.tensors).feature_maps)))
+        shown = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        shown = {name: getattr(self.config, name) if value is None else value for name, value in shown.items()}
+        outputs = self.backbone(images.tensors, **shown)
+        strides = [images.tensors.shape[-1] / feature_map.shape[-1] for feature_map in outputs.feature_maps]
+        if strides != [FIRST_STRIDE * 2**level for level in range(len(strides))]:
+            raise ValueError(f"an R-CNN takes maps of strides 4, 8, 16 and so on; those of its backbone are {strides}")
+        maps = self.neck(OrderedDict(zip(map(str, range(9)), outputs.feature_maps)))
+        check_boxes(labels or [])
         targets = None if labels is None else [as_target(label, size) for label, size in zip(labels, sizes)]
         with torch.autocast(pixel_values.device.type, enabled=False):  # the rest may be computed in fewer bits
             maps = OrderedDict((name, feature_map.to(dtype)) for name, feature_map in maps.items())
-            return self._find(images, maps, sizes, targets)
+            result: dict[str, Any] = {}
+            if targets is not None:
+                _, losses = self._heads(images, maps, sizes, targets)
+                result = {"loss": sum(losses.values()), "loss_dict": losses}
+            if targets is None or not self.training:
+                found, _ = self._heads(images, maps, sizes, None)
+                result |= as_tensors(found, sizes, self.num_classes)
+        return RCNNOutput(**result, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
 
-    def _find(
+    def _heads(
         self,
         images: Any,
         maps: "OrderedDict[str, torch.Tensor]",
         sizes: list[tuple[int, int]],
         targets: list[dict[str, torch.Tensor]] | None,
-    ) -> RCNNOutput:
-        """Losses where there are targets, else what was found: torchvision's parts give either, by their mode."""
+    ) -> tuple[list[dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
+        """What was found, or losses where there are targets: torchvision's parts give either, by their mode."""
         self.rpn.train(targets is not None)
         self.roi_heads.train(targets is not None)
         proposals, proposal_losses = self.rpn(images, maps, targets)
         found, losses = self.roi_heads(maps, proposals, sizes, targets)
-        if targets is not None:
-            losses |= proposal_losses
-            return RCNNOutput(loss=sum(losses.values()), loss_dict=losses)
-        return as_output(found, sizes, self.num_classes)
+        return found, losses | proposal_losses
+
+
+def check_boxes(labels: list[dict[str, torch.Tensor]]) -> None:
+    """Raise a `ValueError` if a box has no width or height, for which the loss would be no number."""
+    for picture, label in enumerate(labels):
+        if not (label["boxes"][:, 2:] > 0).all():
+            boxes = [box for box in label["boxes"].tolist() if not min(box[2:]) > 0]
+            raise ValueError(f"picture {picture} of the batch has a box without width or height: {boxes[0]}")
 
 
 def as_target(label: dict[str, torch.Tensor], size: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -230,7 +261,9 @@ def pixels_of(size: tuple[int, int], like: torch.Tensor) -> torch.Tensor:
     return torch.tensor([size[1], size[0]] * 2, dtype=like.dtype, device=like.device)
 
 
-def as_output(found: list[dict[str, torch.Tensor]], sizes: list[tuple[int, int]], num_labels: int) -> RCNNOutput:
+def as_tensors(
+    found: list[dict[str, torch.Tensor]], sizes: list[tuple[int, int]], num_labels: int
+) -> dict[str, torch.Tensor]:
     """What torchvision found in each picture as tensors of one size, filled up with boxes of score 0."""
     most = max(len(one["scores"]) for one in found)
     like = found[0]["boxes"]
@@ -245,7 +278,7 @@ def as_output(found: list[dict[str, torch.Tensor]], sizes: list[tuple[int, int]]
         logits[picture, torch.arange(count), one["labels"] - 1] = one["scores"].to(like.dtype).logit(eps=1e-6)
         if masks is not None:
             masks[picture, :count] = one["masks"][:, 0]
-    return RCNNOutput(logits=logits, pred_boxes=boxes, pred_masks=masks)
+    return {"logits": logits, "pred_boxes": boxes, **({} if masks is None else {"pred_masks": masks})}
 
 
 RCNNForObjectDetection.register_for_auto_class("AutoModelForObjectDetection")

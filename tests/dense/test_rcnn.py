@@ -11,12 +11,25 @@ from PIL import Image
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, SwinConfig, pipeline
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForObjectDetection,
+    SwinConfig,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
-from vitae_hf import RCNNConfig, RCNNForObjectDetection, RCNNImageProcessor, prepare_for_inference
+from vitae_hf import (
+    RCNNConfig,
+    RCNNForObjectDetection,
+    RCNNImageProcessor,
+    config_from_preset,
+    prepare_for_inference,
+)
 from vitae_hf.dense.detection.models import HeadSize, new_detector
 from vitae_hf.evaluation.detections import find_objects
-from vitae_hf.modeling_rcnn_vitae import RCNNOutput
+from vitae_hf.modeling_rcnn_vitae import RCNNOutput, as_target
 
 
 def labels() -> list[dict]:
@@ -109,6 +122,52 @@ def test_losses_are_those_of_torchvisions_own_model():
         torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_labels_of_the_image_processor_are_the_boxes_of_pictures_whatever_they_are_padded_to():
+    processor = RCNNImageProcessor(size={"height": 64, "width": 64}, do_resize=False)
+    pictures = [Image.new("RGB", size) for size in ((64, 32), (96, 64))]
+    box = {"bbox": [10.0, 4.0, 20.0, 16.0], "category_id": 1, "area": 320, "iscrowd": 0}
+    annotations = [{"image_id": number, "annotations": [box]} for number in range(2)]
+    for padding in ({}, {"pad_size": {"height": 96, "width": 96}}):
+        batch = processor(pictures, annotations=annotations, return_tensors="pt", **padding)
+        assert batch["pixel_values"].shape[-2:] == ((96, 96) if padding else (64, 96))
+        for label, picture in zip(batch["labels"], pictures):
+            target = as_target(label, picture.size[::-1])
+            torch.testing.assert_close(target["boxes"], torch.tensor([[10.0, 4.0, 30.0, 20.0]]))
+
+
+def test_an_evaluation_with_labels_gives_losses_and_what_was_found():
+    model = network().eval()
+    torch.manual_seed(0)
+    both, found = model(images(), labels=labels()), model(images())
+    assert both.loss == sum(both.loss_dict.values()) > 0 and found.loss is None
+    assert torch.equal(both.logits, found.logits) and torch.equal(both.pred_masks, found.pred_masks)
+    assert model.train()(images(), labels=labels()).logits is None
+
+
+def test_what_callers_of_the_library_ask_for_is_given():
+    model = network().eval()
+    with torch.no_grad():
+        outputs = model(images(), output_hidden_states=True)
+        logits, boxes, masks = model(images(), return_dict=False)
+        expected = model.backbone(images(), output_hidden_states=True).hidden_states
+    assert torch.equal(logits, outputs.logits) and torch.equal(boxes, outputs.pred_boxes) and len(masks) == 2
+    assert all(torch.equal(one, other) for one, other in zip(outputs.hidden_states, expected, strict=True))
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        assert model.backbone.config._attn_implementation == implementation
+    assert not Trainer(model, TrainingArguments(use_cpu=True)).model_accepts_loss_kwargs
+
+
+def test_what_would_train_to_nothing_is_refused():
+    empty = labels()
+    empty[0]["boxes"] = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 0.0, 0.5]])
+    with pytest.raises(ValueError, match=r"picture 0 of the batch has a box without width or height: \[0.5, 0.5, 0.0"):
+        network()(images(), labels=empty)
+    last_map_only = RCNNConfig(backbone_config=config_from_preset("vitaev2-nano"), hidden_size=8, head_hidden_size=8)
+    with pytest.raises(ValueError, match=r"maps of strides 4, 8, 16 and so on; those of its backbone are \[32.0\]"):
+        RCNNForObjectDetection(last_map_only)(images())
+
+
 @pytest.mark.parametrize("kind, name", [(kind, "mask_rcnn") for kind in BACKBONES] + [("windowed", "faster_rcnn")])
 def test_an_rcnn_trains_every_parameter_and_reloads_with_equal_outputs(kind, name, tmp_path):
     model = network(kind, name)
@@ -196,6 +255,9 @@ def test_a_configuration_that_no_network_can_have_is_refused():
         RCNNConfig(hidden_size=0)
     with pytest.raises(StrictDataclassError, match="`nms_threshold` must be at least 0 and at most 1, got 2"):
         RCNNConfig(nms_threshold=2)
+    with pytest.raises(ValueError, match="RCNNConfig has no field 'with_mask'; did you mean 'with_masks'"):
+        RCNNConfig(with_mask=False)
+    assert RCNNConfig(id2label=["cat", "dog"]).label2id == {"cat": 0, "dog": 1}
 
 
 @pytest.fixture(scope="module")

@@ -83,6 +83,8 @@ def test_a_process_that_fails_is_named_beside_the_figures(run, monkeypatch):
     "arguments, message",
     [
         (["--networks", "vitae-x"], "unknown networks ['vitae-x']"),
+        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--batch_size", "8", "0"], "--batch_size must be at least 1, got 0"),
         (["--reference", "timm:no_such_network"], "unknown networks ['timm:no_such_network']"),
         (["--size", "1", "2", "3"], "--size takes a side, or height and width"),
     ],

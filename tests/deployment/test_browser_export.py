@@ -43,7 +43,7 @@ def runtime(tmp_path):
 def test_one_file_gives_scores_and_features_and_what_disagrees_is_left_out(tmp_path, monkeypatch):
     monkeypatch.delitem(browser.FILES, "float16")  # traced anew, which takes seconds; test_page.py runs it
     monkeypatch.setitem(exporting.TOLERANCES, "int8", ("rms_over_std", 1e-4))
-    source = save(tmp_path / "model")
+    source = save(tmp_path / "model", problem_type="multi_label_classification")
     record = export.main([str(source), "--format", "web", "--images", *PICTURES])
     assert list(record["programs"]) == ["float32"] and "disagrees with the model" in record["refused"]["int8"]
     folder = source / "web"
@@ -57,6 +57,7 @@ def test_one_file_gives_scores_and_features_and_what_disagrees_is_left_out(tmp_p
         torch.testing.assert_close(outputs[name], expected[name], rtol=0, atol=1e-5 * expected[name].std().item())
     config, settings = (json.loads((folder / name).read_text()) for name in ("config.json", "preprocessor_config.json"))
     assert config["model_type"] == "vit" and len(config["id2label"]) == 5
+    assert config["problem_type"] == "multi_label_classification"
     assert settings["size"] == {"shortest_edge": 71} and settings["crop_size"] == {"height": 64, "width": 64}
     assert json.loads((folder / "original" / "config.json").read_text())["model_type"] == "vitae"
 
@@ -66,6 +67,7 @@ def test_one_file_gives_scores_and_features_and_what_disagrees_is_left_out(tmp_p
     [
         ({"size": {"height": 64, "width": 96}}, "models of square pictures, as transformers.js resizes to; got 64×96"),
         ({"num_channels": 1}, "models of three channels, got 1"),
+        ({"problem_type": "regression"}, "a regression or a single label is not: choose another format"),
     ],
 )
 def test_what_transformers_js_cannot_run_is_refused_and_nothing_is_written(tmp_path, made, sentence):

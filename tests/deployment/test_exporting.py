@@ -157,6 +157,28 @@ def test_what_disagrees_leaves_nothing_behind_and_an_earlier_export_as_it_was(fo
     assert program.read_bytes() == before and {path.name for path in source.iterdir()} == names
 
 
+def test_an_earlier_export_that_cannot_be_moved_stays_and_one_that_can_is_replaced(tmp_path, monkeypatch):
+    output = tmp_path / "onnx"
+    output.mkdir()
+    (output / exporting.MANIFEST).write_text("{}")
+    (output / "model.onnx").write_text("before")
+    rename = Path.rename
+
+    def refuse(path, target):
+        if path == output:
+            raise PermissionError("in use")
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(PermissionError, match="in use"), exporting.replaced_folder(output):
+            pass
+    assert (output / "model.onnx").read_text() == "before" and list(tmp_path.iterdir()) == [output]
+    with exporting.replaced_folder(output) as folder:
+        (folder / "model.onnx").write_text("after")
+    assert (output / "model.onnx").read_text() == "after" and list(tmp_path.iterdir()) == [output]
+
+
 def test_what_cannot_be_exported_is_told_before_anything_is_written(folders, tmp_path, monkeypatch):
     source = folders["pyramid"]
     with pytest.raises(

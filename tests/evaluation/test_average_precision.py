@@ -74,6 +74,10 @@ def test_a_mask_is_as_small_as_its_pixels_are_few_whatever_its_box():
     prediction = {"boxes": [[10, 10, 30, 30], [0, 0, 200, 200]], "scores": [0.5, 0.9], "labels": [0, 0], "masks": masks}
     metric.add(prediction=prediction, reference=truth(0, masks=masks[:1], areas=[400]))
     assert metric.compute()["mask_map_small"] == 50
+    wide = {"boxes": [[0, 0, 200, 200]], "labels": [0], "masks": masks[:1]}  # without an area it is the mask's as well
+    metric.add(prediction={**wide, "scores": [0.9]}, reference=wide)
+    figures = metric.compute()
+    assert figures["mask_map_small"] == figures["map_small"] == 100 and figures["mask_map_large"] is None
 
 
 def test_pictures_without_objects_or_boxes_count_and_no_picture_is_an_error():

@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from helpers import ASSETS, any_size, class_token_config, drawn, pyramid_config, run, vivid, windowed_config
 from torch import nn
-from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification, pipeline
 
 from vitae_hf import ViTAEImageProcessor, ViTAEModel, prepare_for_inference
 from vitae_hf.commands import explain as explain_command
@@ -230,6 +231,32 @@ def test_names_with_dollars_are_drawn_as_they_are(model, tmp_path):
     figures = all_figures(scores, np.arange(2), ["a_$x^$", "$b^$"])
     for number, figure in enumerate((draw_confusion(figures), draw_per_class(figures))):
         figure.savefig(tmp_path / f"{number}.png")  # matplotlib would read a formula, and fail
+
+
+def test_values_without_bounds_are_drawn_from_black_to_white():
+    model = lively(AutoModelForImageClassification.from_config(windowed_config(num_channels=13)))
+    options = {"do_resize": False, "do_convert_rgb": False, "do_rescale": False, "input_data_format": "channels_last"}
+    processor = ViTAEImageProcessor(size=64, image_mean=[1000.0] * 13, image_std=[400.0] * 13, **options)
+    picture = np.random.default_rng(0).uniform(200, 3000, (64, 64, 1)).repeat(13, -1).astype(np.float32)
+    expected = 255 * (picture[..., :1] - picture.min()) / (picture.max() - picture.min())
+    assert np.abs(explain(model, processor, picture).image - expected).max() <= 1
+
+
+def test_the_scores_of_a_regression_are_the_numbers_that_it_predicts(tmp_path):
+    config = pyramid_config(problem_type="regression", num_labels=1, id2label=None)
+    model = lively(AutoModelForImageClassification.from_config(config)).eval()
+    classify = pipeline("image-classification", model=model, image_processor=PROCESSOR)
+    (expected,) = classify(CAT)
+    (found,) = explain(model, PROCESSOR, CAT).labels
+    assert found["score"] == pytest.approx(expected["score"], abs=1e-4) and not 0 <= found["score"] <= 1
+
+
+def test_a_picture_is_not_written_over_by_what_explains_it(tmp_path):
+    shutil.copy(ASSETS / "sneaker.png", tmp_path)
+    before = (tmp_path / "sneaker.png").read_bytes()
+    with pytest.raises(ValueError, match="sneaker.png would be written over by what explains it: choose another"):
+        explain_command.main(["vitae-nano-fashion", str(tmp_path / "sneaker.png"), "--output", str(tmp_path)])
+    assert (tmp_path / "sneaker.png").read_bytes() == before
 
 
 def test_pictures_to_write_have_names_of_their_own():

@@ -154,6 +154,13 @@ def test_losses_are_the_librarys(labels, problem_type, expected):
     model = classifier(pyramid_config(problem_type=problem_type))
     outputs = model(images(), labels=labels)
     assert torch.allclose(outputs.loss, expected(outputs.logits, labels))
+    with torch.no_grad():  # a Trainer that accumulates batches tells how many labels all of them have, and adds up
+        model.eval()
+        whole = model(images(), labels=labels).loss
+        parts = [
+            model(images()[i : i + 1], labels=labels[i : i + 1], num_items_in_batch=labels.numel()) for i in (0, 1)
+        ]
+    torch.testing.assert_close(sum(part.loss for part in parts), whole)
 
 
 # ----------------------------------------------------------------------------------------------- bad input

@@ -312,6 +312,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     arguments.networks = list(dict.fromkeys([*arguments.networks, arguments.reference]))
     if unknown := [network for network in arguments.networks if not is_known(network)]:
         parser.error(f"unknown networks {unknown}; there are {[*PRESETS, *OTHER_NETWORKS]} and timm:NAME")
+    counts = {"threads": [arguments.threads], "rounds": [arguments.rounds], "batch_size": arguments.batch_size}
+    for name, values in counts.items():
+        if min(values) < 1:
+            parser.error(f"--{name} must be at least 1, got {min(values)}")
     if any(len(size) > 2 for size in arguments.size or []):
         parser.error("--size takes a side, or height and width; give it again for another size")
     arguments.size = [(size[0], size[-1]) for size in arguments.size or [(224,)]]

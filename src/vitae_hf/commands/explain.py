@@ -53,6 +53,18 @@ def picture_paths(images: list[str], folder: Path) -> list[Path]:
     return [folder / f"{stem}.png" for stem in distinct((Path(image).stem for image in images), separator="-")]
 
 
+def refuse_to_overwrite(images: list[str], pictures: list[Path]) -> None:
+    """See that no picture is written over one that is to be explained.
+
+    Raises:
+        ValueError: one would be.
+    """
+    for picture in pictures:
+        for image in images:
+            if picture.exists() and Path(image).exists() and picture.samefile(image):
+                raise ValueError(f"{image} would be written over by what explains it: choose another --output")
+
+
 def summary(image: str, picture: Path, explanation: Explanation) -> dict[str, Any]:
     """The line that is printed for an image. `attention_percent` is the mean share of attention in each cell."""
     shares = zip(explanation.cells, explanation.attention_share)
@@ -68,13 +80,15 @@ def summary(image: str, picture: Path, explanation: Explanation) -> dict[str, An
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = parse(argv)
+    pictures = picture_paths(arguments.images, arguments.output)
+    refuse_to_overwrite(arguments.images, pictures)
     with about(arguments.model_name_or_path):
         model, processor = load_trained(arguments.model_name_or_path, arguments.image_size, dtype=arguments.dtype)
     model.to(arguments.device)
     target = None if arguments.target is None else class_of(arguments.target, label_names(model.config))
     arguments.output.mkdir(parents=True, exist_ok=True)
     failed = []
-    for image, picture in zip(arguments.images, picture_paths(arguments.images, arguments.output)):
+    for image, picture in zip(arguments.images, pictures):
         try:
             pixels = open_picture(image)
         except (OSError, ValueError) as error:

@@ -87,6 +87,11 @@ def check_runnable(model: PreTrainedModel, processor: Any, page: bool) -> None:
         raise ValueError(f"the format web takes models of square pictures, as transformers.js resizes to; got {shape}")
     if (size_in_bytes := 4 * model.num_parameters()) >= LARGEST:
         raise ValueError(f"browsers open files of less than {LARGEST:,} bytes; this model has {size_in_bytes:,}")
+    if hasattr(model, "classifier") and (model.config.num_labels == 1 or model.config.problem_type == "regression"):
+        raise ValueError(
+            "transformers.js takes every classifier for one of several labels, which a regression or a single label is"
+            " not: choose another format"
+        )
     if page and not hasattr(model, "classifier"):
         raise ValueError(f"the page shows what a classifier says; got {type(model).__name__}, which says nothing")
 
@@ -196,7 +201,7 @@ def javascript_config(config: PreTrainedConfig, is_classifier: bool) -> dict[str
         "architectures": ["ViTForImageClassification" if is_classifier else "ViTModel"],
         "image_size": config.image_size,
         "num_channels": config.num_channels,
-        **({"id2label": names, "label2id": numbers} if is_classifier else {}),
+        **({"id2label": names, "label2id": numbers, "problem_type": config.problem_type} if is_classifier else {}),
         "transformers.js_config": {"dtype": "fp32"},  # its default is int8 in WebAssembly
     }
 

@@ -388,9 +388,13 @@ def replaced_folder(output: Path) -> Iterator[Path]:
     """
     if output.exists() and not (output.is_dir() and ((output / MANIFEST).is_file() or not any(output.iterdir()))):
         raise FileExistsError(f"{output} exists already and is no export: choose another --output")
+    before = output.with_name(f".{output.name}.before")
     with whole_folder(output) as unfinished:
         yield unfinished
-        shutil.rmtree(output, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+        if output.exists():
+            output.rename(before)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def output_folder(source: str | Path, output: str | Path | None, name: str) -> Path:

@@ -93,12 +93,19 @@ class MeanAveragePrecision(evaluate.Metric):
         self.pictures += 1
         crowds = reference.get("is_crowd", np.zeros(len(reference["labels"])))
         boxes = corners_to_coco(reference["boxes"])
-        areas = reference.get("areas", [width * height for _, _, width, height in boxes])
         truth = self._entries(reference, boxes)
+        areas = reference.get("areas", [self._area(entry) for entry in truth])
         for entry, crowd, area in zip(truth, crowds, areas):
             self.truth.append({**entry, "id": len(self.truth) + 1, "iscrowd": int(crowd), "area": float(area)})
         found = self._entries(prediction, corners_to_coco(prediction["boxes"]))
         self.found += [{**entry, "score": float(score)} for entry, score in zip(found, prediction["scores"])]
+
+    @staticmethod
+    def _area(entry: dict[str, Any]) -> float:
+        """Pixels of a mask, else of a box, by which COCO tells small objects from large ones."""
+        if "segmentation" in entry:
+            return float(coco_masks.area(entry["segmentation"]))
+        return entry["bbox"][2] * entry["bbox"][3]
 
     def _entries(self, objects: dict[str, Any], boxes: list[list[float]]) -> list[dict[str, Any]]:
         entries = [

@@ -304,8 +304,16 @@ def _target_class(target: int | str | None, logits: torch.Tensor, id2label: dict
 
 
 def _as_image(pixel_values: torch.Tensor, processor: Any) -> np.ndarray:
-    """(1, C, H, W) -> (H, W, 3), uint8: grey, the mean of all channels, where these are not red, green and blue."""
+    """(1, C, H, W) -> (H, W, 3), uint8: grey, the mean of all channels, where these are not red, green and blue.
+
+    Values that were not rescaled have no bounds that are known: the lowest becomes black, and the highest white.
+    """
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0], [1.0])
+    if not processor.do_rescale:
+        means, deviations = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+        values = pixel_values.float().cpu() * deviations + means
+        lowest, highest = values.aminmax()
+        pixel_values, mean, std = (values - lowest) / (highest - lowest).clamp(min=1e-12), [0.0], [1.0]
     picture = as_pictures(pixel_values, mean, std)[0]
     if picture.shape[-1] == 3:
         return picture

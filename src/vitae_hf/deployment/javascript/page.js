@@ -62,6 +62,12 @@ function softmax(logits) {
   return exponentials.map((value) => value / sum);
 }
 
+/** A probability for each label; where a picture may have several labels, each by itself. */
+function probabilities(logits, { problem_type: kind }) {
+  if (kind !== "multi_label_classification") return softmax(logits);
+  return Array.from(logits, (logit) => 1 / (1 + Math.exp(-logit)));
+}
+
 function showPicture({ data, width, height }, name) {
   const rgba = new Uint8ClampedArray(width * height * 4).fill(255);
   for (let from = 0, to = 0; from < data.length; from += 3, to += 4) rgba.set(data.subarray(from, from + 3), to);
@@ -87,9 +93,10 @@ function showLabels(scores, names) {
   return names[order[0]];
 }
 
-/** What the page holds, and what it does with a picture. Of several pictures at once the last one is shown. */
+/** What the page holds, and what it does with a picture. Of several pictures or networks at once the last one counts. */
 class Page {
   turn = 0;
+  choice = 0;
 
   async load() {
     await startServiceWorker().catch((error) => console.warn("The page will need a connection:", error));
@@ -105,10 +112,10 @@ class Page {
   }
 
   async choosePrecision() {
-    const turn = ++this.turn;
+    const choice = ++this.choice;
     tell("Loading the network …");
     const program = await openProgram(this.runtime, element("precision").value, this.settings);
-    if (turn !== this.turn) return;
+    if (choice !== this.choice) return;
     this.program = program;
     const { numThreads } = this.runtime.runtime.env.wasm;
     const threads = numThreads === 1 ? "one thread" : `${numThreads} threads`;
@@ -141,7 +148,7 @@ class Page {
 
   show(file, seen, logits, [preparing, running]) {
     showPicture(seen, file.name);
-    const label = showLabels(softmax(logits), this.config.id2label);
+    const label = showLabels(probabilities(logits, this.config), this.config.id2label);
     element("answer").hidden = false;
     tell(`${label}. ${running.toFixed(0)} ms in the network, ${preparing.toFixed(0)} ms to resize the picture.`);
   }
