@@ -26,13 +26,14 @@ EVALUATED, UNREADABLE = 21, 6
 GLOBAL_BATCH = 8
 
 
-def samples(count: int) -> list[dict | None]:
+def samples(count: int) -> list[dict]:
     return [{"pixel_values": image, "labels": index % 5, "names": index} for index, image in enumerate(images(count))]
 
 
-def evaluation_samples() -> list[dict | None]:
+def evaluation_samples() -> list[dict]:
     """Not divisible by two processes, and with one picture that could not be read."""
-    return [None if index == UNREADABLE else sample for index, sample in enumerate(samples(EVALUATED))]
+    blank = {"pixel_values": torch.zeros(3, 64, 64), "labels": IGNORED_LABEL, "names": None}
+    return [blank if index == UNREADABLE else sample for index, sample in enumerate(samples(EVALUATED))]
 
 
 def score(result: EvalPrediction) -> dict[str, float]:
