@@ -164,12 +164,27 @@ def check_page(driver, picture: Path) -> None:
     assert said.startswith(f"{label}. ") and text(driver, "#labels").startswith(label)
 
 
+def shares(driver) -> list[float]:
+    """The percentages that the page shows."""
+    return [float(line.split(" %")[0]) for line in text(driver, "#labels").splitlines() if line.endswith("%")]
+
+
+def test_each_of_several_labels_has_a_probability_of_its_own(folder, pictures, tmp_path):
+    several = shutil.copytree(folder, tmp_path / "several")
+    config = json.loads((several / "config.json").read_text())
+    (several / "config.json").write_text(json.dumps({**config, "problem_type": "multi_label_classification"}))
+    with open_page(several) as driver:
+        choose(driver, pictures[0])
+        logits = torch.tensor(driver.execute_script("return window.classified.logits"))
+        assert shares(driver) == pytest.approx((100 * logits.sigmoid()).topk(5).values.tolist(), abs=0.06)
+
+
 def test_the_page_computes_what_the_model_computes(folder, pictures):
     with open_page(folder) as driver:
         for picture in pictures:
             check_page(driver, picture)
-        shares = [float(line.split(" %")[0]) for line in text(driver, "#labels").splitlines() if line.endswith("%")]
-        assert len(shares) == 5 and shares == sorted(shares, reverse=True)
+        found = shares(driver)
+        assert len(found) == 5 and found == sorted(found, reverse=True)
         for index, dtype in enumerate(("float32", "float16", "int8")):
             Select(driver.find_element(By.ID, "precision")).select_by_index(index)
             wait(driver, lambda d: "ms in the network" in notice(d), dtype)
