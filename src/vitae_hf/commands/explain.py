@@ -59,10 +59,16 @@ def refuse_to_overwrite(images: list[str], pictures: list[Path]) -> None:
     Raises:
         ValueError: one would be.
     """
+    files = {identity(Path(image)): image for image in images if Path(image).exists()}
     for picture in pictures:
-        for image in images:
-            if picture.exists() and Path(image).exists() and picture.samefile(image):
-                raise ValueError(f"{image} would be written over by what explains it: choose another --output")
+        if picture.exists() and (image := files.get(identity(picture))) is not None:
+            raise ValueError(f"{image} would be written over by what explains it: choose another --output")
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Device and number of a file, which are the same under all its names."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def summary(image: str, picture: Path, explanation: Explanation) -> dict[str, Any]:
