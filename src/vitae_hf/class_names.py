@@ -1,27 +1,31 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """Names of classes: of a file, of ImageNet-1k, and how classes of one name are told apart."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import count
 from pathlib import Path
 
 from .failures import of_a_missing_package
 
 
-def distinct(names: Iterable[str], separator: str = "") -> list[str]:
+def distinct(names: Iterable[str], separator: str = "", key: Callable[[str], str] = str) -> list[str]:
     """Names of which no two are the same: the second of a name gets a 2 after the separator, the third a 3.
 
     Two classes of ImageNet-1k, a bird and a machine, are called crane. The Hub's `ILSVRC/imagenet-1k` calls them
     `crane` and `crane2`, too.
+
+    Args:
+        key: names are the same if this makes one text of them.
     """
     names = list(names)
-    found: dict[str, None] = {}
-    given = set(names)
+    found: dict[str, str] = {}
+    given = {key(name) for name in names}
     for name in names:
         others = (f"{name}{separator}{number}" for number in count(2))
-        free = (other for other in others if other not in found and other not in given)
-        found[next(free) if name in found else name] = None
-    return list(found)
+        free = (other for other in others if key(other) not in found and key(other) not in given)
+        unique = next(free) if key(name) in found else name
+        found[key(unique)] = unique
+    return list(found.values())
 
 
 def imagenet_names() -> dict[str, str]:

@@ -75,8 +75,7 @@ def load_trained(
             they are not those of the network that the configuration describes; or the image processor does not go with
             the model.
     """
-    source = find_model(name)
-    check_source(source, **options)
+    source = find_checked_model(name, **options)
     shared = {option: options[option] for option in (*HUB_OPTIONS, "trust_remote_code") if option in options}
     kinds = ["a classifier", *["a network without a head"] * headless]
     kinds += ["a detector", "a segmenter", "a network for depth"] * dense
@@ -180,22 +179,28 @@ def saved_class(source: str, **options: Any) -> Any:
     return next((auto_class for head, auto_class in classes.items() if head in saved), AutoModel)
 
 
-def check_source(source: str, **options: Any) -> None:
-    """[`check_model`] of a folder, or of a repository after its download.
+def find_checked_model(name: str | Path, **options: Any) -> str:
+    """[`find_model`], with a [`check_model`] of the folder, or of the repository after its download.
 
     A name that leads nowhere is left to `from_pretrained`, which says what is wrong with it.
 
     Args:
+        name: as `find_model` takes it.
         options: for `from_pretrained`.
+
+    Raises:
+        ValueError: see `check_model`.
     """
+    source = find_model(name)
     folder = source
     if not Path(source).is_dir():
         try:
             hub = {option: options[option] for option in HUB_OPTIONS if option in options}
             folder = snapshot_download(source, allow_patterns=MODEL_FILES, **hub)
         except (OSError, HFValidationError, httpx.HTTPError):
-            return
+            return source
     check_model(folder)
+    return source
 
 
 def load_processor(

@@ -260,8 +260,8 @@ def test_a_picture_is_not_written_over_by_what_explains_it(tmp_path):
 
 
 def test_pictures_to_write_have_names_of_their_own():
-    paths = explain_command.picture_paths(["a/cat-2.jpg", "cat.jpg", "b/cat.png", "dog.png"], Path("out"))
-    assert [path.name for path in paths] == ["cat-2.png", "cat.png", "cat-3.png", "dog.png"]
+    paths = explain_command.picture_paths(["a/cat-2.jpg", "cat.jpg", "b/Cat.png", "dog.png"], Path("out"))
+    assert [path.name for path in paths] == ["cat-2.png", "cat.png", "Cat-3.png", "dog.png"]
 
 
 def test_classes_of_one_name_are_told_apart(model):

@@ -39,10 +39,10 @@ from ..dense.detection.models import (
 from ..dense.detection.trainer import DetectionTrainer
 from ..dense.detection.transforms import BoxAugmentationArguments, ObjectTransform, evaluation_transform
 from ..failures import about
-from ..files import find_model, write_json
+from ..files import write_json
 from ..hub.cards import TEMPLATES, model_card
 from ..hub.publishing import publish
-from ..loading import check_source
+from ..loading import find_checked_model
 from ..training.arguments import StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
 from ..training.splits import choose_splits
@@ -124,8 +124,7 @@ class Detection(Task[DetectionTrainer]):
             return new_detector(run.detector, backbone, names, head)
         name = str(run.model_name_or_path)
         with about(name):
-            source = find_model(name)
-            check_source(source)
+            source = find_checked_model(name)
             return load_detector(source, run.detector, names, head, **changes)
 
     def build_trainer(self) -> DetectionTrainer:

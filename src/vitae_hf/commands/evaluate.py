@@ -47,7 +47,15 @@ from ..evaluation.scores import (
 from ..evaluation.windows import Windows
 from ..failures import about, device
 from ..files import find_model, write_text
-from ..loading import DENSE, check_source, in_proportion, label_names, load_processor, load_trained, saved_architecture
+from ..loading import (
+    DENSE,
+    find_checked_model,
+    in_proportion,
+    label_names,
+    load_processor,
+    load_trained,
+    saved_architecture,
+)
 from ..training.average import FOLDER as AVERAGE_FOLDER
 from . import add_image_size, command_parser
 
@@ -140,9 +148,7 @@ def kind_of(arguments: argparse.Namespace) -> str:
         ValueError: an argument was given that does not go with it.
     """
     with about(arguments.model_name_or_path):
-        source = find_model(arguments.model_name_or_path)
-        check_source(source)
-        saved = saved_architecture(source)
+        saved = saved_architecture(find_checked_model(arguments.model_name_or_path))
     kind = next((kind for ending, kind in KINDS.items() if saved.endswith(ending)), "a classifier")
     if saved.endswith(DENSE) and kind == "a classifier":
         name = arguments.model_name_or_path

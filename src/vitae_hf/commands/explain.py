@@ -49,8 +49,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def picture_paths(images: list[str], folder: Path) -> list[Path]:
-    """The picture to write for each image, of the same name. If several images have one name, they are numbered."""
-    return [folder / f"{stem}.png" for stem in distinct((Path(image).stem for image in images), separator="-")]
+    """The picture to write for each image, of the same name. If several images have one name, they are numbered.
+
+    Names that differ in case alone count as one, as some file systems see them.
+    """
+    stems = distinct((Path(image).stem for image in images), separator="-", key=str.casefold)
+    return [folder / f"{stem}.png" for stem in stems]
 
 
 def refuse_to_overwrite(images: list[str], pictures: list[Path]) -> None:

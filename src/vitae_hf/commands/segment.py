@@ -30,11 +30,11 @@ from ..dense.segmentation.model import load_segmenter, new_segmenter
 from ..dense.segmentation.trainer import SegmentationTrainer
 from ..dense.segmentation.transforms import MaskAugmentationArguments, evaluation_sample, segmentation_transform
 from ..failures import about
-from ..files import find_model, write_json
+from ..files import write_json
 from ..heads_vitae import UperNetForSemanticSegmentation
 from ..hub.cards import FIGURES, TEMPLATES, model_card
 from ..hub.publishing import publish
-from ..loading import check_source, segmentation_processor
+from ..loading import find_checked_model, segmentation_processor
 from ..training.arguments import StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
 from ..training.splits import choose_splits
@@ -104,8 +104,7 @@ class Segmentation(Task[SegmentationTrainer]):
             return new_segmenter(dense_config(config_from_preset(run.preset), **changes), names, run.head_channels)
         name = str(run.model_name_or_path)
         with about(name):
-            source = find_model(name)
-            check_source(source)
+            source = find_checked_model(name)
             return load_segmenter(source, names, run.head_channels, **changes)
 
     def build_trainer(self) -> SegmentationTrainer:

@@ -29,10 +29,9 @@ from ..data.samples import IGNORED_LABEL, collate
 from ..data.sources import class_names, draw_by_class, load_labelled_images
 from ..evaluation.metrics import TopKAccuracy
 from ..failures import about
-from ..files import find_model
 from ..hub.cards import FIGURES, TEMPLATES, model_card
 from ..hub.publishing import publish
-from ..loading import check_source, check_task
+from ..loading import check_task, find_checked_model
 from ..training.arguments import ImageArguments, StartArguments, ViTAETrainingArguments
 from ..training.run import Task, exit_status, run_task
 from ..training.splits import evaluation_images, find_stream, load_splits, training_images
@@ -88,8 +87,7 @@ class Classification(Task[ViTAETrainer]):
             return AutoModelForImageClassification.from_config(config_from_preset(run.preset, **size, **overrides))
         name = str(run.model_name_or_path)
         with about(name):
-            source = find_model(name)
-            check_source(source)
+            source = find_checked_model(name)
             check_task(source, "a classifier or a network without a head")
             model = AutoModelForImageClassification.from_pretrained(source, ignore_mismatched_sizes=True, **overrides)
         if run.image_size not in (None, model.config.image_size):

@@ -97,8 +97,13 @@ def unturned(picture: PIL.Image.Image) -> PIL.Image.Image:
     return to_rgb(picture)
 
 
-def as_pictures(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> np.ndarray:
-    """Normalised pixels `(B, 3, height, width)` as pictures again, uint8 `(B, height, width, 3)`; NaN becomes grey."""
+def denormalised(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> torch.Tensor:
+    """Pixels `(B, C, height, width)` before their normalisation, float32 on the CPU."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (image_mean, image_std))
-    pixels = pixel_values.float().cpu() * std + mean
+    return pixel_values.float().cpu() * std + mean
+
+
+def as_pictures(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> np.ndarray:
+    """Normalised pixels `(B, C, height, width)` as pictures again, uint8 `(B, height, width, C)`; NaN becomes grey."""
+    pixels = denormalised(pixel_values, image_mean, image_std)
     return (pixels.nan_to_num(0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()

@@ -25,9 +25,9 @@ from transformers import AutoConfig, BaseImageProcessor, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from ..failures import EXTRAS, first_line
-from ..files import find_model, size_of, whole_folder, write_json
+from ..files import size_of, whole_folder, write_json
 from ..layers_vitae import ViTAEConvLayer
-from ..loading import any_size_options, check_source, load_trained
+from ..loading import any_size_options, find_checked_model, load_trained
 from ..model_folders import FAMILY
 from ..training.merging import groups_of_width, merged_weight
 from .fixed_size import RUNTIMES, load_program, write_program
@@ -102,8 +102,7 @@ def load_for_export(source: str | Path) -> tuple[PreTrainedModel, BaseImageProce
         OSError: there is no such folder or repository.
         ValueError: see [`load_trained`], or it holds another kind of model.
     """
-    check_source(find_model(source))
-    config = AutoConfig.from_pretrained(find_model(source))
+    config = AutoConfig.from_pretrained(find_checked_model(source))
     architecture = (config.architectures or [""])[0]
     others = ("Backbone", "ForMaskedImageModeling", "ForPreTraining")
     if config.model_type not in FAMILY or architecture.endswith(others):

@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from ..attention_vitae import join_windows, split_into_windows
-from ..data.pictures import as_pictures
+from ..data.pictures import as_pictures, denormalised
 from ..layers_vitae import ViTAEFamilyCell, ViTAEFamilyReductionCell, grid_tokens, tokens_to_map
 from ..loading import any_size_options, best_labels, label_names
 from ..messages import listed
@@ -310,8 +310,7 @@ def _as_image(pixel_values: torch.Tensor, processor: Any) -> np.ndarray:
     """
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0], [1.0])
     if not processor.do_rescale:
-        means, deviations = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
-        values = pixel_values.float().cpu() * deviations + means
+        values = denormalised(pixel_values, mean, std)
         lowest, highest = values.aminmax()
         pixel_values, mean, std = (values - lowest) / (highest - lowest).clamp(min=1e-12), [0.0], [1.0]
     picture = as_pictures(pixel_values, mean, std)[0]
