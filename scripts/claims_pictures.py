@@ -1,7 +1,8 @@
 # Copyright 2026 The vitae-hf authors. Licensed under the Apache License, Version 2.0.
 """The pictures of `compare_claims.py`: garments in a black frame, and the same smaller, moved, turned and damaged."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from torchvision.transforms.v2 import functional
 from vitae_hf.data.sources import draw_by_class, load_labelled_images
 
 
+SHARE_OF_PIECES = 0.1
+"""The share of the training images on which networks without a piece are trained."""
 GARMENT, FRAME = 32, 64
 """Sides in pixels of a garment and of the frame around it, as the networks see them in training."""
 PATCH = 32
@@ -35,6 +38,14 @@ def load(data: Path, held_out: int) -> tuple[Labelled, Labelled, Labelled]:
     splits = load_labelled_images(str(data))
     kept, rest = draw_by_class(splits["train"], held_out / len(splits["train"]), 0, "the held-out share")
     return tensors(rest), tensors(kept), tensors(splits["test"])
+
+
+def digest(sets: Iterable[Labelled]) -> str:
+    """What tells the images and labels of a comparison from others."""
+    found = hashlib.sha256()
+    for part in (part for images in sets for part in images):
+        found.update(part.numpy())
+    return found.hexdigest()
 
 
 def share_of(images: Labelled, share: float, seed: int) -> Labelled:

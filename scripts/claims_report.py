@@ -2,10 +2,11 @@
 """What `compare_claims.py` found, as tables and pictures: means and ranges over the seeds."""
 
 import statistics
+from itertools import product
 from pathlib import Path
 
 from claims_networks import WHOLE
-from claims_pictures import DAMAGES, FRAME, GARMENT
+from claims_pictures import DAMAGES, FRAME, GARMENT, SHARE_OF_PIECES
 from matplotlib.figure import Figure
 
 from vitae_hf.files import write_text
@@ -71,7 +72,7 @@ def pieces_table(results: dict) -> list[str]:
     header = ["network", "parameters", "rate", "seeds", "top-1, %", *(f"kept: {name}" for name in COLUMNS)]
     cells = []
     for network, parameters in results["parameters"].items():
-        if runs := [run for run in of(results, network, 0.1) if "curves" in run]:
+        if runs := [run for run in of(results, network, SHARE_OF_PIECES) if "curves" in run]:
             start = [network, f"{parameters:,}", f"{runs[0]['learning_rate']:g}", str(len(runs))]
             changes = [spread([kept(run, change) for run in runs]) for change in COLUMNS]
             cells.append([*start, spread([run["top1_percent"] for run in runs]), *changes])
@@ -92,7 +93,10 @@ def differences_table(results: dict) -> list[str]:
     figures = [lambda run: run["top1_percent"], *(lambda run, column=column: kept(run, column) for column in COLUMNS)]
     cells = []
     for network, whole in pieces_of(results).items():
-        by_seed = [{run["seed"]: run for run in of(results, name, 0.1) if "curves" in run} for name in (whole, network)]
+        by_seed = [
+            {run["seed"]: run for run in of(results, name, SHARE_OF_PIECES) if "curves" in run}
+            for name in (whole, network)
+        ]
         if seeds := sorted(by_seed[0].keys() & by_seed[1].keys()):
             pairs = [[figure(by_seed[0][seed]) - figure(by_seed[1][seed]) for seed in seeds] for figure in figures]
             cells.append([network, str(len(seeds)), *(signed(values) for values in pairs)])
@@ -107,13 +111,24 @@ def signed(differences: list[float]) -> str:
 
 
 def matched_table(results: dict) -> list[str]:
-    """Accuracy on damaged pictures of networks as they were when their accuracy on held-out images was the same."""
-    header = ["network", "seeds", "whole pictures", *DAMAGES]
-    cells = []
+    """Accuracy on damaged pictures of networks as they were when their accuracy on held-out images was the same.
+
+    Updates are those to the first test with at least this accuracy.
+    """
+    header = ["network", "seeds", "updates", "whole pictures", *DAMAGES]
+    recipe, cells = results["recipe"], []
+    each = recipe["updates_between_tests"]
     for network in results["parameters"]:
-        if found := [run["matched"] for run in of(results, network, 0.1) if "matched" in run]:
+        if runs := [run for run in of(results, network, SHARE_OF_PIECES) if "matched" in run]:
+            tests = [
+                next(i for i, test in enumerate(run["curve"], 1) if test[2] >= recipe["matched_percent"])
+                for run in runs
+            ]
+            updates = "–".join(f"{count * each:,}" for count in sorted({min(tests), max(tests)}))
+            found = [run["matched"] for run in runs]
             damages = [spread([mean_of(one[damage]) for one in found]) for damage in DAMAGES]
-            cells.append([network, str(len(found)), spread([one["top1_percent"] for one in found]), *damages])
+            clean = spread([one["top1_percent"] for one in found])
+            cells.append([network, str(len(found)), updates, clean, *damages])
     return rows(header, cells) if cells else []
 
 
@@ -121,13 +136,35 @@ def data_table(results: dict) -> list[str]:
     """Accuracy of the whole networks, by the share of the training images."""
     shares = sorted({run["share"] for run in results["runs"]})
     networks = [
-        name for name in results["parameters"] if any(of(results, name, share) for share in shares if share != 0.1)
+        name
+        for name in results["parameters"]
+        if any(of(results, name, share) for share in shares if share != SHARE_OF_PIECES)
     ]
     cells = [
         [network, *(spread([run["top1_percent"] for run in of(results, network, share)]) for share in shares)]
         for network in networks
     ]
     return rows(["network", *(f"{share:.0%}" for share in shares)], cells) if cells else []
+
+
+def leads_table(results: dict) -> list[str]:
+    """What each whole ViTAE has more than each of the others when trained on the same images, by their share."""
+    shares = sorted({run["share"] for run in results["runs"]})
+    top1 = {(run["network"], run["share"], run["seed"]): run["top1_percent"] for run in results["runs"]}
+    seeds = sorted({run["seed"] for run in results["runs"]})
+    cells = []
+    for ours, theirs in product(WHOLE[:2], WHOLE[2:]):
+        pairs = [
+            [
+                top1[ours, share, seed] - top1[theirs, share, seed]
+                for seed in seeds
+                if {(ours, share, seed), (theirs, share, seed)} <= top1.keys()
+            ]
+            for share in shares
+        ]
+        if any(pairs):
+            cells.append([f"{ours} over {theirs}", *(signed(pair) if pair else "–" for pair in pairs)])
+    return rows(["points", *(f"{share:.0%}" for share in shares)], cells) if cells else []
 
 
 def learning_table(results: dict) -> list[str]:
@@ -164,7 +201,7 @@ def draw_changes(results: dict, changes: tuple[str, ...], networks: list[str], p
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     for axis, change in zip(figure.subplots(2, 2).flat, changes):
         for network in networks:
-            curves = [run["curves"][change] for run in of(results, network, 0.1) if "curves" in run]
+            curves = [run["curves"][change] for run in of(results, network, SHARE_OF_PIECES) if "curves" in run]
             strengths = [name for name in (curves[0] if curves else ()) if curves[0][name] is not None]
             if strengths:
                 columns = [[curve[name] for curve in curves] for name in strengths]
@@ -191,11 +228,11 @@ def draw_learning(results: dict, path: Path) -> None:
         colour = by_share.lines[-1].get_color()
         for run in of(results, network, largest):
             seen, seconds, top1 = zip(*run["curve"])
-            by_pictures.plot([count / 60_000 for count in seen], top1, color=colour, linewidth=0.9)
+            by_pictures.plot([count / 1000 for count in seen], top1, color=colour, linewidth=0.9)
             by_seconds.plot(seconds, top1, color=colour, linewidth=0.9)
     by_share.set(xscale="log", xlabel="training images used (%)", ylabel="top-1 on the test images (%)")
     by_pictures.set(
-        xlabel=f"pictures seen, in 60,000 ({largest:.0%} of the images)", ylabel="top-1 on held-out images (%)"
+        xlabel=f"thousand pictures seen ({largest:.0%} of the images)", ylabel="top-1 on held-out images (%)"
     )
     by_seconds.set(xscale="log", xlabel="seconds of one core for training", ylabel="top-1 on held-out images (%)")
     for axis in (by_share, by_seconds):
@@ -215,6 +252,7 @@ def write_report(results: dict, path: Path) -> None:
         "What the pieces are worth": differences_table(results),
         "Damage at equal accuracy": matched_table(results),
         "Data": data_table(results),
+        "Leads": leads_table(results),
         "Learning": learning_table(results),
     }
     parts = ["\n".join([f"## {title}", "", *table, ""]) for title, table in titles.items() if table]
@@ -227,5 +265,5 @@ def write_report(results: dict, path: Path) -> None:
         for family in ("vitae-nano", "vitaev2-nano"):
             pieces = [name for name in networks if name.split(",")[0] == family]
             draw_changes(results, GEOMETRY, pieces, path.with_name(f"{path.stem}_{family}.png"))
-    if any(run["share"] != 0.1 for run in results["runs"]):
+    if any(run["share"] != SHARE_OF_PIECES for run in results["runs"]):
         draw_learning(results, path.with_name(f"{path.stem}_learning.png"))

@@ -25,10 +25,10 @@ from pathlib import Path
 
 import torch
 from claims_networks import NETWORKS, WHOLE
-from claims_pictures import CHANGES, DAMAGES, FRAME, Labelled, changed, framed, load, share_of
+from claims_pictures import CHANGES, DAMAGES, FRAME, SHARE_OF_PIECES, Labelled, changed, digest, framed, load, share_of
 from claims_report import write_report
 from compare_pretraining import as_they_end
-from kept_results import go_on
+from kept_results import go_on, positive, read_results
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, update_bn
@@ -55,7 +55,8 @@ RECIPE = {
 FIRST_EXPONENTS = (0, 1, 2)  # of the learning rates that each network is tried with
 LOWEST, HIGHEST = -5, 5
 SEED_FOR_RATES = 1000  # the comparison uses others
-SHARES = {"pieces": (0.1,), "data": (0.01, 0.03, 0.1, 0.3, 1.0)}
+SHARES = (0.01, 0.03, SHARE_OF_PIECES, 0.3, 1.0)
+PARTS = ("pieces", "data")
 
 
 def batches(images: Labelled, size: int) -> Iterator[Labelled]:
@@ -207,6 +208,7 @@ def curves(network: PreTrainedModel, images: Labelled, changes: tuple[str, ...])
 
 def train_once(settings: dict) -> dict:
     """One run: its curve, its accuracy on the test images, and for `--parts pieces` that on changed ones."""
+    torch.set_num_threads(1)  # in a process of its own it has one; seconds are those of a core
     rest, kept, test = load(settings["data"], RECIPE["held_out"])
     images = share_of(rest, settings["share"], settings["seed"])
     training = Training(settings, (framed(images[0]), images[1]), (framed(kept[0]), kept[1]))
@@ -219,7 +221,7 @@ def train_once(settings: dict) -> dict:
         return record
     keep(training.best, settings)
     record["top1_percent"] = accuracy(training.best, framed(test[0]), test[1])
-    if settings["share"] == SHARES["pieces"][0]:
+    if settings["share"] == SHARE_OF_PIECES:
         record["curves"] = curves(training.best, test, tuple(CHANGES))
         if (matched := training.matched()) is not None:
             keep(matched, settings, "matched")
@@ -236,14 +238,36 @@ def keep(network: PreTrainedModel, settings: dict, *more: str) -> None:
 
 
 class Comparison:
-    """The runs so far, kept in a JSON file after each."""
+    """The runs so far, kept in a JSON file after each.
+
+    Raises:
+        ValueError: the runs in the file were made otherwise.
+    """
 
     def __init__(self, arguments: argparse.Namespace):
         self.arguments, self.path = arguments, arguments.output.with_suffix(".json")
-        new = {"recipe": RECIPE, "parameters": {}, "rates": [], "runs": []}
-        self.results = go_on(self.path, new, "recipe")
+        kept = [] if arguments.rates_from is None else read_results(arguments.rates_from, "rates")["rates"]
+        data = digest(load(arguments.data, RECIPE["held_out"]))
+        new = {"recipe": RECIPE, "data": data, "parameters": {}, "rates": kept, "runs": []}
+        self.results = go_on(self.path, new, "recipe", "data")
         for name in arguments.networks:
-            self.results["parameters"][name] = NETWORKS[name]().num_parameters()
+            parameters = NETWORKS[name]().num_parameters()
+            if self.results["parameters"].setdefault(name, parameters) != parameters:
+                raise ValueError(f"{self.path} is of another {name}: choose another --output")
+        self.refuse_others({"tests": arguments.tests, "patience": arguments.patience})
+
+    def refuse_others(self, settings: dict, network: str | None = None) -> None:
+        """See that the runs, of one network or of all, were made with these settings.
+
+        Raises:
+            ValueError: one was not.
+        """
+        for run in self.results["runs"]:
+            if network in (None, run["network"]) and not settings.items() <= run.items():
+                ours, theirs = (" and ".join(f"{name} {of[name]}" for name in settings) for of in (settings, run))
+                raise ValueError(
+                    f"{self.path} has runs of {run['network']} with {theirs}, not {ours}: choose another --output"
+                )
 
     def save(self) -> None:
         self.results.update({**environment(), "processes": self.arguments.processes})
@@ -268,10 +292,10 @@ class Comparison:
         """For each network the power of two, times 0.001, whose neighbours on both sides are no better.
 
         Raises:
-            RuntimeError: there is none from `LOWEST` to `HIGHEST`.
+            ValueError: there is none from `LOWEST` to `HIGHEST`.
         """
         arguments = self.arguments
-        settings = {"share": SHARES["pieces"][0], "seed": SEED_FOR_RATES}
+        settings = {"share": SHARE_OF_PIECES, "seed": SEED_FOR_RATES}
         settings |= {"tests": arguments.rate_tests, "patience": arguments.rate_tests}
         tried = dict.fromkeys(arguments.networks, FIRST_EXPONENTS)
         while True:
@@ -291,7 +315,7 @@ class Comparison:
             if wider == tried:
                 return rates
             if any(exponents[0] < LOWEST or exponents[-1] > HIGHEST for exponents in wider.values()):
-                raise RuntimeError(
+                raise ValueError(
                     f"the best learning rate is beyond {1e-3 * 2**LOWEST:g} to {1e-3 * 2**HIGHEST:g}: {rates}"
                 )
             tried = wider
@@ -301,29 +325,39 @@ def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of `make data-fashion-mnist`, or the like")
     parser.add_argument("--output", type=Path, required=True, help="path without suffix")
-    parser.add_argument("--parts", nargs="+", choices=SHARES, default=list(SHARES))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--shares", nargs="+", type=float, choices=SHARES, default=list(SHARES), help="of --parts data")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), metavar="NETWORK")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tests", type=int, default=300, help="how often a run is tested on held-out images at most")
+    parser.add_argument(
+        "--tests", type=positive, default=300, help="how often a run is tested on held-out images at most"
+    )
     parser.add_argument(
         "--patience",
-        type=int,
+        type=positive,
         default=6,
         help="how many tests without a higher accuracy end a run; at least some epochs",
     )
-    parser.add_argument("--rate_tests", type=int, default=5, help="how long the runs are that choose a learning rate")
-    parser.add_argument("--learning_rate", type=float, help="of all networks, in place of choosing one for each")
-    parser.add_argument("--processes", type=int, default=1, help="how many runs go on at once, in one thread each")
+    parser.add_argument(
+        "--rate_tests", type=positive, default=5, help="how long the runs are that choose a learning rate"
+    )
+    rates = parser.add_mutually_exclusive_group()
+    rates.add_argument("--learning_rate", type=float, help="of all networks, in place of choosing one for each")
+    rates.add_argument("--rates_from", type=Path, help="JSON file of a comparison that chose the learning rates")
+    parser.add_argument("--processes", type=positive, default=1, help="how many runs go on at once, in one thread each")
     arguments = parser.parse_args(argv)
     comparison = Comparison(arguments)
     one_rate = dict.fromkeys(arguments.networks, arguments.learning_rate)
     rates = comparison.choose_rates() if arguments.learning_rate is None else one_rate
+    for network, rate in rates.items():
+        comparison.refuse_others({"learning_rate": rate}, network)
     length = {"tests": arguments.tests, "patience": arguments.patience}
+    shares = {"pieces": [SHARE_OF_PIECES], "data": arguments.shares}
     for part in arguments.parts:
         networks = [network for network in arguments.networks if part == "pieces" or network in WHOLE]
         runs = [  # a share before the next, and all networks with a seed: so a stopped comparison is fair
             {"network": network, "share": share, "learning_rate": rates[network], "seed": seed, **length}
-            for share in SHARES[part]
+            for share in shares[part]
             for seed in arguments.seeds
             for network in networks
         ]

@@ -229,7 +229,9 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--pretraining_epochs", type=float, default=20)
     parser.add_argument("--learning_rates", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--processes", type=int, default=1, help="how many runs go on at once, in one thread each")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="how many runs go on at once; several have one thread each"
+    )
     arguments = parser.parse_args(argv)
     arguments.share_epochs = share_epochs(arguments.share_epochs)
     arguments.work = arguments.work or Path("outputs", f"compare_{arguments.preset}")

@@ -16,7 +16,7 @@ import statistics
 from pathlib import Path
 
 from claims_networks import NETWORKS
-from claims_pictures import DAMAGES, changed, load
+from claims_pictures import DAMAGES, SHARE_OF_PIECES, changed, load
 from compare_claims import RECIPE, accuracy, networks_input
 from safetensors.torch import load_file
 from torch.optim.swa_utils import update_bn
@@ -24,6 +24,7 @@ from torch.optim.swa_utils import update_bn
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
 from vitae_hf.files import write_json
+from vitae_hf.model_folders import read_header
 
 
 def twice(network, damage: str, test, others) -> dict[str, list[float]]:
@@ -47,7 +48,9 @@ def main(argv: list[str] | None = None) -> dict:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     rest, _, test = load(arguments.data, RECIPE["held_out"])
     files = [
-        path for path in sorted(arguments.weights.glob("* 0.1 *.safetensors")) if not path.stem.endswith("matched")
+        path
+        for path in sorted(arguments.weights.glob(f"* {SHARE_OF_PIECES} *.safetensors"))
+        if not path.stem.endswith("matched")
     ]
     if not files:
         raise ValueError(f"{arguments.weights} has no weights that `compare_claims.py` kept")
@@ -55,7 +58,11 @@ def main(argv: list[str] | None = None) -> dict:
     others, runs = rest[0][: RECIPE["statistics_images"]], []
     for path in files:
         name, _, seed = path.stem.rsplit(" ", 2)
+        if name not in NETWORKS:
+            raise ValueError(f"{path} is of no network of this comparison")
         network = NETWORKS[name]()
+        if read_header(path) != {key: tuple(value.shape) for key, value in network.state_dict().items()}:
+            raise ValueError(f"{path} has other weights than {name}")
         network.load_state_dict(load_file(path))
         runs.append({"network": name, "seed": int(seed), **{d: twice(network, d, test, others) for d in DAMAGES}})
         write_json({"runs": runs, **environment()}, arguments.output)

@@ -151,6 +151,20 @@ def test_a_piece_is_worth_what_the_whole_network_has_more_with_the_same_seed():
     assert cells[3:5] == ["+0.0 (+0.0 to +0.0)", "+5.0 (-10.0 to +20.0)"]  # smaller, larger: of the 80 above chance
 
 
+def test_a_lead_is_over_the_network_that_was_trained_on_the_same_images():
+    def run(network, share, seed, top1):
+        return {"network": network, "share": share, "seed": seed, "top1_percent": top1}
+
+    runs = [run("vitae-nano", 0.1, 0, 80.0), run("vitae-nano", 0.1, 1, 90.0), run("vitae-nano", 1.0, 0, 95.0)]
+    runs += [run("swin", 0.1, 1, 88.0), run("swin", 0.1, 0, 79.0), run("swin", 0.1, 2, 50.0), run("vit", 1.0, 0, 96.0)]
+    table = claims_report.leads_table({"runs": runs})
+    assert table[0] == "| points | 10% | 100% |"
+    assert table[2:] == [
+        "| vitae-nano over swin | **+1.5 (+1.0 to +2.0)** | – |",
+        "| vitae-nano over vit | – | -1.0 (-1.0 to -1.0) |",
+    ]
+
+
 def test_how_soon_networks_learn_is_told_at_an_accuracy_that_all_reach():
     def run(network, share, *top1):
         curve = [(6400 * (index + 1), 10.0 * (index + 1), value) for index, value in enumerate(top1)]
@@ -172,7 +186,6 @@ def test_a_comparison_chooses_rates_between_worse_ones_tests_changes_and_goes_on
     """With little data. The accuracy of the runs that choose rates is made up: the best lies off the first grid."""
     small = {"updates_between_tests": 4, "warmup_updates": 2, "held_out": 60, "changed_test_images": 10}
     monkeypatch.setattr(compare_claims, "RECIPE", {**compare_claims.RECIPE, **small, "matched_percent": 5.0})
-    monkeypatch.setitem(compare_claims.SHARES, "data", (0.01, 0.1))
     train_once, done = compare_claims.train_once, []
 
     def made_up(settings):
@@ -200,13 +213,17 @@ def test_a_comparison_chooses_rates_between_worse_ones_tests_changes_and_goes_on
     count = len(done)
     compare_claims.main(words)
     assert len(done) == count  # nothing anew
-    compare_claims.main([*words, "--networks", "vitae-nano", "--parts", "data"])
+    compare_claims.main([*words, "--networks", "vitae-nano", "--parts", "data", "--shares", "0.01", "0.1"])
     assert [settings["share"] for settings in done[count:]] == [0.01]
     assert "| vitae-nano |" in (tmp_path / "claims.md").read_text().split("## Data")[1]
     count = len(done)
     given = [*words, "--networks", "vitae-nano", "--learning_rate", "0.002", "--output", str(tmp_path / "one_rate")]
     assert compare_claims.main(given)["learning_rates"] == {"vitae-nano": 0.002}
     assert [(run["part"], run["learning_rate"]) for run in done[count:]] == [("runs", 0.002)]
+    count = len(done)
+    words = [*words, "--networks", "swin", "--rates_from", f"{tmp_path}/claims.json", "--output", f"{tmp_path}/again"]
+    assert compare_claims.main(words)["learning_rates"] == {"swin": 8e-3}
+    assert [(run["part"], run["learning_rate"]) for run in done[count:]] == [("runs", 8e-3)]
 
 
 def test_statistics_of_damaged_pictures_change_what_networks_with_batchnorm_see(tmp_path, monkeypatch):
@@ -229,7 +246,52 @@ def test_statistics_of_damaged_pictures_change_what_networks_with_batchnorm_see(
 def test_a_comparison_goes_on_with_the_settings_it_began_with(tmp_path):
     path, new = tmp_path / "folder" / "results.json", {"recipe": {"rate": 0.1, "steps": (1, 2)}, "runs": []}
     assert go_on(path, new, "recipe") is new and path.parent.is_dir()
+    for damaged, complaint in {"{": "no JSON file that can be read", "[]": "has no recipe, no runs"}.items():
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=f"results.json is .*{complaint}"):
+            go_on(path, new, "recipe")
     path.write_text(json.dumps({**new, "runs": [1]}))
     assert go_on(path, new, "recipe")["runs"] == [1]
     with pytest.raises(ValueError, match=r"is of another recipe, .*'steps': \[1, 2\].*: choose another --output"):
         go_on(path, {**new, "recipe": {"rate": 0.2}}, "recipe")
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """A comparison with one run, and the words for going on with it."""
+    run = {"network": "vit", "share": 0.1, "learning_rate": 0.002, "seed": 0, "tests": 300, "patience": 6}
+    run |= {"curve": [], "held_out_percent": 50.0, "top1_percent": 50.0}
+    data = claims_pictures.digest(claims_pictures.load(DATA, compare_claims.RECIPE["held_out"]))
+    record = {"recipe": compare_claims.RECIPE, "data": data, "parameters": {}, "rates": [], "runs": [run]}
+    (tmp_path / "claims.json").write_text(json.dumps(record))
+    words = ["--data", str(DATA), "--output", str(tmp_path / "claims"), "--networks", "vit", "--seeds", "0"]
+    return words, record, tmp_path / "claims.json"
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (["--patience", "19"], "has runs of vit with tests 300 and patience 6, not tests 300 and patience 19"),
+        (["--learning_rate", "0.004"], "has runs of vit with learning_rate 0.002, not learning_rate 0.004"),
+    ],
+)
+def test_runs_of_other_settings_are_not_mixed(begun, more, complaint):
+    words, *_ = begun
+    with pytest.raises(ValueError, match=f"claims.json {complaint}: choose another --output"):
+        compare_claims.main([*words, *more])
+
+
+@pytest.mark.parametrize("changed", ["data", "parameters"])
+def test_runs_on_other_images_or_networks_are_not_mixed(begun, changed):
+    words, record, path = begun
+    path.write_text(
+        json.dumps({**record, "data": "others"} if changed == "data" else {**record, "parameters": {"vit": 1}})
+    )
+    with pytest.raises(ValueError, match=f"is of another {'data' if changed == 'data' else 'vit'}.*: choose another"):
+        compare_claims.main([*words, "--learning_rate", "0.002"])
+
+
+def test_a_comparison_counts_from_one(begun, capsys):
+    with pytest.raises(SystemExit):
+        compare_claims.main([*begun[0], "--tests", "0"])
+    assert "argument --tests: must be at least 1, got 0" in capsys.readouterr().err
