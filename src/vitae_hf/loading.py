@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.utils import HFValidationError, httpx
@@ -26,7 +27,7 @@ from transformers import (
 )
 
 from .class_names import distinct
-from .files import find_model
+from .files import PICTURES, find_model
 from .image_processing_vitae import ViTAEImageProcessor, ViTAEImageProcessorPil
 from .messages import listed
 from .model_folders import MODEL_FILES, check_model, read_json, reason_of
@@ -87,6 +88,14 @@ def load_trained(
             raise ValueError(f"the weights of {name} lack {len(missing)} tensors of the network: {listed(missing)}")
         raise ValueError(f"{name} is not a trained image classifier: it lacks {listed(missing)}")
     return model.eval(), load_processor(source, image_size, crop_pct, model.config, **shared)
+
+
+def example_pictures(processor: Any) -> list[Any]:
+    """Pictures that an image processor takes: the package's, the grey one for one channel, noise for other numbers."""
+    channels = len(processor.image_mean)
+    if channels in (1, 3):
+        return list(map(str, PICTURES if channels == 3 else PICTURES[1:]))
+    return list(np.random.default_rng(0).integers(0, 256, (2, 96, 96, channels), dtype=np.uint8))
 
 
 def segmentation_processor(short_side: int, reduce_labels: bool = False) -> SegformerImageProcessor:

@@ -176,6 +176,9 @@ def test_prepared_networks_are_compared_with_the_reference_as_it_is(monkeypatch)
     rows = benchmark.main([*options.split(), "--threads", "1", "--batch_size", "2", "--skip_memory"])["results"]
     assert [benchmark.name_of(row) for row in rows] == ["vitae-nano", "vitae-nano, prepared", "timm:test_vit"]
     assert all(row["relative_efficiency"] for row in rows)
+    options = "--networks vitae-nano --reference vitaev2-nano --prepare yes --size 64 --rounds 1 --seconds 0.01"
+    rows = benchmark.main([*options.split(), "--threads", "1", "--batch_size", "2", "--skip_memory"])["results"]
+    assert len(rows) == 2 and all(row["relative_efficiency"] for row in rows)  # the reference is prepared too
     modules = Workload(Setup("vitae-nano", (64, 64), prepared=True)).model.modules()
     assert any(isinstance(module, FoldedBatchNorm) for module in modules)
 

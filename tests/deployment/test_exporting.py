@@ -14,11 +14,18 @@ from helpers import ASSETS, CONFIGS, REPOSITORY, original_weights
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from vitae_hf import ViTAEBackbone, ViTAEImageProcessorPil, convert_original_state_dict
+from vitae_hf import (
+    ViTAEBackbone,
+    ViTAEForImageClassification,
+    ViTAEImageProcessorPil,
+    config_from_preset,
+    convert_original_state_dict,
+)
 from vitae_hf.commands import export
 from vitae_hf.deployment import exporting
 from vitae_hf.deployment.exporting import export_folder, forward_inputs, load_exported, read_batch
 from vitae_hf.failures import run_command
+from vitae_hf.hub.publishing import check_folder
 from vitae_hf.layers_vitae import ViTAEConvLayer
 
 
@@ -177,6 +184,28 @@ def test_an_earlier_export_that_cannot_be_moved_stays_and_one_that_can_is_replac
     with exporting.replaced_folder(output) as folder:
         (folder / "model.onnx").write_text("after")
     assert (output / "model.onnx").read_text() == "after" and list(tmp_path.iterdir()) == [output]
+
+
+def test_a_clone_of_a_repository_is_no_export_to_replace(tmp_path):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / exporting.MANIFEST).write_text("{}")
+    with pytest.raises(FileExistsError, match="is a clone of a repository: choose another --output"):
+        with exporting.replaced_folder(tmp_path):
+            pass
+    assert (tmp_path / ".git").is_dir()
+
+
+@pytest.mark.parametrize("channels", [1, 13])
+def test_a_model_of_any_number_of_channels_is_exported_and_published_without_a_picture_of_ones_own(tmp_path, channels):
+    config = config_from_preset("vitae-nano", num_channels=channels, num_labels=4)
+    ViTAEForImageClassification(config).save_pretrained(tmp_path)
+    numbers = {"image_mean": [0.5] * channels, "image_std": [0.3] * channels}
+    ViTAEImageProcessorPil(size=64, **numbers).save_pretrained(tmp_path)
+    (tmp_path / "README.md").write_text("A card.")
+    record = export_folder(tmp_path, "torch", None)
+    assert record["checks"] and all(check["max_over_std"] < 1e-3 for check in record["checks"])
+    _, outputs = check_folder(tmp_path, None)
+    assert outputs.shape == (1, 4)
 
 
 def test_what_cannot_be_exported_is_told_before_anything_is_written(folders, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from vitae_hf.commands import convert
 from vitae_hf.embeddings_vitae import sin_cos_positions
 from vitae_hf.hub.conversion import config_from_original, convert_checkpoint, convert_original_state_dict
 from vitae_hf.hub.kinds import recognise
+from vitae_hf.hub.original_files import hub_address
 from vitae_hf.hub.publishing import check_folder
 
 
@@ -642,6 +643,36 @@ def test_only_classifiers_with_tables_in_two_stages_are_taken_for_rsps():
     assert [config_from_original(nano() | found).window_padding for found in (two, four)] == ["end", "both"]
 
 
+def test_a_classifier_that_is_dropped_still_tells_whose_network_it_was():
+    shapes = listed_shapes("rsp-vitaev2-s_cls51")
+    paddings = {head: recognise(shapes, head=head).network() for head in ("keep", "drop")}
+    assert {(network.preset, network.config.window_padding) for network in paddings.values()} == {
+        ("vitaev2-s-rsp", "end")
+    }
+
+
+def test_a_preset_that_is_given_decides_unless_tensors_contradict_it():
+    backbone = recognise(listed_shapes("vitaev2-s_backbone"))
+    assert backbone.network("vitaev2-s-rsp").config.window_padding == "end"
+    rsps = recognise(listed_shapes("rsp-vitaev2-s_mmseg"))
+    assert rsps.network("vitaev2-s-rsp").config.window_padding == "end"
+    with pytest.raises(ValueError, match="--preset vitaev2-s pads windows on both sides, but windows are padded at"):
+        rsps.network("vitaev2-s")
+    assert rsps.network("vitaev2-s", "both").preset == rsps.network(None, "both").preset == "vitaev2-s"
+    with pytest.raises(ValueError, match="--preset vitaev2-s-rsp and --window_padding both contradict each other"):
+        backbone.network("vitaev2-s-rsp", "both")
+
+
+def test_positions_that_are_missing_are_named():
+    tensors = listed_shapes("rvsa-vitae-b_seg")
+    without = {name: tensor for name, tensor in tensors.items() if name != "pos_embed"}
+    with pytest.raises(ValueError, match=r"the position table \(`pos_embed`\) is missing"):
+        config_from_original(without)
+    scalar = {**tensors, "blocks.0.attn.rel_pos_h": torch.tensor(0.0)}
+    with pytest.raises(ValueError, match=r"wrong shape: blocks.0.attn.rel_pos_h is \(\)"):
+        convert_original_state_dict(scalar)
+
+
 def test_values_that_are_not_finite_matter_in_the_network_alone(tmp_path):
     torch.save(
         {"model": {**prefixed(nano(), "backbone."), "bbox_head.anchors": torch.full((2,), torch.inf)}}, tmp_path / "a"
@@ -661,6 +692,48 @@ def test_averaged_weights_are_taken_by_both_of_their_names(tmp_path):
         assert torch.equal(found["head.bias"], averaged["head.bias"])
     torch.save({"model": averaged, "model_ema": None}, tmp_path / "without")
     assert torch.equal(load_original_checkpoint(tmp_path / "without")["head.bias"], averaged["head.bias"])
+
+
+def test_of_several_sets_of_weights_one_is_said_to_be_taken_or_chosen(tmp_path, capsys):
+    averaged = {name: value / 2 if name == "head.bias" else value for name, value in nano().items()}
+    torch.save({"state_dict": nano(), "state_dict_ema": averaged}, tmp_path / "file.pth")
+    words = [str(tmp_path / "file.pth"), "--output"]
+    record = convert.main([*words, str(tmp_path / "averaged")])
+    assert record["weights"] == "state_dict_ema" and "--weights state_dict takes others" in capsys.readouterr().out
+    assert "those of its `state_dict_ema`" in (tmp_path / "averaged" / "README.md").read_text()
+    record = convert.main([*words, str(tmp_path / "last"), "--weights", "state_dict"])
+    assert record["weights"] == "state_dict" and not any("weights" in sentence for sentence in record["assumed"])
+    biases = [
+        AutoModelForImageClassification.from_pretrained(tmp_path / name).classifier.bias
+        for name in ("averaged", "last")
+    ]
+    assert torch.equal(2 * biases[0], biases[1])
+    with pytest.raises(ValueError, match="no weights under `model`, but state_dict_ema, state_dict"):
+        convert.main([*words, str(tmp_path / "other"), "--weights", "model"])
+
+
+def test_a_picture_that_cannot_be_read_is_noticed_before_anything_is_converted(tmp_path):
+    with pytest.raises(ValueError, match="nope.jpg"):
+        convert.main([str(tmp_path / "none.pth"), "--output", str(tmp_path / "out"), "--verify", "nope.jpg"])
+    assert convert.parse(["a", "--output", "b", "--verify", "https://here/cat.jpg"]).verify == "https://here/cat.jpg"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("org/name", ("org/name", None, None)),
+        ("hf://org/name@v1/folder/file.pth", ("org/name", "v1", "folder/file.pth")),
+        ("hf://org/name@refs/pr/1/file.pth", ("org/name", "refs/pr/1", "file.pth")),
+        ("hf://org/name@refs%2Fpr%2F1/file.pth", ("org/name", "refs%2Fpr%2F1", "file.pth")),
+    ],
+)
+def test_addresses_on_the_hub_are_those_of_its_library(source, found):
+    assert hub_address(source).group("repo_id", "revision", "file") == found
+
+
+def test_an_address_for_browsers_is_no_path():
+    with pytest.raises(ValueError, match="is an address of a page: a file on the Hub is hf://OWNER/NAME/FILE"):
+        hub_address("https://huggingface.co/org/name/resolve/main/file.bin")
 
 
 def test_a_bias_that_is_missing_is_not_taken_for_attention_without_windows():

@@ -578,7 +578,11 @@ def test_a_flipped_byte_of_a_folder_is_found_and_its_file_named(folder):
     assert list(verify_checkpoint(folder)["problems"]) == ["model.safetensors"]
     flip(folder / "config.json", 20)
     (folder / "modeling_vitae.py").unlink()
-    problems = verify_checkpoint(folder)["problems"]
+    for name in ("onnx", ".git"):
+        (folder / name).mkdir()
+        (folder / name / "part").write_text("")
+    assert "onnx/part" in (report := verify_checkpoint(folder))["unchecked"] and ".git/part" not in report["unchecked"]
+    problems = report["problems"]
     assert set(problems) == {"model.safetensors", "config.json", "modeling_vitae.py"}
     assert problems["modeling_vitae.py"] == ["missing"]
 

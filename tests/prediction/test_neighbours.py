@@ -80,10 +80,11 @@ def test_a_picture_that_is_gone_is_a_grey_field(features, tmp_path, capsys):
 
 def test_a_picture_that_cannot_be_read_is_named_and_the_others_searched_for(features, tmp_path, capsys):
     (tmp_path / "text.png").write_text("no picture")
-    words = tmp_path / "text.png", tmp_path / "none.png"
+    PIL.Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(tmp_path / "float.tiff")
+    words = tmp_path / "text.png", tmp_path / "none.png", tmp_path / "float.tiff"
     rows, said, status = searched(capsys, features, *words, ASSETS / "sneaker.png", "--output", tmp_path / "sheet.png")
     assert status == 1 and rows[-1]["failed"] == list(map(str, words)) and len(rows) == 11
-    assert "text.png" in said and "none.png: there is no such file" in said
+    assert "text.png" in said and "none.png: there is no such file" in said and "float.tiff: its values are" in said
     rows, _, status = searched(capsys, features, words[0], "--output", tmp_path / "other.png")
     assert status == 1 and rows[-1]["output"] is None and not (tmp_path / "other.png").exists()
 

@@ -242,6 +242,41 @@ def test_another_run_in_the_same_folder_is_refused_by_what_has_changed(source, t
     assert len(rows_of(output)[0]["labels"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"image_size": 70}, "must be multiples of 16"),
+        ({"model": "resizes"}, "pictures must come out in one size"),
+    ],
+)
+def test_rows_are_only_overwritten_by_a_run_that_can_give_some(source, tmp_path, capsys, changed, message):
+    run_predict(source / "00", output=tmp_path / "out")
+    before = parts_of(tmp_path / "out")
+    if "model" in changed:
+        changed = {"model": tmp_path / "model"}
+        AutoModelForImageClassification.from_pretrained(find_model(MODEL)).save_pretrained(tmp_path / "model")
+        ViTAEImageProcessor(size=64, do_resize=False, do_center_crop=False).save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=message):
+        run_predict(source / "00", "--overwrite", output=tmp_path / "out", **changed)
+    assert before and parts_of(tmp_path / "out") == before
+
+
+def test_a_pattern_for_all_below_gives_each_picture_one_row_and_goes_on(tmp_path):
+    folder = write_folder(tmp_path / "in", range(9))
+    (folder / "notes.txt").write_text("no picture")
+    for _ in range(2):
+        run_predict(f"{folder}/**", output=folder / "out")
+    found = rows_of(folder / "out")
+    assert sorted(Path(row["path"]).name for row in found) == [f"{number:03}.png" for number in range(9)]
+    assert all(row["error"] is None for row in found)
+
+
+def test_a_source_in_another_is_refused(source, tmp_path, capsys):
+    said = sentence(capsys, source, source / "00", output=tmp_path / "out")
+    assert f"{source / '00'} lies in {source}: its pictures would have two rows" in said
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_that_changed_under_the_same_name_are_refused(source, tmp_path, capsys):
     model = AutoModelForImageClassification.from_pretrained(find_model(MODEL))
     ViTAEImageProcessor(size=64, crop_pct=1.0).save_pretrained(tmp_path / "model")

@@ -303,10 +303,11 @@ def test_a_folder_of_everything_is_read_below_its_name_and_other_files_are_count
     write_tar(folder / "z" / "b.tar", range(5))
     (folder / "notes.txt").write_text("no picture")
     (folder / ".hidden.png").write_bytes(content(0))
+    other = write_folder(tmp_path / "other", range(3))
     with caplog.at_level("WARNING"):
-        record = run_predict(folder, tmp_path / "in" / "00", output=folder / "out")
+        record = run_predict(folder, other, output=folder / "out")
     assert record["left_out"] == 1 and record["pictures"] == 3 + 12 + 5 + 3
-    record = run_predict(folder, tmp_path / "in" / "00", output=folder / "out")  # does not read what it wrote itself
+    record = run_predict(folder, other, output=folder / "out")  # does not read what it wrote itself
     assert (record["pictures"], record["done_before"]) == (0, 23)
     names = [row["path"].removeprefix(f"{folder}/") for row in rows_of(folder / "out")]
     assert names[2:5] == ["00/002.png", "a.parquet/0", "a.parquet/1"]

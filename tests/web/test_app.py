@@ -174,6 +174,14 @@ def test_a_folder_is_loaded_without_its_code_and_without_pickle(root):
         models.load("hostile/model")
 
 
+def test_a_folder_without_an_image_processor_is_said_to_lack_it(root):
+    folder = root / "bare" / "model"
+    shutil.copytree(root / "trained" / "v1", folder)
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(Refusal, match="bare/model cannot be used: .*image processor"):
+        Models(root=root / "bare").load("bare/model")
+
+
 def test_other_families_are_not_offered(root):
     other = root / "others" / "vit"
     shutil.copytree(root / "trained" / "v1", other)

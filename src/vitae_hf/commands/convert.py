@@ -20,6 +20,7 @@ from ..environment import environment
 from ..files import PICTURES
 from ..hub.conversion import convert_checkpoint
 from ..hub.kinds import in_words
+from ..hub.original_files import WEIGHTS
 from ..presets import PRESETS
 from . import command_parser
 
@@ -29,6 +30,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("checkpoint", help="file, or owner/name or hf://owner/name/file on the Hub")
     parser.add_argument("--output", type=Path, required=True, help="folder to write; it must not exist yet or be empty")
     parser.add_argument("--preset", choices=list(PRESETS), help="which network it is; default: recognised")
+    parser.add_argument("--weights", choices=WEIGHTS, help="if the file has several sets; default: averaged ones")
     parser.add_argument("--prefix", help="of the network's tensors, if the file has several networks")
     parser.add_argument(
         "--head",
@@ -53,7 +55,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--verify",
         nargs="?",
-        type=Path,
         const=PICTURES[0],
         metavar="IMAGE",
         help="reload the folder and run an image (default: a photograph of a cat) through it",

@@ -22,7 +22,6 @@ from ..deployment.browser import export_for_browser
 from ..deployment.exporting import BACKENDS, export_folder
 from ..environment import environment
 from ..failures import about
-from ..files import PICTURES
 from . import command_parser
 
 
@@ -34,8 +33,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--images",
         nargs="+",
-        default=list(map(str, PICTURES)),
-        help="pictures to compare on; default: those that the package carries",
+        help="pictures to compare on; default: those that the package carries, or noise for other numbers of channels",
     )
     parser.add_argument("--quantize", choices=["int8"], help="compute matrix products in int8; only with onnx")
     parser.add_argument("--page", action="store_true", help="write a page for the browser too; only with web")

@@ -122,9 +122,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         model, processor = load_trained(arguments.model, *size, headless=True, **options)
     predictor = Predictor(model, processor, arguments.top_k, arguments.embeddings)
     parts = Parts(arguments.output, arguments.format, arguments.rows_per_part, predictor.embeddings)
-    parts.begin(settings_of(arguments, model, predictor), arguments.overwrite)
+    settings = settings_of(arguments, model, predictor)
     model.to(arguments.device)
     prepare_for_inference(model, getattr(torch, arguments.dtype))
+    predictor.try_out()  # what cannot run must not cost the rows of an earlier run
+    parts.begin(settings, arguments.overwrite)
     run = Run(predictor, Dealing(listing, parts, arguments.rank, arguments.world_size), parts)
     workers = usable_cores() if arguments.num_workers is None else arguments.num_workers
     is_cpu = model.device.type == "cpu"

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..environment import environment
 from ..failures import about
-from ..files import PICTURES
 from ..hub.publishing import publish
 from . import command_parser
 
@@ -27,7 +26,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     target.add_argument("--create_pr", action="store_true", help="propose it as a pull request")
     target.add_argument("--revision", help="branch to upload to, created if need be; default: main")
     parser.add_argument("--dry-run", action="store_true", help="check and list, but neither write nor upload anything")
-    parser.add_argument("--image", type=Path, default=PICTURES[0], help="what to try the model on")
+    parser.add_argument(
+        "--image", help="what to try the model on; default: a photograph, or noise for other numbers of channels"
+    )
     return parser.parse_args(argv)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from transformers import PreTrainedModel
 
 from ..data.pictures import open_picture
 from ..environment import environment
@@ -45,28 +46,31 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def read_pictures(names: list[str]) -> dict[str, PIL.Image.Image]:
-    """The pictures that can be read, by name; the others are named on stderr."""
-    pictures = {}
+def embed_pictures(
+    names: list[str], model: PreTrainedModel, processor: Any
+) -> tuple[dict[str, PIL.Image.Image], list[np.ndarray]]:
+    """The pictures that can be read, by name, and their embeddings; the others are named on stderr."""
+    pictures, embeddings = {}, []
     for name in names:
         try:
-            pictures[name] = open_picture(name)
+            picture = open_picture(name)
+            embeddings.append(embed(model, processor, picture))
+            pictures[name] = picture
         except (OSError, ValueError) as error:
             print(f"error: {name}: {error}", file=sys.stderr)
-    return pictures
+    return pictures, embeddings
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     arguments = parse(argv)
     record = read_record(arguments.folder)
     model, processor = load_recorded(record, arguments.device)
-    pictures = read_pictures(arguments.pictures)
+    pictures, embeddings = embed_pictures(arguments.pictures, model, processor)
     found: list[list[Neighbour]] = []
     seconds = 0.0
     if pictures:
-        queries = np.stack([embed(model, processor, picture) for picture in pictures.values()])
         started = time.perf_counter()
-        found = nearest(arguments.folder, queries, arguments.top_k)
+        found = nearest(arguments.folder, np.stack(embeddings), arguments.top_k)
         seconds = time.perf_counter() - started
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         draw_sheet(pictures, found, record.get("sources", [])).savefig(arguments.output, dpi=110)

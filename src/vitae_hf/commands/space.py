@@ -19,7 +19,6 @@ from typing import Any
 from ..deployment.browser import export_for_browser, write_card
 from ..environment import environment
 from ..failures import about
-from ..files import PICTURES
 from . import command_parser
 
 
@@ -31,7 +30,6 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--runtime", type=Path, help="where the npm package onnxruntime-web is")
     arguments = parser.parse_args(argv)
     with about(arguments.source):
-        pictures = list(map(str, PICTURES))
-        record = export_for_browser(arguments.source, pictures, arguments.output, True, arguments.runtime)
+        record = export_for_browser(arguments.source, None, arguments.output, True, arguments.runtime)
         write_card(arguments.output)
     return {**record, **environment()}

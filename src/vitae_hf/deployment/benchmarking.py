@@ -231,8 +231,8 @@ def set_precision(dtype: str) -> None:
 
 
 def synchronize(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize(torch.device(device))
 
 
 def seconds_per_call(function: Callable[[], None], calls: int, device: str) -> float:
@@ -328,7 +328,10 @@ def measure_speed(setups: list[Setup], reference: str, rounds: int, least_second
         if setup in errors:
             records.append({**asdict(setup), "error": errors[setup]})
             continue
-        base = speeds.get(Setup(**{**asdict(setup), "network": reference, "prepared": False, "merged": False}))
+        # Prepared as the network is, if nothing was measured without preparation.
+        bases = [{"prepared": False, "merged": False}, {"merged": False}, {}]
+        found = (speeds.get(Setup(**{**asdict(setup), "network": reference, **how})) for how in bases)
+        base = next((speed for speed in found if speed is not None), None)
         record = record_of_speed(setup, work[setup], seconds[setup], speeds[setup], base, peaks)
         records.append(record | ({"peak_mib": peak_mib[setup], "idle_peak_mib": 0} if setup in peak_mib else {}))
     return records
@@ -348,13 +351,14 @@ def build_workloads(
     for setup in setups:
         try:
             work[setup] = count_work(setup.network, setup.image_size)
-            before = torch.cuda.memory_allocated()  # 0 without a GPU
+            is_cuda = torch.device(setup.device).type == "cuda"
+            before = torch.cuda.memory_allocated(setup.device) if is_cuda else 0
             workload = Workload(setup)
-            if torch.device(setup.device).type == "cuda":
+            if is_cuda:
                 workload()  # compiles, chooses algorithms, makes the optimizer's state
-                torch.cuda.reset_peak_memory_stats()
+                torch.cuda.reset_peak_memory_stats(setup.device)
                 workload()
-                peak_mib[setup] = (torch.cuda.max_memory_allocated() - before) / 2**20
+                peak_mib[setup] = (torch.cuda.max_memory_allocated(setup.device) - before) / 2**20
             workloads[setup] = workload
         except Exception as error:
             errors[setup] = error_in_a_line(error)

@@ -18,7 +18,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from ..failures import first_line
 from ..files import PACKAGE, size_of, write_json
 from ..hub.cards import space_card
-from ..loading import label_names
+from ..loading import example_pictures, label_names
 from .exporting import (
     MANIFEST,
     check_format,
@@ -272,7 +272,7 @@ def write_card(folder: Path) -> None:
 
 def export_for_browser(
     source: str | Path,
-    pictures: list[Any],
+    pictures: list[Any] | None,
     output: str | Path | None = None,
     page: bool = False,
     runtime: str | Path | None = None,
@@ -281,7 +281,8 @@ def export_for_browser(
 
     Args:
         source: folder or Hub name of a classifier or headless model of this family.
-        pictures: what to compare on: paths, or anything else that the image processor takes.
+        pictures: what to compare on: paths, or anything else that the image processor takes; `None`:
+            [`example_pictures`].
         output: folder to write; default: `web` in the source.
         page: whether to write a page for the browser too.
         runtime: where ONNX Runtime Web is, for the page; see [`find_runtime`].
@@ -302,6 +303,7 @@ def export_for_browser(
     with replaced_folder(output) as unfinished:
         model, processor = load_for_export(source)
         check_runnable(model, processor, page)
+        pictures = pictures or example_pictures(processor)
         programs, refused = write_programs(model, processor, pictures, unfinished)
         write_settings(model, processor, unfinished)
         name = Path(source).resolve().name if Path(source).is_dir() else str(source)

@@ -27,7 +27,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from ..failures import EXTRAS, first_line
 from ..files import size_of, whole_folder, write_json
 from ..layers_vitae import ViTAEConvLayer
-from ..loading import any_size_options, find_checked_model, load_trained
+from ..loading import any_size_options, example_pictures, find_checked_model, load_trained
 from ..model_folders import FAMILY
 from ..training.merging import groups_of_width, merged_weight
 from .fixed_size import RUNTIMES, load_program, write_program
@@ -383,8 +383,11 @@ def replaced_folder(output: Path) -> Iterator[Path]:
     """[`whole_folder`], which replaces an earlier export, but keeps it if anything fails.
 
     Raises:
-        FileExistsError: there is something at `output` that is no export.
+        FileExistsError: there is something at `output` that is no export, or a clone of a repository, whose history
+            would be lost.
     """
+    if (output / ".git").exists():
+        raise FileExistsError(f"{output} is a clone of a repository: choose another --output, and copy its files there")
     if output.exists() and not (output.is_dir() and ((output / MANIFEST).is_file() or not any(output.iterdir()))):
         raise FileExistsError(f"{output} exists already and is no export: choose another --output")
     before = output.with_name(f".{output.name}.before")
@@ -410,14 +413,15 @@ def output_folder(source: str | Path, output: str | Path | None, name: str) -> P
 
 
 def export_folder(
-    source: str | Path, format: str, pictures: list[Any], output: str | Path | None = None, int8: bool = False
+    source: str | Path, format: str, pictures: list[Any] | None, output: str | Path | None = None, int8: bool = False
 ) -> dict[str, Any]:
     """Export a saved model, and compare the program with it. If they disagree, nothing is written.
 
     Args:
         source: folder or Hub name of a classifier or headless model of this family.
         format: one of `BACKENDS`.
-        pictures: what to compare on: paths, or anything else that the image processor takes.
+        pictures: what to compare on: paths, or anything else that the image processor takes; `None`:
+            [`example_pictures`].
         output: folder to write; default: `onnx` (or the other format) in the source, `onnx_int8` for int8.
         int8: whether matrix products are computed in int8, see [`int8_quantizer`].
 
@@ -438,6 +442,7 @@ def export_folder(
     started, dtype = time.perf_counter(), "int8" if int8 else "float32"
     with replaced_folder(output) as unfinished:
         model, processor = load_for_export(source)
+        pictures = pictures or example_pictures(processor)
         write_model(model, format, unfinished, int8_quantizer() if int8 else None)
         reason = RUNTIMES[format].why_not_here() if format in RUNTIMES else None
         checks = [] if reason else verify(load_exported(unfinished), model, processor, pictures, dtype, format)

@@ -88,7 +88,7 @@ def verify_checkpoint(
     cache_dir: str | Path | None = None,
     token: str | None = None,
 ) -> dict[str, Any]:
-    """Compare every file of a model with its checksums.
+    """Compare every file of a model with its checksums, those of its folders too.
 
     Args:
         source: folder, or name of a Hub repository, whose files are downloaded if they are not in the cache.
@@ -112,10 +112,12 @@ def verify_checkpoint(
     problems: dict[str, list[str]] = {}
     checked: list[str] = []
     unchecked: list[str] = []
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        (checked if path.name in sums or path.is_symlink() else unchecked).append(path.name)
-        if found := problems_of_file(path, sums.get(path.name)):
-            problems[path.name] = found
+    for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*")):
+        if not path.is_file() or any(part.startswith(".") for part in Path(name).parent.parts):  # as `.git`
+            continue
+        (checked if name in sums or path.is_symlink() else unchecked).append(name)
+        if found := problems_of_file(path, sums.get(name)):
+            problems[name] = found
     if is_folder or not constants.HF_HUB_OFFLINE:  # offline, the cache may have only those files that were loaded
         problems |= {name: ["missing"] for name in sums if not (folder / name).exists()}
     return {"folder": str(folder), "checked": checked, "unchecked": unchecked, "problems": problems}

@@ -22,7 +22,7 @@ from ..modeling_vitae import ViTAEForPreTraining
 from .cards import converted_card, variant_card
 from .checksums import sha256, write_sums
 from .kinds import Checkpoint, Network, counted, model_class, preset_of, recognise
-from .original_files import find_checkpoint, read_tensors, state_dict_of
+from .original_files import find_checkpoint, read_tensors, state_dict_of, weights_in
 from .original_names import new_model, original_layout
 from .upernet import class_names, picture_side
 from .variants import VARIANTS
@@ -141,6 +141,7 @@ def convert_checkpoint(
     head: str = "keep",
     window_padding: str | None = None,
     rescaled_cells: Sequence[int] | None = None,
+    weights: str | None = None,
 ) -> dict[str, Any]:
     """Write an original checkpoint as a folder for `from_pretrained` and the Hub, whole or not at all.
 
@@ -158,9 +159,11 @@ def convert_checkpoint(
         head: `"drop"`: without the classifier, or the heads of a UperNet.
         window_padding: of a ViTAEv2, as its configuration has it; default: from the tensors, as far as they tell.
         rescaled_cells: of a plain backbone, as [`recognise`] takes it.
+        weights: the key that they are under, if the file has several sets; default: averaged ones, if there are some.
 
     Returns:
-        The folder, and what was found: name and SHA-256 of the file; preset, class and parameters of the model; number
+        The folder, and what was found: name and SHA-256 of the file, and under which key the weights are, if under
+        one; preset, class and parameters of the model; number
         of labels, whether they have names, whether these are ImageNet-1k's; image size; `left_aside` and `never_read`,
         the number of tensors by what they belong to; `assumed`, sentences; and what [`verify_folder`] gives.
 
@@ -171,14 +174,22 @@ def convert_checkpoint(
     output = Path(output).resolve()
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists already and is not an empty folder")
+    if verify is not None:
+        read_image(verify)  # fail now, not after the conversion
     with about(str(source)):
         path = find_checkpoint(source)
         content = read_tensors(path)
-        checkpoint = recognise(state_dict_of(content, path), prefix, head, rescaled_cells)
+        checkpoint = recognise(state_dict_of(content, path, weights), prefix, head, rescaled_cells)
         network = checkpoint.network(preset, window_padding)
+        taken, *others = [weights] if weights else weights_in(content) or [""]
+        if others:
+            network.assumed.append(
+                f"the weights are those of `{taken}`; --weights {others[0]} takes others of the file"
+            )
         names = class_names(content) if checkpoint.heads and labels is None else None
         model = build(checkpoint, network, labels, names)
-    record = {"output": str(output), "file": path.name, "sha256": sha256(path), **describe(model, checkpoint, network)}
+    found = {"output": str(output), "file": path.name, "sha256": sha256(path), "weights": taken or None}
+    record = {**found, **describe(model, checkpoint, network)}
     record["is_imagenet_1k"] = labels is None and not checkpoint.heads and record["num_labels"] == 1000
     with whole_folder(output) as unfinished:
         model.save_pretrained(unfinished)

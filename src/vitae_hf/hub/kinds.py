@@ -41,6 +41,7 @@ class Checkpoint(NamedTuple):
         left_aside: for each tensor beside them, what it belongs to, such as the head of a detector.
         rescaled_cells: after which cells of a plain backbone its maps are taken, if that is known.
         heads: those of the heads of a UperNet beside the backbone, by the names that mmsegmentation gives them.
+        had_classifier: whether the network was a classifier's, even if the classifier was left aside.
     """
 
     kind: "Kind"
@@ -49,6 +50,7 @@ class Checkpoint(NamedTuple):
     left_aside: list[str]
     rescaled_cells: tuple[int, ...] | None = None
     heads: dict[str, torch.Tensor] = {}
+    had_classifier: bool = False
 
     def network(self, preset: str | None = None, window_padding: str | None = None) -> "Network":
         """What it becomes; the message of a `ValueError` says why it cannot."""
@@ -129,8 +131,10 @@ def image_side(tensors: Mapping[str, torch.Tensor], name: str, stride: int, has_
     """Side of the images, in pixels, that a position table is for, whose first entry may be a class token's.
 
     Raises:
-        ValueError: it is not a table, or not for a square.
+        ValueError: it is missing, not a table, or not for a square.
     """
+    if name not in tensors:
+        raise ValueError(f"the position table (`{name}`) is missing")
     if tensors[name].ndim != 3:
         raise ValueError(f"the position table (`{name}`) must have three dimensions")
     num_patches = tensors[name].shape[1] - int(has_class_entry)
@@ -181,7 +185,7 @@ def window_padding_of(checkpoint: Checkpoint) -> tuple[str, str]:
     """Where windows are padded, as far as tensors tell, and a sentence that says what was assumed."""
     tables = [name for name in checkpoint.never_read if name.endswith("bias_table")]
     are_rsps = all(name.startswith(("layers.0.", "layers.1.")) for name in tables)  # I3CL's are in all stages
-    if tables and are_rsps and has_classifier(checkpoint.tensors):
+    if tables and are_rsps and checkpoint.had_classifier:
         because = "windows are padded at the end, as in RSP's backbones, since a classifier with tables that nothing"
         return "end", f"{because} reads is RSP's; at its 224×224 none are padded; --window_padding both is for others"
     if any(name.startswith("norm0.") for name in checkpoint.never_read):
@@ -191,20 +195,42 @@ def window_padding_of(checkpoint: Checkpoint) -> tuple[str, str]:
     return "both", f"{because}; if it was trained otherwise, --window_padding end"
 
 
+BY_PADDING = {"both": "vitaev2-s", "end": "vitaev2-s-rsp"}
+"""Two presets that differ in where windows are padded, and in nothing else that tensors tell."""
+
+
+def padding_as_given(checkpoint: Checkpoint, preset: str | None) -> list[str]:
+    """Where windows are padded, by the preset that was given if one was, and what was assumed without one.
+
+    Raises:
+        ValueError: there are tensors that networks of this preset do not have.
+    """
+    padding, because = window_padding_of(checkpoint)
+    if preset is None:
+        return [padding, because]
+    as_given = config_from_preset(preset).window_padding
+    if padding == "end" != as_given:
+        raise ValueError(f"--preset {preset} pads windows on both sides, but {because}")
+    return [as_given]
+
+
 # ---------------------------------------------------------------------------------------------- the networks
 
 
 def cells(checkpoint: Checkpoint, preset: str | None, window_padding: str | None) -> Network:
     """A classifier, or what is in front of one."""
-    preset = preset or preset_of(checkpoint.tensors)
+    given = preset
+    preset = given or preset_of(checkpoint.tensors)
     config = config_from_preset(preset)
     assumed: list[str] = []
     fields = classifier_fields(checkpoint.tensors, config)
     if isinstance(config, ViTAEv2Config):
         if window_padding is None:
-            window_padding, *assumed = window_padding_of(checkpoint)
-        if preset == "vitaev2-s" and window_padding == "end":
-            preset = "vitaev2-s-rsp"
+            window_padding, *assumed = padding_as_given(checkpoint, given)
+        if preset in BY_PADDING.values():
+            preset = BY_PADDING[window_padding]
+        if given not in (None, preset):
+            raise ValueError(f"--preset {given} and --window_padding {window_padding} contradict each other")
         fields |= {"window_sizes": window_sizes_of(checkpoint, config), "window_padding": window_padding}
     elif window_padding is not None:
         raise ValueError(f"--window_padding is for ViTAEv2, and this is {preset}, which has no windows")
@@ -236,7 +262,8 @@ def cells_with_positions(checkpoint: Checkpoint, preset: str | None, window_padd
     preset = preset or preset_of(tensors)
     stride = config_from_preset(preset).total_stride
     side = image_side(tensors, "pos_embed", stride, has_class_entry=False)
-    lengths = {match[1]: len(table) for name, table in tensors.items() if (match := ROW_POSITIONS.match(name))}
+    rows = {match[1]: table for name, table in tensors.items() if (match := ROW_POSITIONS.match(name))}
+    lengths = {cell: len(table) for cell, table in rows.items() if table.ndim}
     windows = {length for length in lengths.values() if length != 2 * side // stride - 1}
     fields: dict[str, Any] = {
         "image_size": side,
@@ -461,6 +488,7 @@ def recognise(
     heads = {} if head == "drop" else find_heads(state_dict, prefix)
     beside = [name for name in state_dict if not name.startswith(prefix) and name not in heads]
     left_aside = [group_beside(name, prefix) for name in beside]
+    had_classifier = has_classifier(inside)
     if head == "drop":
         left_aside += ["head" for name in inside if name.startswith("head.")]
         inside = {name: tensor for name, tensor in inside.items() if not name.startswith("head.")}
@@ -472,7 +500,7 @@ def recognise(
     never_read = {name: inside[name] for name in inside if name in unread}
     cells = None if rescaled_cells is None else tuple(rescaled_cells)
     own_heads = {own: state_dict[name] for name, own in heads.items()}
-    return Checkpoint(kind, tensors, never_read, left_aside, cells, own_heads)
+    return Checkpoint(kind, tensors, never_read, left_aside, cells, own_heads, had_classifier)
 
 
 def group_beside(name: str, prefix: str) -> str:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
@@ -17,19 +18,26 @@ from .torch_files import NoTensor, read_torch_file
 
 
 SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".tar", ".ckpt")  # of files with weights
-HUB_ADDRESS = re.compile(r"hf://(?P<repo_id>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
+HUB_ADDRESS = re.compile(
+    r"hf://(?P<repo_id>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<file>.+))?"
+)
+WEIGHTS = ("state_dict_ema", "model_ema", "state_dict", "model")  # where a file has them, the averaged ones first
 
 
 def hub_address(source: str) -> re.Match | None:
     """Where on the Hub a source is; `None` if it is a path.
 
     Raises:
-        ValueError: it begins with `hf://`, but is no such address.
+        ValueError: it begins with `hf://`, but is no such address, or it is one for a browser.
     """
     is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.endswith(SUFFIXES) and not Path(source).exists()
     address = HUB_ADDRESS.fullmatch(f"hf://{source}" if is_name else source)
     if address is None and source.startswith("hf://"):
         raise ValueError(f"{source} must be hf://OWNER/NAME, hf://OWNER/NAME/FILE or hf://OWNER/NAME@REVISION/FILE")
+    if re.match("https?://", source):
+        raise ValueError(
+            f"{source} is an address of a page: a file on the Hub is hf://OWNER/NAME/FILE; others, download"
+        )
     return address
 
 
@@ -66,6 +74,7 @@ def find_checkpoint(source: str | Path) -> Path:
     if address is None:
         return Path(source)
     repo_id, revision, file = address.group("repo_id", "revision", "file")
+    revision = revision and unquote(revision)
     if file is None:
         files = HfApi().list_repo_files(repo_id, revision=revision)
         file = choose_file(files, f"hf://{repo_id}")
@@ -105,12 +114,22 @@ def load_original_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     return state_dict_of(read_tensors(path), path)
 
 
-def state_dict_of(content: Any, path: str | Path) -> dict[str, torch.Tensor]:
-    """The weights among what is in a file; see [`load_original_checkpoint`]."""
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
+def weights_in(content: Any) -> list[str]:
+    """The keys under which a file has weights, the one that is taken first; none if they are at its top."""
+    return [key for key in WEIGHTS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+
+
+def state_dict_of(content: Any, path: str | Path, weights: str | None = None) -> dict[str, torch.Tensor]:
+    """The weights among what is in a file; see [`load_original_checkpoint`].
+
+    Args:
+        weights: the key that they are under; default: the first of [`weights_in`].
+    """
+    found = weights_in(content)
+    if weights is not None and weights not in found:
+        raise ValueError(f"{path} has no weights under `{weights}`, but {listed(found) or 'tensors at its top'}")
+    if found:
+        content = content[weights or found[0]]
     is_state_dict = isinstance(content, Mapping) and all(
         isinstance(key, str) and isinstance(value, (torch.Tensor, NoTensor)) for key, value in content.items()
     )

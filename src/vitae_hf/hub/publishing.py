@@ -13,7 +13,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 
 from .. import configuration_vitae
 from ..failures import first_line
-from ..loading import load_trained
+from ..loading import example_pictures, load_trained
 from ..messages import listed, printable
 from ..model_folders import not_finite
 from ..modeling_vitae import ViTAEForPreTraining
@@ -59,10 +59,11 @@ def code_files(folder: Path) -> list[str]:
 
 
 @torch.no_grad()
-def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> torch.Tensor:
+def compute_outputs(source: str | Path, image: Any, **options: Any) -> torch.Tensor:
     """The logits for an image, or what a network without any gives, as users of `source` get them.
 
     Args:
+        image: as the image processor takes it; `None`: the first of [`example_pictures`].
         options: for `from_pretrained`: `revision`, `cache_dir`, `token`.
 
     Returns:
@@ -75,7 +76,9 @@ def compute_outputs(source: str | Path, image: str | Path, **options: Any) -> to
     model, processor = load_trained(source, dtype="auto", headless=True, dense=True, **options)
     if names := not_finite(model):
         raise ValueError(f"not all values of {source} are finite: {listed(names)}")
-    pixel_values = processor(str(image), return_tensors="pt").pixel_values.to(model.dtype)
+    picture = example_pictures(processor)[0] if image is None else image
+    picture = str(picture) if isinstance(picture, Path) else picture
+    pixel_values = processor(picture, return_tensors="pt").pixel_values.to(model.dtype)
     if isinstance(model, ViTAEForPreTraining):
         return model.encode(pixel_values).flatten(1)
     outputs = model(pixel_values)
@@ -132,7 +135,7 @@ def check_code(folder: Path) -> None:
             raise ValueError(f"{theirs} {problem}: {SAVE_AGAIN}")
 
 
-def check_folder(folder: Path, image: str | Path) -> tuple[list[Path], torch.Tensor]:
+def check_folder(folder: Path, image: Any) -> tuple[list[Path], torch.Tensor]:
     """See that a folder can be published.
 
     Returns:
@@ -200,7 +203,7 @@ def upload(
 
 
 def check_published(
-    repo_id: str, commit: str, files: list[Path], image: str | Path, outputs: torch.Tensor, token: str | None = None
+    repo_id: str, commit: str, files: list[Path], image: Any, outputs: torch.Tensor, token: str | None = None
 ) -> None:
     """Download a commit by name into an empty cache, and compare its files, and the outputs of the model for the image.
 
@@ -244,7 +247,7 @@ def list_files(files: list[Path], folder: Path) -> int:
 def publish(
     folder: Path,
     repo_id: str,
-    image: str | Path,
+    image: Any = None,
     *,
     private: bool = False,
     create_pr: bool = False,
@@ -257,7 +260,8 @@ def publish(
     Args:
         folder: what `save_pretrained` wrote, with a model card; a `SHA256SUMS` is added to it.
         repo_id: organisation or user, and name.
-        image: what the model is tried on, before and after.
+        image: what the model is tried on, before and after, as its image processor takes it; default: a picture of the
+            package, or noise for other numbers of channels.
         private: whether a new repository is private.
         create_pr: propose the files as a pull request.
         revision: branch, made if need be; default: `main`.

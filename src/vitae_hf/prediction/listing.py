@@ -8,7 +8,7 @@ finds.
 import os
 from collections.abc import Iterator
 from glob import has_magic, iglob
-from itertools import chain
+from itertools import chain, permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,11 +83,15 @@ class Listing:
             yield from self.of_source(source)
 
     def check(self) -> None:
-        """See that there is something in every source.
+        """See that there is something in every source, and no source in another.
 
         Raises:
-            ValueError: a source is none, or holds nothing.
+            ValueError: a source is none, holds nothing, or its pictures would have two rows.
         """
+        folders = {source: f"{os.path.realpath(source)}{os.sep}" for source in self.sources if os.path.lexists(source)}
+        for outer, inner in permutations(self.sources, 2):
+            if outer in folders and inner in folders and folders[inner].startswith(folders[outer]):
+                raise ValueError(f"{inner} lies in {outer}: its pictures would have two rows")
         for source in self.sources:
             if next(self.of_source(source), None) is None:
                 raise ValueError(f"{source} holds no pictures and no parquet or tar files")
@@ -100,13 +104,25 @@ class Listing:
             yield from self.below(Path(source), source if len(self.sources) > 1 else "")
         elif has_magic(source):
             for path in sorted(iglob(source, recursive=True)):
-                yield from self.below(Path(path), path)
+                yield from self.matched(path, source)
         else:
             splits = find_data_files(source, self.dataset_name)
             chosen = [pick_split(splits, self.split)] if self.split else splits
             for url in chain.from_iterable(splits[split] for split in chosen):
                 name = url.partition("@")[2].partition("/")[2] or url
                 yield from self.entry(name if len(self.sources) == 1 else f"{source}/{name}", url)
+
+    def matched(self, path: str, pattern: str) -> Iterator[Item | Shard]:
+        """What a pattern matches. One with `**` matches a folder and its files, which are taken by their ending."""
+        if "**" not in pattern:
+            yield from self.below(Path(path), path)
+        elif not os.path.isdir(path) and not self.is_apart(path):
+            yield from self.entry(as_text(path), path)
+
+    def is_apart(self, path: str) -> bool:
+        """Whether a path leads into the folder that is left out."""
+        apart = None if self.apart is None else os.path.realpath(self.apart)
+        return apart is not None and os.path.realpath(path).startswith(f"{apart}{os.sep}")
 
     def below(self, path: Path, name: str) -> Iterator[Item | Shard]:
         """A file that was named, or all files of a folder.

@@ -190,6 +190,16 @@ def chunks(parts: Iterable[tuple[str, Iterable[Item]]], batch_size: int) -> Iter
             batch = following
 
 
+def check_resizes(processor: Any) -> None:
+    """See that pictures come out in one size.
+
+    Raises:
+        ValueError: the processor does not resize.
+    """
+    if not getattr(processor, "do_resize", True):
+        raise ValueError("pictures must come out in one size: set `do_resize` in the image processor")
+
+
 def read(
     processor: Any, batches: Iterable[Chunk], num_workers: int, pin_memory: bool = False, draft: bool = False
 ) -> Iterator[Batch]:
@@ -199,8 +209,7 @@ def read(
         ValueError: the processor does not resize.
         OSError: the storage fails, or a worker ended.
     """
-    if not getattr(processor, "do_resize", True):
-        raise ValueError("pictures must come out in one size: set `do_resize` in the image processor")
+    check_resizes(processor)
     loader = DataLoader(
         PictureReader(processor, draft),
         batch_size=None,

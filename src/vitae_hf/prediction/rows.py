@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..layers_vitae import grid_tokens
 from ..loading import any_size_options, class_scores, label_names
 from ..modeling_vitae import ViTAEForPreTraining
-from .reading import Batch, as_item, chunks, read
+from .reading import Batch, as_item, check_resizes, chunks, read
 
 
 Outputs = tuple[list[np.ndarray], float]
@@ -179,6 +179,17 @@ class Predictor:
             outputs.append(features.to(getattr(torch, self.embeddings)))
         found = [output.cpu().numpy() for output in outputs]
         return found, time.perf_counter() - started
+
+    def try_out(self) -> None:
+        """Run the model on a black picture of the size that all pictures get.
+
+        Raises:
+            ValueError: the model does not take this size, or the processor does not resize.
+        """
+        check_resizes(self.processor)
+        size = self.processor.size
+        channels = self.model.config.num_channels
+        self.compute(torch.zeros((1, channels, size["height"], size["width"]), dtype=torch.uint8))
 
     def normalise(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """What the processor would have done: rescaled and normalised, in float32."""

@@ -22,7 +22,6 @@ from transformers.training_args import OptimizerNames
 from ..data.folders import Folder
 from ..environment import environment
 from ..failures import about
-from ..files import PICTURES
 from ..messages import printable
 from .arguments import RunArguments, ViTAETrainingArguments, parse_arguments
 from .average import FOLDER as AVERAGE_FOLDER
@@ -127,7 +126,7 @@ def run_task(task: Task[Any], publish: Callable[..., dict[str, Any]]) -> dict[st
         if is_published:
             name, options = str(training.hub_model_id), {"token": training.hub_token, "revision": training.hub_revision}
             with about(name):
-                record |= publish(Path(record["model"]), name, PICTURES[0], **options)
+                record |= publish(Path(record["model"]), name, **options)
     return record
 
 

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..configuration_vitae import ViTAEFamilyConfig
+from ..failures import first_line
 from ..files import find_model
 from ..image_processing_vitae import to_rgb
 from ..loading import OUR_PROCESSORS, load_trained
@@ -299,6 +300,6 @@ class Models:
             if not weights:
                 raise ValueError("no weights in safetensors, the only format that is read here")
             return load_folder(folder, max(path.stat().st_mtime for path in weights))
-        except ValueError as error:
-            sentence = str(error).replace(str(folder), name).rstrip(".")
+        except (OSError, ValueError) as error:  # the library's error for a processor that is missing is an `OSError`
+            sentence = first_line(error).replace(str(folder), name).rstrip(".")
             raise Refusal(f"{name} cannot be used: {sentence}.") from None
