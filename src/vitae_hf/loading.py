@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedModel,
     SegformerImageProcessor,
 )
+from transformers.utils import logging
 
 from .class_names import distinct
 from .files import PICTURES, find_model
@@ -32,6 +33,8 @@ from .image_processing_vitae import ViTAEImageProcessor, ViTAEImageProcessorPil
 from .messages import listed
 from .model_folders import MODEL_FILES, check_model, read_json, reason_of
 
+
+logger = logging.get_logger(__name__)
 
 OUR_PROCESSORS = (ViTAEImageProcessor, ViTAEImageProcessorPil)
 HUB_OPTIONS = ("cache_dir", "local_files_only", "revision", "token")
@@ -152,6 +155,27 @@ def label_names(config: PreTrainedConfig) -> dict[int, str]:
     id2label: Any = config.id2label
     numbers = sorted(id2label)
     return dict(zip(numbers, distinct(id2label[number] for number in numbers)))
+
+
+def order_of_classes(before: dict[int, str], now: dict[int, str]) -> list[int] | None:
+    """Where the classes that a head is for now are among those that it was trained for, if they are the same classes.
+
+    Of as many other classes, the head is only something to begin with, and a warning says so, unless the names that it
+    was trained for are the library's `LABEL_0` and so on.
+
+    Args:
+        before, now: names by number.
+    """
+    old, new = ([names[number] for number in sorted(names)] for names in (before, now))
+    if old == new or len(old) != len(new):
+        return None
+    if sorted(old) == sorted(new) and len(set(old)) == len(old):
+        return [old.index(name) for name in new]
+    if any(name != f"LABEL_{number}" for number, name in enumerate(old)):
+        logger.warning(
+            "The head was trained for as many other classes, %s: it begins with what it knows of them.", listed(old)
+        )
+    return None
 
 
 def class_scores(config: PreTrainedConfig, logits: torch.Tensor) -> torch.Tensor:

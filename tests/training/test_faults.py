@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -417,3 +418,24 @@ def test_the_best_checkpoints_average_is_loaded_with_its_weights(tmp_path):
     assert run.state.best_model_checkpoint != str(last_checkpoint(tmp_path))
     assert torch.equal(run.averaged_model.classifier.weight, best.classifier.weight)
     assert run.evaluate()["eval_loss"] == pytest.approx(run.state.best_metric, abs=1e-5)
+
+
+def test_a_resumed_run_goes_on_at_the_learning_rate_and_the_decay_that_are_given_now(tmp_path):
+    def rates(run) -> list[float]:
+        return [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry]
+
+    length = {"max_steps": 8, "save_steps": 4, "logging_steps": 1}
+    trainer(tmp_path, learning_rate=1e-3, weight_decay=0.1, **length).train()
+    shutil.rmtree(tmp_path / "checkpoint-8")
+    again = trainer(tmp_path, learning_rate=1e-4, weight_decay=0.2, **length)
+    again.train(resume_from_checkpoint="last")
+    fresh = trainer(tmp_path / "fresh", learning_rate=1e-4, **length)
+    fresh.train()
+    assert len(rates(again)) == 8 and rates(again)[4:] == rates(fresh)[4:] != rates(again)[:4]
+    assert sorted({group["weight_decay"] for group in again.optimizer.param_groups}) == [0.0, 0.2]
+
+
+def test_a_checkpoint_of_the_model_alone_is_nothing_to_resume_from(tmp_path):
+    trainer(tmp_path, save_only_model=True).train()
+    with pytest.raises(ValueError, match="checkpoint-4 holds the model alone, .*: begin a run with it by"):
+        trainer(tmp_path, max_steps=6).train(resume_from_checkpoint="last")

@@ -154,7 +154,7 @@ def test_a_segmenters_step(make_config, events, tmp_path):
 def test_processes_ask_each_other_whether_to_stop_and_read_it_an_update_later(events, monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda told, op: events.append(f"reduced on {told.device}"))
     stop, control = StopOnSignal(), TrainerControl()
-    args = SimpleNamespace(world_size=2, device=torch.device("meta"))
+    args = SimpleNamespace(world_size=2, device=torch.device("meta"), save_only_model=False)
     stop.on_step_end(args, TrainerState(), control)
     assert events == ["reduced on meta", "asked"] and not stop.received and not control.should_training_stop
     stop.on_step_end(args, TrainerState(), control)

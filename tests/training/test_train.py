@@ -1,5 +1,6 @@
 """vitae train: recipes are read whole, and both of its uses run from data to a folder that loads."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -8,6 +9,7 @@ import sys
 
 import PIL.Image
 import pytest
+import torch
 import yaml
 from helpers import (
     DATA,
@@ -23,11 +25,15 @@ from helpers import (
     write_several_columns,
 )
 from huggingface_hub import ModelCard
+from transformers import TrainingArguments
 
 from vitae_hf import ViTAEForImageClassification, ViTAEImageProcessor, ViTAEModel, config_from_preset
 from vitae_hf.commands import evaluate, train
+from vitae_hf.commands.detect import Detection
+from vitae_hf.commands.pretrain import Pretraining
+from vitae_hf.commands.segment import Segmentation
 from vitae_hf.commands.train import Classification
-from vitae_hf.files import RECIPES
+from vitae_hf.files import RECIPES, find_model
 from vitae_hf.hub.variants import VARIANTS
 
 
@@ -236,3 +242,113 @@ def test_make_train_smoke_goes_the_whole_path(tmp_path):
     assert evaluated["image_size"] == [96, 96] and evaluated["images"] == 1000
     for figure in ("top1_percent", "top5_percent"):
         assert evaluated[figure] == tuned[figure]  # the Trainer's evaluation and the script's
+
+
+def parsed(task, tmp_path, *words, **recipe):
+    """A task with the arguments of a recipe and of a command line."""
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    common = ["--config", str(tmp_path / "recipe.yaml"), "--dataset", "x", "--output_dir", str(tmp_path / "out")]
+    return task.parse([*common, "--report_to", "none", *words])
+
+
+def test_a_recipes_values_are_checked_as_those_of_a_command_line(tmp_path):
+    detection = parsed(Detection, tmp_path, preset="vitae-nano", image_size=640, short_sides=800, lr_steps=[8, 11])
+    assert (detection.augmentation.image_size, detection.augmentation.short_sides) == ([640], [800])
+    assert detection.run.lr_steps == [8.0, 11.0]
+    assert parsed(Detection, tmp_path, preset="vitae-nano", save_strategy=False).training.save_strategy == "no"
+    for name, value, message in (
+        ("detector", "retinanet", "detector must be one of rt_detr, .*, got 'retinanet'"),
+        ("box_format", "XYXY", "box_format must be one of xywh, xyxy, got 'XYXY'"),
+        ("on_bad_object", "ignore", "on_bad_object must be one of error, skip"),
+        ("lr_steps", ["soon"], "lr_steps must be of type float, got 'soon'"),
+    ):
+        with pytest.raises(ValueError, match=f"recipe.yaml: {message}"):
+            parsed(Detection, tmp_path, **{"preset": "vitae-nano", name: value})
+
+
+def test_a_command_line_may_begin_with_another_network_than_the_recipe(tmp_path):
+    run = parsed(Classification, tmp_path, "--model_name_or_path", "trained", preset="vitae-t").run
+    assert (run.preset, run.model_name_or_path) == (None, "trained")
+    run = parsed(Classification, tmp_path, "--preset", "vitae-s", model_name_or_path="trained").run
+    assert (run.preset, run.model_name_or_path) == ("vitae-s", None)
+    with pytest.raises(ValueError, match="give either --preset"):
+        parsed(Classification, tmp_path, "--preset", "vitae-s", "--model_name_or_path", "trained")
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "message"),
+    [
+        (
+            Classification,
+            ["--lr_scheduler_type", "linear"],
+            "--lr_scheduler_type has no effect in `vitae train`: the sch",
+        ),
+        (Segmentation, ["--min_learning_rate", "0"], "--min_learning_rate has no effect in `vitae segment`"),
+        (Detection, ["--cooldown_epochs", "1"], "--cooldown_epochs has no effect in `vitae detect`"),
+        (Segmentation, ["--prediction_loss_only", "true"], "--prediction_loss_only leaves out the mean IoU"),
+        (
+            Segmentation,
+            ["--metric_for_best_model", "miou"],
+            "--metric_for_best_model must be one of mean_iou, pixel_acc",
+        ),
+        (
+            Detection,
+            ["--metric_for_best_model", "mask_map"],
+            "must be one of map, map_50, map_75, mar_100; got 'mask_map'",
+        ),
+        (Pretraining, ["--metric_for_best_model", "accuracy"], "must be one of loss; got 'accuracy'"),
+        (Classification, ["--base_ema_decay", "1.2"], "`base_ema_decay` must be at least 0 and below 1, got 1.2"),
+        (Classification, ["--base_learning_rate", "-1"], "`base_learning_rate` must be at least 0, got -1.0"),
+        (Classification, ["--num_train_epochs", "0"], "`num_train_epochs` must be above 0, got 0.0"),
+    ],
+)
+def test_what_does_nothing_or_cannot_be_is_refused_before_data_are_read(tmp_path, task, words, message):
+    with pytest.raises(ValueError, match=message):
+        parsed(task, tmp_path, *words, preset="vitae-nano")
+
+
+def test_an_average_is_turned_off_by_either_of_its_numbers(tmp_path):
+    for word in ("--ema_decay", "--base_ema_decay"):
+        assert (
+            parsed(Classification, tmp_path, word, "0", preset="vitae-nano", ema_decay=0.9).training.ema_decay is None
+        )
+    assert (
+        parsed(Classification, tmp_path, "--auto_augment", "none", preset="vitae-nano").augmentation.auto_augment
+        is None
+    )
+
+
+@pytest.mark.parametrize("task", [Classification, Pretraining, Segmentation, Detection])
+def test_every_argument_of_ours_says_what_it_is_for(task, capsys):
+    library = {field.name for field in dataclasses.fields(TrainingArguments)}
+    for group in dataclasses.fields(task):
+        for argument in dataclasses.fields(group.type):
+            assert argument.name in library or argument.metadata.get("help"), argument.name
+
+
+def test_classes_in_another_order_keep_their_rows(tmp_path, caplog):
+    """As folders give them, in alphabetical order."""
+    trained = ViTAEForImageClassification.from_pretrained(find_model("vitae-nano-fashion"))
+    names = dict(enumerate(sorted(trained.config.id2label.values())))
+    task = parsed(Classification, tmp_path, model_name_or_path="vitae-nano-fashion")
+    model = task.build_model(names)
+    for number, name in names.items():
+        before = trained.config.label2id[name]
+        assert torch.equal(model.classifier.weight[number], trained.classifier.weight[before])
+        assert model.classifier.bias[number] == trained.classifier.bias[before]
+    assert not caplog.messages
+    model = task.build_model({number: f"other {number}" for number in range(10)})
+    assert torch.equal(model.classifier.weight, trained.classifier.weight)
+    assert "trained for as many other classes, T-shirt" in caplog.text
+
+
+def test_a_run_goes_on_with_as_many_images_as_it_began_with(tmp_path):
+    write_class_folders(tmp_path / "in", ["a", "b"])
+    words = {"dataset": tmp_path / "in", "preset": "vitae-nano", "image_size": 32, "output_dir": tmp_path / "out"}
+    arguments = options(**words, max_steps=2, save_steps=1, per_device_train_batch_size=2, report_to="none")
+    train.main(arguments)
+    (picture, *_) = (tmp_path / "in").rglob("*.png")
+    for number in range(20):
+        shutil.copy(picture, picture.with_name(f"more {number}.png"))
+    with pytest.raises(ValueError, match=r"checkpoint-2 is of a run on [\d,]+ training images, where there now are"):
+        train.main([*arguments, "--resume_from_checkpoint", "last"])

@@ -36,7 +36,7 @@ from ..dense.detection.models import (
     make_processor,
     new_detector,
 )
-from ..dense.detection.trainer import DetectionTrainer
+from ..dense.detection.trainer import LOGGED, DetectionTrainer
 from ..dense.detection.transforms import BoxAugmentationArguments, ObjectTransform, evaluation_transform
 from ..failures import about
 from ..files import write_json
@@ -44,7 +44,7 @@ from ..hub.cards import TEMPLATES, model_card
 from ..hub.publishing import publish
 from ..loading import find_checked_model
 from ..training.arguments import StartArguments, ViTAETrainingArguments
-from ..training.run import Task, exit_status, run_task
+from ..training.run import COSINE, Task, exit_status, run_task
 from ..training.splits import choose_splits
 
 
@@ -107,7 +107,14 @@ class Detection(Task[DetectionTrainer]):
     refused: ClassVar[dict[str, str]] = {
         "label_smoothing_factor": "--label_smoothing_factor does not go with detection"
     }
+    idle: ClassVar[dict[str, str]] = dict.fromkeys(
+        COSINE[:2], "the schedule is that of --lr_scheduler_type or --lr_steps"
+    )
     accuracies: ClassVar[tuple[str, ...]] = ("map", "map_50", "mask_map")
+
+    @property
+    def metrics(self) -> tuple[str, ...]:  # type: ignore[override]  # those of the detector
+        return tuple(name for name in LOGGED if self.with_masks or not name.startswith("mask"))
 
     @property
     def with_masks(self) -> bool:

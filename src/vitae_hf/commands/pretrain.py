@@ -33,7 +33,7 @@ from ..hub.cards import TEMPLATES, pretraining_card
 from ..hub.publishing import publish
 from ..training.arguments import ImageArguments, ViTAETrainingArguments
 from ..training.reconstruction import DrawReconstructions, MaskedImageTrainer, ReconstructionTrainer
-from ..training.run import Task, exit_status, run_task
+from ..training.run import SCHEDULE, Task, exit_status, run_task
 from ..training.splits import evaluation_images, find_stream, load_splits, training_images
 
 
@@ -54,10 +54,12 @@ class PretrainingArguments(ImageArguments):
     norm_pix_loss: bool = field(
         default=False, metadata={"help": "With a class token: predict pixels normalised by patch."}
     )
-    drop_path_rate: float = 0.0
+    drop_path_rate: float = field(default=0.0, metadata={"help": "Share of the paths to drop, in the last layer."})
     min_crop_scale: float = field(default=0.2, metadata={"help": "Smallest share of an image in a crop."})
-    flip_prob: float = 0.5
-    interpolation: str = "bicubic"
+    flip_prob: float = field(default=0.5, metadata={"help": "Probability to mirror an image."})
+    interpolation: str = field(
+        default="bicubic", metadata={"help": "bilinear, bicubic, or random: one of the two for each image."}
+    )
     pictures: int = field(default=8, metadata={"help": "How many evaluation images to draw."})
 
     def __post_init__(self) -> None:
@@ -103,6 +105,7 @@ class Pretraining(Task[ReconstructionTrainer]):
     refused: ClassVar[dict[str, str]] = {
         "label_smoothing_factor": "--label_smoothing_factor does not work here: there are no labels"
     }
+    idle: ClassVar[dict[str, str]] = SCHEDULE
 
     def build_model(self) -> PreTrainedModel:
         run = self.run

@@ -36,7 +36,7 @@ from ..hub.cards import FIGURES, TEMPLATES, model_card
 from ..hub.publishing import publish
 from ..loading import find_checked_model, segmentation_processor
 from ..training.arguments import StartArguments, ViTAETrainingArguments
-from ..training.run import Task, exit_status, run_task
+from ..training.run import COSINE, Task, exit_status, run_task
 from ..training.splits import choose_splits
 
 
@@ -86,14 +86,16 @@ class Segmentation(Task[SegmentationTrainer]):
     command: ClassVar[str] = "vitae segment"
     defaults: ClassVar[dict[str, Any]] = {
         "lr_scheduler_type": "polynomial",  # mmsegmentation's "poly"; linear unless the keywords say otherwise
-        "lr_scheduler_kwargs": {"power": 1.0, "lr_end": 0.0},
         "per_device_eval_batch_size": 1,  # pictures of an evaluation differ in size
         "dataloader_drop_last": True,  # BatchNorm cannot normalise a last batch of one
     }
     refused: ClassVar[dict[str, str]] = {
-        "label_smoothing_factor": "--label_smoothing_factor does not go with segmentation"
+        "label_smoothing_factor": "--label_smoothing_factor does not go with segmentation",
+        "prediction_loss_only": "--prediction_loss_only leaves out the mean IoU, which every run of this command tells",
     }
+    idle: ClassVar[dict[str, str]] = dict.fromkeys(COSINE, "the schedule is that of --lr_scheduler_type")
     accuracies: ClassVar[tuple[str, ...]] = tuple(metric for _, _, metric in FIGURES[KIND])
+    metrics: ClassVar[tuple[str, ...]] = (*accuracies, "mean_accuracy", "loss")
 
     def build_model(self, names: dict[int, str]) -> UperNetForSemanticSegmentation:
         """UperNet with a new backbone, or with a trained one."""

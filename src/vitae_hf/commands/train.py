@@ -19,8 +19,10 @@ from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from huggingface_hub import ModelCard
-from transformers import AutoModelForImageClassification, EvalPrediction, PreTrainedModel
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification, EvalPrediction, PreTrainedModel
 
 from .. import ViTAEImageProcessor, config_from_preset
 from ..class_names import read_class_names
@@ -31,9 +33,9 @@ from ..evaluation.metrics import TopKAccuracy
 from ..failures import about
 from ..hub.cards import FIGURES, TEMPLATES, model_card
 from ..hub.publishing import publish
-from ..loading import check_task, find_checked_model
+from ..loading import check_task, find_checked_model, order_of_classes
 from ..training.arguments import ImageArguments, StartArguments, ViTAETrainingArguments
-from ..training.run import Task, exit_status, run_task
+from ..training.run import SCHEDULE, Task, exit_status, run_task
 from ..training.splits import evaluation_images, find_stream, load_splits, training_images
 from ..training.trainer import ViTAETrainer
 
@@ -61,6 +63,23 @@ class ClassificationArguments(ImageArguments, StartArguments):
             raise ValueError("--train_share draws from all images; it does not go with --streaming")
 
 
+@torch.no_grad()
+def reorder_head(model: PreTrainedModel, order: list[int]) -> None:
+    """Put the rows of a classifier into another order.
+
+    Raises:
+        ValueError: its head is no linear layer.
+    """
+    head = getattr(model, "classifier", None)
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            "it has the classes of the data in another order, and no linear `classifier` that could follow"
+        )
+    for parameter in (head.weight, head.bias):
+        if parameter is not None:
+            parameter.copy_(parameter[order])
+
+
 @dataclass
 class Classification(Task[ViTAETrainer]):
     """A classifier of labelled images."""
@@ -74,6 +93,7 @@ class Classification(Task[ViTAETrainer]):
         "label_smoothing_factor": "smooth labels by --label_smoothing, not --label_smoothing_factor",
         "prediction_loss_only": "--prediction_loss_only leaves out the accuracy, which every run of this command tells",
     }
+    idle: ClassVar[dict[str, str]] = SCHEDULE
     accuracies: ClassVar[tuple[str, ...]] = tuple(metric for _, _, metric in FIGURES["image-classification"])
 
     def build_model(self, names: dict[int, str]) -> PreTrainedModel:
@@ -89,16 +109,16 @@ class Classification(Task[ViTAETrainer]):
         with about(name):
             source = find_checked_model(name)
             check_task(source, "a classifier or a network without a head")
+            before = AutoConfig.from_pretrained(source).id2label
             model = AutoModelForImageClassification.from_pretrained(source, ignore_mismatched_sizes=True, **overrides)
+            if (order := order_of_classes(before, names)) is not None:
+                reorder_head(model, order)
         if run.image_size not in (None, model.config.image_size):
             model.resize_position_embeddings(run.image_size)
         return model
 
     def build_trainer(self) -> ViTAETrainer:
         run, training = self.run, self.training
-        metrics, best = (*self.accuracies, "loss"), training.metric_for_best_model
-        if best is not None and best.removeprefix("eval_") not in metrics:
-            raise ValueError(f"--metric_for_best_model must be one of {', '.join(metrics)}; got {best!r}")
         names = read_class_names(run.class_names) if run.class_names else None
         shards = find_stream(run, training, names=names, label_column=run.label_column_name)
         if shards is not None and shards.classes is not None:

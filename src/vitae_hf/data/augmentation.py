@@ -6,7 +6,7 @@ batch is normalised, partly erased, and mixed with itself, which turns labels in
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any
 
@@ -15,6 +15,7 @@ import PIL.ImageOps
 import torch
 from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
+from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
@@ -22,21 +23,31 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 class AugmentationArguments:
     """How strongly to augment; the defaults are the authors' supervised recipe."""
 
-    auto_augment: str | None = "rand-m9-mstd0.5-inc1"
-    """timm's name of a policy, or none. With a policy timm applies no `color_jitter`, also in the authors' runs."""
-    color_jitter: float = 0.4
-    min_crop_scale: float = 0.08
-    """Smallest share of the picture that a random crop keeps."""
-    flip_prob: float = 0.5
-    interpolation: str = "random"
-    """`"bilinear"`, `"bicubic"`, or `"random"`: one of the two for each picture."""
-    erasing_prob: float = 0.25
-    mixup_alpha: float = 0.8
-    cutmix_alpha: float = 1.0
-    """Each batch is mixed by mixup or by CutMix, with equal probability; 0 turns one of them off."""
-    label_smoothing: float = 0.1
+    auto_augment: str | None = field(
+        default="rand-m9-mstd0.5-inc1",
+        metadata={"help": "timm's name of a policy, or none. With a policy timm applies no color_jitter."},
+    )
+    color_jitter: float = field(
+        default=0.4, metadata={"help": "Change of brightness, contrast and saturation, at most."}
+    )
+    min_crop_scale: float = field(
+        default=0.08, metadata={"help": "Smallest share of the picture that a random crop keeps."}
+    )
+    flip_prob: float = field(default=0.5, metadata={"help": "Probability to mirror a picture."})
+    interpolation: str = field(
+        default="random", metadata={"help": "bilinear, bicubic, or random: one of the two for each picture."}
+    )
+    erasing_prob: float = field(default=0.25, metadata={"help": "Probability to fill a rectangle with noise."})
+    mixup_alpha: float = field(
+        default=0.8,
+        metadata={"help": "Each batch is mixed by mixup or by CutMix, as often by either; 0: not by mixup."},
+    )
+    cutmix_alpha: float = field(default=1.0, metadata={"help": "As mixup_alpha; 0: not by CutMix."})
+    label_smoothing: float = field(default=0.1, metadata={"help": "What of a label is shared out to all classes."})
 
     def __post_init__(self) -> None:
+        if self.auto_augment in ("none", ""):
+            self.auto_augment = None
         if self.interpolation not in ("random", "bilinear", "bicubic"):
             raise ValueError(f"`interpolation` must be bilinear, bicubic or random, got {self.interpolation!r}")
         if not 0 < self.min_crop_scale <= 1:
@@ -78,6 +89,13 @@ def training_transform(
 def _posterize(image: PIL.Image.Image, bits_to_keep: int, **_: Any) -> PIL.Image.Image:
     """timm's posterize. At 0 bits, its strongest, Pillow made the picture black until release 13 and then refused."""
     return PIL.ImageOps.posterize(image, bits_to_keep) if bits_to_keep > 0 else PIL.Image.new(image.mode, image.size)
+
+
+class ColourDistortion(v2.RandomPhotometricDistort):
+    """mmsegmentation's distortion, of brightness, contrast, saturation and hue; torchvision's swaps channels too."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        return {**super().make_params(flat_inputs), "channel_permutation": None}
 
 
 class DeviceAugmentation:

@@ -6,6 +6,9 @@ from typing import Any
 
 from transformers import MODEL_FOR_BACKBONE_MAPPING, PreTrainedConfig
 
+from ..loading import order_of_classes
+from ..messages import listed
+
 
 def dense_config(config: PreTrainedConfig, **changes: Any) -> PreTrainedConfig:
     """A backbone's configuration whose outputs are all maps that a dense head can use.
@@ -59,12 +62,18 @@ def trained_whole(
         class_weights: what the names of weights have in them that depend on the number of classes.
 
     Raises:
-        ValueError: the folder lacks other weights, or has them of other sizes; the message names them.
+        ValueError: the folder lacks other weights, or has them of other sizes, and the message names them; or its
+            classes are these in another order.
     """
     config = config_class.from_pretrained(folder)
     fields = {**config.backbone_config.to_dict(), **changes}
     fields.pop("out_indices", None)  # they repeat `out_features`, which `changes` may set
     config.backbone_config = type(config.backbone_config)(**fields)
+    if order_of_classes(config.id2label, names) is not None:
+        raise ValueError(
+            f"{folder} has the classes of the data in another order, {listed(config.id2label.values())}: bring those of"
+            " the data into it, or begin with a backbone"
+        )
     config.id2label, config.label2id = names, {label: number for number, label in names.items()}
     model, loading = model_class.from_pretrained(
         folder, config=config, ignore_mismatched_sizes=True, output_loading_info=True

@@ -3,9 +3,11 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -35,7 +37,7 @@ class RunArguments:
     image_column_name: str | None = field(
         default=None, metadata={"help": "The column of images, if there are several."}
     )
-    train_split: str = "train"
+    train_split: str = field(default="train", metadata={"help": "The split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Default: validation, else test."})
 
 
@@ -136,7 +138,7 @@ class ViTAETrainingArguments(TrainingArguments):
         default=1, metadata={"help": "How often a batch repeats each of its pictures, augmented anew each time."}
     )
     ema_decay: float | None = field(
-        default=None, metadata={"help": "Keep an exponential moving average of the weights with this decay."}
+        default=None, metadata={"help": "Keep an exponential moving average of the weights with this decay; 0: none."}
     )
     ema_warmup: bool = field(
         default=False,
@@ -174,6 +176,9 @@ class ViTAETrainingArguments(TrainingArguments):
             raise ValueError("`sync_batch_norm` and `frozen_batch_norm` exclude each other: frozen ones use no batch")
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"`ema_decay` must be at least 0 and below 1, got {self.ema_decay}")
+        self.ema_decay = self.ema_decay or None
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise ValueError(f"`num_train_epochs` must be above 0, got {self.num_train_epochs}")
         if not 0 <= self.cooldown_epochs < self.num_train_epochs:
             raise ValueError(
                 f"`cooldown_epochs` must be at least 0 and below `num_train_epochs`, {self.num_train_epochs};"
@@ -209,7 +214,12 @@ class ViTAETrainingArguments(TrainingArguments):
 
 
 def parse_arguments(
-    argv: list[str] | None, classes: tuple[Any, ...], command: str, description: str | None, **defaults: Any
+    argv: list[str] | None,
+    classes: tuple[Any, ...],
+    command: str,
+    description: str | None,
+    idle: Mapping[str, str] = MappingProxyType({}),
+    **defaults: Any,
 ) -> tuple[Any, ...]:
     """The arguments of a command line as instances of these dataclasses; it overrides the recipe of `--config`.
 
@@ -218,10 +228,11 @@ def parse_arguments(
         classes: the first is derived from [`RunArguments`], the last is [`ViTAETrainingArguments`].
         command: as users type it, such as `vitae train`.
         description: of the command, for `--help`.
+        idle: arguments without an effect, each with the reason.
         defaults: of arguments whose default differs for this command.
 
     Raises:
-        ValueError: an argument is unknown, or excludes another.
+        ValueError: an argument is unknown, has no effect, or excludes another.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     usage = f"{command} --ARGUMENT VALUE …   (`{command} --help` lists the arguments)"  # a whole one fills the screen
@@ -230,6 +241,8 @@ def parse_arguments(
     parser.set_defaults(report_to="tensorboard", logging_steps=50, logging_first_step=True, **defaults)
     parser.add_argument("--config", help="recipe: a name like vitae-t, or a YAML file of these arguments")
     recipe = override_recipe(read_config(argv, parser), argv)
+    for name in sorted(idle.keys() & (given_in(argv) | recipe.keys())):
+        raise ValueError(f"--{name} has no effect in `{command}`: {idle[name]}")
     parser.set_defaults(**recipe)
     for action in parser._actions:
         action.required = action.required and action.dest not in recipe
@@ -260,28 +273,45 @@ def read_config(argv: list[str], parser: HfArgumentParser) -> dict[str, Any]:
     return {} if config is None else read_recipe(find_recipe(config), parser)
 
 
+def given_in(argv: list[str]) -> set[str]:
+    """The names of the arguments on a command line."""
+    return {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+
+
 def override_recipe(recipe: dict[str, Any], argv: list[str]) -> dict[str, Any]:
-    """The recipe without its rules for values that the command line gives outright.
+    """The recipe without its rules for values that the command line gives outright, and without its own beginning if
+    the command line gives another.
 
     Raises:
         ValueError: the command line gives both a value and the rule for it.
     """
-    given = {word[2:].split("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    given = given_in(argv)
     for name in ("learning_rate", "ema_decay"):
         if {name, f"base_{name}"} <= given:
             raise ValueError(f"--{name} and --base_{name} exclude each other")
         if name in given:
             recipe.pop(f"base_{name}", None)
+    for name, other in (("preset", "model_name_or_path"), ("model_name_or_path", "preset")):
+        if other in given and name not in given:
+            recipe.pop(name, None)
     return recipe
 
 
 def scale_by_batch(run: RunArguments, training: ViTAETrainingArguments) -> None:
-    """Set the learning rate and the decay of the average from the `base_` values of a recipe and the global batch."""
+    """Set the learning rate and the decay of the average from the `base_` values of a recipe and the global batch.
+
+    Raises:
+        ValueError: one of them is out of bounds.
+    """
     learning_rate, ema_decay = getattr(run, "base_learning_rate", None), getattr(run, "base_ema_decay", None)
     if learning_rate is not None:
+        if learning_rate < 0:
+            raise ValueError(f"`base_learning_rate` must be at least 0, got {learning_rate}")
         training.learning_rate = scaled_learning_rate(learning_rate, training.global_batch_size)
-    if ema_decay:
-        training.ema_decay = scaled_ema_decay(ema_decay, training.global_batch_size)
+    if ema_decay is not None:
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"`base_ema_decay` must be at least 0 and below 1, got {ema_decay}")
+        training.ema_decay = scaled_ema_decay(ema_decay, training.global_batch_size) or None
 
 
 def read_recipe(path: Path, parser: HfArgumentParser) -> dict[str, Any]:
@@ -304,8 +334,35 @@ def read_recipe(path: Path, parser: HfArgumentParser) -> dict[str, Any]:
             raise ValueError(f"{path}: there is no argument {name!r}; did you mean {closest!r}?")
         if value is None:
             raise ValueError(f"{path}: {name} has no value: write one, or leave the line out")
-        if isinstance(value, list | dict) and known[name].nargs is None and known[name].type in (int, float, Path):
-            raise ValueError(f"{path}: {name} must be one value, got {value}")
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            recipe[name] = str(value)  # argparse converts and checks defaults that are text, and no others
+        try:
+            recipe[name] = as_given(value, known[name])
+        except ValueError as error:
+            raise ValueError(f"{path}: {name} {error}") from None
     return recipe
+
+
+def as_given(value: Any, action: argparse.Action) -> Any:
+    """A value of a recipe as it is on a command line, since argparse converts defaults that are text, and no others.
+
+    Raises:
+        ValueError: it is none of the choices, or not of the type of the argument.
+    """
+    if value is False and "no" in (action.choices or ()):
+        value = "no"  # which YAML reads as `false`
+    if action.nargs in ("+", "*"):
+        values = value if isinstance(value, list) else [value]
+        return [converted(item, action) for item in values]
+    if isinstance(value, list | dict) and action.nargs is None and action.type in (int, float, Path):
+        raise ValueError(f"must be one value, got {value}")
+    if action.choices and str(value) not in map(str, action.choices):
+        raise ValueError(f"must be one of {', '.join(map(str, action.choices))}, got {value!r}")
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def converted(item: Any, action: argparse.Action) -> Any:
+    """An item of a list by the type of its argument."""
+    kind: Any = action.type
+    try:
+        return kind(str(item)) if kind in (int, float, Path) else item
+    except ValueError:
+        raise ValueError(f"must be of type {kind.__name__}, got {item!r}") from None

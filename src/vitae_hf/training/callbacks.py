@@ -144,7 +144,8 @@ class StopOnSignal(TrainerCallback):
         before, self._asked = self._asked, self._ask(args)
         self.received = bool(self._asked if args.world_size == 1 else before)
         if self.received:
-            logger.warning("told to stop: `resume_from_checkpoint` goes on after step %d", state.global_step)
+            after = "the model is saved" if args.save_only_model else "`resume_from_checkpoint` goes on"
+            logger.warning("told to stop: %s after step %d", after, state.global_step)
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import TrainOutput, rotate_checkpoints
 from transformers.utils import logging
 
@@ -25,6 +27,9 @@ from .arguments import ViTAETrainingArguments
 
 
 logger = logging.get_logger(__name__)
+
+RESUMED = ("initial_lr", "weight_decay", "betas", "momentum", "eps")
+"""Settings of an optimizer that a resumed run may change."""
 
 
 def unfinished_mark(checkpoint: Path) -> Path:
@@ -86,6 +91,19 @@ def find_checkpoint(asked: str | Path | bool | None, folder: str | Path) -> str 
     return str(asked) if isinstance(asked, Path) else asked
 
 
+def follow_rates(scheduler: Any, groups: list[dict[str, Any]]) -> None:
+    """Let a schedule that was loaded go on at the learning rates of these groups, rather than those it was saved with.
+
+    Only of `LambdaLR`, which all schedules are that have no memory of their own.
+    """
+    if not isinstance(scheduler, LambdaLR):
+        return
+    scheduler.base_lrs = [group["initial_lr"] for group in groups]
+    for group, base, factor in zip(groups, scheduler.base_lrs, scheduler.lr_lambdas):
+        group["lr"] = base * factor(scheduler.last_epoch)
+    scheduler._last_lr = [group["lr"] for group in groups]
+
+
 @contextmanager
 def own_names(model: Any) -> Iterator[None]:
     """In this block a model of the library is saved under the names that its weights have in memory.
@@ -137,10 +155,22 @@ class WholeCheckpoints(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """As the library's, for a checkpoint of the same optimizer: torch takes the settings of any other.
 
+        Learning rate, weight decay and betas are those of this run, where torch takes those of the checkpoint.
+
         Raises:
-            ValueError: the settings in the checkpoint lack some of this optimizer's, or are of other groups of weights.
+            ValueError: the checkpoint holds the model alone, or the settings in it lack some of this optimizer's or are
+                of other groups of weights.
         """
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        if not Path(checkpoint, SCHEDULER_NAME).is_file():
+            raise ValueError(
+                f"{checkpoint} holds the model alone, of a run with --save_only_model, and nothing to resume from:"
+                " begin a run with it by --model_name_or_path"
+            )
         optimizer: Any = self.optimizer
+        settings = [{name: group[name] for name in RESUMED if name in group} for group in optimizer.param_groups]
         defaults = set(getattr(optimizer, "defaults", ()))
         needed = [defaults & set(group) for group in optimizer.param_groups]
         misfit = ""
@@ -159,6 +189,9 @@ class WholeCheckpoints(Trainer):
                 f"{checkpoint} is of a run with other settings of its optimizer ({misfit}): resume with the --optim,"
                 " the --layer_decay and the frozen stages that it began with, or choose another --output_dir"
             )
+        for group, own in zip(optimizer.param_groups, settings):
+            group.update(own)
+        follow_rates(self.lr_scheduler, optimizer.param_groups)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         with self._updates_kept():
@@ -184,7 +217,7 @@ class WholeCheckpoints(Trainer):
             if self.args.world_size == 1 and not is_saved and not is_search:
                 self._save_checkpoint(self.model_wrapped, None)
                 self.control = self.callback_handler.on_save(self.args, self.state, self.control)
-                logger.warning("the run fails: `resume_from_checkpoint` goes on after step %d", step)
+                logger.warning("the run fails: step %d is saved", step)
             raise
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

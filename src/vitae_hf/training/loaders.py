@@ -21,6 +21,10 @@ from ..data.samples import PictureDataset, RepeatedAugmentation
 from .arguments import ViTAETrainingArguments
 
 
+DEALING = "dealing.json"
+"""File of a checkpoint: what decides which images a worker reads."""
+
+
 class ImageLoaders(Trainer):
     """The part of [`ViTAETrainer`] that loads data: images in memory, or a stream that deals its rows to the processes.
 
@@ -39,7 +43,9 @@ class ImageLoaders(Trainer):
 
     @property
     def _dealing(self) -> dict[str, int]:
-        """The numbers that decide which rows of a stream a worker reads."""
+        """The numbers that decide which rows of a stream a worker reads, or how many images there are in memory."""
+        if not self._deals_rows:
+            return {"images": self.num_train_images}
         return {
             "processes": self.args.world_size,
             "workers": self.args.dataloader_num_workers,
@@ -125,15 +131,15 @@ class ImageLoaders(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if self._deals_rows and self.args.should_save:
+        if isinstance(self.train_dataset, PictureDataset) and self.args.should_save:
             checkpoint = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-            (checkpoint / "dealing.json").write_text(json.dumps(self._dealing), encoding="utf-8")
+            (checkpoint / DEALING).write_text(json.dumps(self._dealing), encoding="utf-8")
 
     def check_dealing(self) -> None:
         """See that the rows of a stream are shared out as they were in the epoch that the checkpoint interrupted."""
         if self.resumed_from is None or not self._deals_rows:
             return
-        saved = Path(self.resumed_from) / "dealing.json"
+        saved = Path(self.resumed_from) / DEALING
         if not saved.exists():
             return
         before = json.loads(saved.read_text(encoding="utf-8"))

@@ -23,12 +23,22 @@ from ..data.folders import Folder
 from ..environment import environment
 from ..failures import about
 from ..messages import printable
+from ..model_folders import read_json
 from .arguments import RunArguments, ViTAETrainingArguments, parse_arguments
 from .average import FOLDER as AVERAGE_FOLDER
 from .checkpoints import find_checkpoint, last_checkpoint
 from .curves import draw_curves
+from .loaders import DEALING
 from .trainer import ViTAETrainer
 
+
+COSINE = ("min_learning_rate", "cooldown_epochs", "warmup_learning_rate")
+"""Arguments that shape the schedule of [`ViTAETrainer`], which tasks with the library's schedules do not have."""
+SCHEDULE = dict.fromkeys(
+    ("lr_scheduler_type", "lr_scheduler_kwargs"),
+    "the schedule is the authors', which --warmup_steps, --min_learning_rate and --cooldown_epochs shape",
+)
+"""Arguments that tasks with the schedule of [`ViTAETrainer`] leave idle, with the reason."""
 
 AnyTrainer = TypeVar("AnyTrainer", bound=ViTAETrainer)
 
@@ -43,13 +53,17 @@ class Task(ABC, Generic[AnyTrainer]):
         command: as users type it.
         defaults: of arguments whose default differs for this task.
         refused: the Trainer's arguments that do not go with this task, each with the sentence that says so.
+        idle: arguments that have no effect in this task, each with the reason.
         accuracies: metrics of an evaluation, in percent, to draw as curves.
+        metrics: those of an evaluation, for `--metric_for_best_model`; default: `accuracies` and the loss.
     """
 
     command: ClassVar[str]
     defaults: ClassVar[dict[str, Any]] = {}
     refused: ClassVar[dict[str, str]] = {}
+    idle: ClassVar[dict[str, str]] = {}
     accuracies: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[tuple[str, ...]] = ()
 
     run: RunArguments
     training: ViTAETrainingArguments
@@ -64,10 +78,13 @@ class Task(ABC, Generic[AnyTrainer]):
         fields = dataclasses.fields(cls)  # type: ignore[arg-type]  # every subclass is a dataclass
         groups: tuple[Any, ...] = tuple(field.type for field in fields)
         description = sys.modules[cls.__module__].__doc__
-        task = cls(*parse_arguments(argv, groups, cls.command, description, **cls.defaults))
+        task = cls(*parse_arguments(argv, groups, cls.command, description, cls.idle, **cls.defaults))
         for name, sentence in cls.refused.items():
             if getattr(task.training, name):
                 raise ValueError(sentence)
+        metrics, best = task.metrics or (*task.accuracies, "loss"), task.training.metric_for_best_model
+        if best is not None and best.removeprefix("eval_") not in metrics:
+            raise ValueError(f"--metric_for_best_model must be one of {', '.join(metrics)}; got {best!r}")
         return task
 
     @abstractmethod
@@ -110,6 +127,7 @@ def run_task(task: Task[Any], publish: Callable[..., dict[str, Any]]) -> dict[st
     trainer = task.build_trainer()
     trainer.stop.signals = (signal.SIGTERM, signal.SIGINT)
     refuse_another_network(training, trainer.model)
+    refuse_other_images(training, trainer)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     step = trainer.state.global_step
     if trainer.stop.received and trainer.stop.saved_at == step:  # also if it was the last: what remains can take long
@@ -164,16 +182,41 @@ def refuse_earlier_run(training: ViTAETrainingArguments, run: RunArguments) -> N
         )
 
 
+def checkpoint_to_resume(training: ViTAETrainingArguments) -> Path | None:
+    """The checkpoint that a run goes on from, if it goes on from one."""
+    found = find_checkpoint(training.resume_from_checkpoint, training.output_dir)
+    if found is True:
+        return last_checkpoint(training.output_dir)
+    return Path(found) if found else None
+
+
+def refuse_other_images(training: ViTAETrainingArguments, trainer: ViTAETrainer) -> None:
+    """See that a run goes on with as many images as it began with.
+
+    With more of them others would be held out, on some of which the network was trained.
+
+    Raises:
+        ValueError: it does not.
+    """
+    found = checkpoint_to_resume(training)
+    if found is None or not (file := found / DEALING).is_file():
+        return
+    before, now = read_json(file).get("images"), trainer.num_train_images
+    if before not in (None, now):
+        raise ValueError(
+            f"{found} is of a run on {before:,} training images, where there now are {now:,}: begin another with its"
+            " model by --model_name_or_path, or bring the first ones back"
+        )
+
+
 def refuse_another_network(training: ViTAETrainingArguments, model: Any) -> None:
     """See that a run goes on with the network and the classes that it began with.
 
     Raises:
         ValueError: it does not.
     """
-    found = find_checkpoint(training.resume_from_checkpoint, training.output_dir)
-    if found is True:
-        found = str(last_checkpoint(training.output_dir))
-    if not found or not (file := Path(found, "config.json")).is_file():
+    found = checkpoint_to_resume(training)
+    if found is None or not (file := found / "config.json").is_file():
         return
     before, now = PreTrainedConfig.get_config_dict(file.parent)[0], model.config.to_dict()
     if before.get("model_type") == now["model_type"]:  # a file leaves out what the class has by itself

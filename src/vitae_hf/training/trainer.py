@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, ProgressCallback
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.utils import logging
 
 from ..data.augmentation import DeviceAugmentation, DeviceNormalization
 from ..messages import listed
@@ -23,6 +24,9 @@ from .loaders import ImageLoaders, TellDatasetEpoch
 from .merging import merge_groups
 from .optimization import cosine_schedule, parameter_groups
 from .readback import Readback
+
+
+logger = logging.get_logger(__name__)
 
 
 class ViTAETrainer(WholeCheckpoints, ImageLoaders):
@@ -114,7 +118,8 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
     def create_optimizer(self, model: Any = None) -> Optimizer:
         if self.optimizer is None:
             model = self.model if model is None else model
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            given = self.optimizer_cls_and_kwargs
+            optimizer_class, options = given or self.get_optimizer_cls_and_kwargs(self.args, model)
             groups = parameter_groups(model, self.args.learning_rate, self.args.weight_decay, self.args.layer_decay)
             for group in groups:
                 del group["names"]
@@ -123,6 +128,12 @@ class ViTAETrainer(WholeCheckpoints, ImageLoaders):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         if self.lr_scheduler is None:
+            rate, floor = self.args.learning_rate, self.args.min_learning_rate
+            if 0 < rate < floor or rate == floor == ViTAETrainingArguments.min_learning_rate:
+                logger.warning(
+                    "the learning rate, %g, is not above its floor, `min_learning_rate`, %g, so that it stays the same",
+                    *(rate, floor),
+                )
             cosine_share = 1 - self.args.cooldown_epochs / self.args.num_train_epochs
             self.lr_scheduler = cosine_schedule(
                 self.optimizer if optimizer is None else optimizer,

@@ -37,6 +37,9 @@ class DetectionTrainer(ViTAETrainer):
         model, args, kwargs: the library's.
         lr_steps: epochs after each of which the learning rate is divided by ten, behind a linear warm-up; default: the
             library's schedule (`lr_scheduler_type`).
+
+    Raises:
+        ValueError: one of `lr_steps` is not within the run.
     """
 
     eval_dataset: DetectionDataset
@@ -44,6 +47,10 @@ class DetectionTrainer(ViTAETrainer):
     def __init__(
         self, model: PreTrainedModel, args: ViTAETrainingArguments, lr_steps: list[float] | None = None, **kwargs: Any
     ):
+        if lr_steps and not 0 < min(lr_steps) <= max(lr_steps) < args.num_train_epochs:
+            raise ValueError(
+                f"`lr_steps` must be above 0 and below the {args.num_train_epochs:g} epochs of the run, got {lr_steps}"
+            )
         args.ddp_find_unused_parameters = True  # some weights get no gradient where a batch has no objects
         self.lr_steps = lr_steps
         self.with_masks: bool = DETECTORS[str(kind_of(model.config))].with_masks

@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ...data.augmentation import ColourDistortion
 from .objects import Objects
 
 
@@ -42,7 +43,7 @@ class BoxAugmentationArguments:
         default=0.0,
         metadata={"help": "Probability that the picture becomes a part of a canvas up to four times as wide."},
     )
-    flip_prob: float = 0.5
+    flip_prob: float = field(default=0.5, metadata={"help": "Probability to mirror a picture and its objects."})
     distortion_prob: float = field(
         default=0.0, metadata={"help": "Probability of each change: of brightness, contrast, saturation and hue."}
     )
@@ -94,7 +95,7 @@ class ObjectTransform:
 
     def __init__(self, arguments: BoxAugmentationArguments):
         flip = v2.RandomHorizontalFlip(arguments.flip_prob)
-        distort = v2.RandomPhotometricDistort(p=arguments.distortion_prob)
+        distort = ColourDistortion(p=arguments.distortion_prob)
         mean_colour = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
         zoom_out = v2.RandomZoomOut({tv_tensors.Image: mean_colour, "others": 0}, p=arguments.zoom_out_prob)
         cropped = v2.RandomApply([self._crop(arguments)], arguments.crop_prob)

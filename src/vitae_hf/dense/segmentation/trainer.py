@@ -7,7 +7,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import EvalPrediction, Trainer, UperNetForSemanticSegmentation
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
 from ...evaluation.metrics import MeanIoU
 from ...loading import label_names
@@ -26,14 +26,16 @@ class SegmentationTrainer(ViTAETrainer):
         figures (`dict`): of the last evaluation, with those of each class; see [`MeanIoU`].
 
     Raises:
-        ValueError: a batch of one picture: the head pools it to one pixel, which BatchNorm cannot normalise.
+        ValueError: a batch of one picture: the head pools it to one pixel, which BatchNorm cannot normalise unless it
+            is frozen.
     """
 
     model: UperNetForSemanticSegmentation
     eval_dataset: SegmentationDataset
 
     def __init__(self, model: UperNetForSemanticSegmentation, args: ViTAETrainingArguments, **kwargs: Any):
-        if args.train_batch_size * (args.world_size if args.sync_batch_norm else 1) < 2:
+        pictures = args.train_batch_size * (args.world_size if args.sync_batch_norm else 1)
+        if pictures < 2 and not args.frozen_batch_norm:
             raise ValueError(
                 "UperNet pools pictures to one pixel and normalises over the batch: at least 2 pictures per device are"
                 f" needed in training, got per_device_train_batch_size {args.per_device_train_batch_size}"
@@ -49,6 +51,8 @@ class SegmentationTrainer(ViTAETrainer):
         self.model_accepts_loss_kwargs = False
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        if self.args.lr_scheduler_type == SchedulerType.POLYNOMIAL and not self.args.lr_scheduler_kwargs:
+            self.args.lr_scheduler_kwargs = {"power": 1.0, "lr_end": 0.0}  # mmsegmentation's, to 0
         return Trainer.create_scheduler(self, num_training_steps, optimizer)
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

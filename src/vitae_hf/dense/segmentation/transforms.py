@@ -2,7 +2,7 @@
 """Pictures and masks to tensors: augmented together for training, whole for evaluation."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ...data.augmentation import ColourDistortion
 from .data import IGNORED_CLASS
 
 
@@ -20,17 +21,28 @@ from .data import IGNORED_CLASS
 class MaskAugmentationArguments:
     """How to augment pictures and masks together; the defaults are mmsegmentation's for ADE20K."""
 
-    short_side: int = 512
-    """Shorter side, in pixels, of the resized pictures; in training a random scale multiplies it."""
-    crop_size: int = 512
-    """Side, in pixels, of the square crop for training; smaller pictures are padded, with an ignored mask there."""
-    min_scale: float = 0.5
-    max_scale: float = 2.0
-    max_class_share: float = 0.75
-    """A crop with more than this share of one class is drawn again, up to ten times."""
-    flip_prob: float = 0.5
-    distortion_prob: float = 0.5
-    """Probability of each change: of brightness, contrast, saturation and hue."""
+    short_side: int = field(
+        default=512,
+        metadata={
+            "help": "Shorter side, in pixels, of the resized pictures; in training a random scale multiplies it."
+        },
+    )
+    crop_size: int = field(
+        default=512,
+        metadata={
+            "help": "Side, in pixels, of the square crop for training; smaller pictures are padded and ignored there."
+        },
+    )
+    min_scale: float = field(default=0.5, metadata={"help": "The smallest random scale."})
+    max_scale: float = field(default=2.0, metadata={"help": "The largest random scale."})
+    max_class_share: float = field(
+        default=0.75,
+        metadata={"help": "A crop with more than this share of one class is drawn again, up to ten times."},
+    )
+    flip_prob: float = field(default=0.5, metadata={"help": "Probability to mirror a picture and its mask."})
+    distortion_prob: float = field(
+        default=0.5, metadata={"help": "Probability of each change: of brightness, contrast, saturation and hue."}
+    )
 
     def __post_init__(self) -> None:
         for name in ("short_side", "crop_size", "min_scale"):
@@ -68,13 +80,6 @@ class VariedCrop(v2.RandomCrop):
             if counts.count_nonzero() > 1 and counts.max() <= self.max_class_share * counts.sum():
                 break
         return cropped
-
-
-class ColourDistortion(v2.RandomPhotometricDistort):
-    """mmsegmentation's distortion of brightness, contrast, saturation and hue; torchvision's swaps channels too."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return {**super().make_params(flat_inputs), "channel_permutation": None}
 
 
 def segmentation_transform(
