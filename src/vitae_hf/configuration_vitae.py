@@ -326,6 +326,11 @@ class ViTAEFamilyConfig(BackboneConfigMixin, PreTrainedConfig):
                 copyfile(source, folder / name)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
+    def _get_files_timestamps(self, working_dir: str | PathLike[str]) -> dict[str, float]:
+        """Without the code: `push_to_hub=True` uploads what is newer, and the code was copied just before."""
+        times = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in times.items() if not name.endswith(".py")}
+
 
 @strict
 class ViTAEConfig(ViTAEFamilyConfig):

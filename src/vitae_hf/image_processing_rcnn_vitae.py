@@ -28,6 +28,11 @@ class RCNNImageProcessor(DeformableDetrImageProcessor):
         copyfile(__file__, Path(save_directory) / Path(__file__).name)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
+    def _get_files_timestamps(self, working_dir: str | os.PathLike[str]) -> dict[str, float]:
+        """Without the code: `push_to_hub=True` uploads what is newer, and the code was copied just before."""
+        times = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in times.items() if not name.endswith(".py")}
+
     def _update_annotation_for_padded_image(
         self, annotation: dict, input_image_size: Any, output_image_size: Any, padding: Any, update_bboxes: bool
     ) -> dict:
@@ -63,8 +68,8 @@ class RCNNImageProcessor(DeformableDetrImageProcessor):
             if target_sizes is not None:
                 height, width = (int(side) for side in target_sizes[picture])
                 one["boxes"] = boxes * boxes.new_tensor([width, height, width, height])
-                if outputs.pred_masks is not None:
-                    masks = outputs.pred_masks[picture][kept, None].float()
+                if (of_all := outputs.get("pred_masks")) is not None:
+                    masks = of_all[picture][kept, None].float()
                     one["masks"] = paste_masks_in_image(masks, one["boxes"], (height, width))[:, 0] >= mask_threshold
             found.append(one)
         return found
@@ -91,7 +96,7 @@ class RCNNImageProcessor(DeformableDetrImageProcessor):
         Raises:
             ValueError: `target_sizes` are missing, or the model has no masks.
         """
-        if target_sizes is None or outputs.pred_masks is None:
+        if target_sizes is None or outputs.get("pred_masks") is None:
             raise ValueError("masks of whole pictures need `target_sizes`, and a model with masks (`with_masks`)")
         results = []
         for one, size in zip(

@@ -39,6 +39,7 @@ logger = logging.get_logger(__name__)
 Pixels = TypeVar("Pixels", np.ndarray, torch.Tensor)
 Statistics = float | Sequence[float] | None
 
+MOST_RESCALED = 1.5  # filters go beyond 1 at edges
 MAX_ASPECT_RATIO = 20
 """A picture that is longer than this many times its width loses its ends before it is resized."""
 SMALLEST_STD = 1e-6
@@ -73,13 +74,16 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Turn a picture upright and into 8-bit RGB. 16-bit grey is scaled to 8 bits; Pillow would clip it.
 
     Raises:
-        ValueError: it has no pixels, or its floating-point values go from 0 to 1 or are mostly beyond 8 bits.
+        ValueError: it has no pixels, or its floating-point values are not finite, go from 0 to 1 or are mostly beyond 8
+            bits.
     """
     image = PIL.ImageOps.exif_transpose(image)
     if not all(image.size):
         raise ValueError(f"the picture has no pixels: it is {image.size[0]}×{image.size[1]}")
     if image.mode == "F":
         pixels = np.asarray(image)
+        if not np.isfinite(pixels).all():
+            raise ValueError("not all of its values are finite: put a value in place of those that are missing")
         is_cut = np.mean((pixels < 0) | (pixels > 255)) > 0.1  # filters go beyond the bounds at edges
         if is_cut or 0 < pixels.max() <= 1:
             bounds = f"{pixels.min():g} to {pixels.max():g}"
@@ -152,13 +156,15 @@ def center_box(height: int, width: int, size: SizeDict) -> tuple[slice, slice]:
     return slice(top, top + size["height"]), slice(left, left + size["width"])
 
 
-def without_far_ends(image: Pixels) -> Pixels:
-    """Cut the ends off an image `(..., height, width)` that is more than `MAX_ASPECT_RATIO` times as long as wide.
+def without_far_ends(image: Pixels, size: SizeDict) -> Pixels:
+    """Cut the ends off an image `(..., height, width)` that is more than `MAX_ASPECT_RATIO` times as long as wide, or
+    more than twice the proportion of the output.
 
     They would be cropped after resizing anyway, and resizing a line of 10,000×1 pixels would take gigabytes.
     """
     height, width = image.shape[-2:]
-    longest = MAX_ASPECT_RATIO * min(height, width)
+    proportion = max(size["height"], size["width"]) / min(size["height"], size["width"])
+    longest = math.ceil(max(MAX_ASPECT_RATIO, 2 * proportion) * min(height, width))
     top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
     return image[..., top : top + min(height, longest), left : left + min(width, longest)]
 
@@ -226,6 +232,8 @@ class _ViTAEProcessing(BaseImageProcessor):
             return [self.fetch_images(image) for image in images]
         if isinstance(images, (str, os.PathLike)):
             return read_image(images)
+        if getattr(images, "ndim", 0) == 4 and not len(images):
+            raise ValueError(f"expected at least one picture, got an array of shape {tuple(images.shape)}")
         if is_valid_image(images):
             return images[None] if getattr(images, "ndim", 3) == 2 else images  # grey arrays have no channel axis
         raise TypeError(f"expected a picture (PIL, array, tensor, path or URL), or a list of them, got {type(images)}")
@@ -239,6 +247,7 @@ class _ViTAEProcessing(BaseImageProcessor):
         do_normalize: bool | None = None,
         image_mean: Statistics = None,
         image_std: Statistics = None,
+        rescale_factor: float | None = None,
         **kwargs: Any,
     ) -> np.ndarray | torch.Tensor:
         num_channels = channel_count(image_mean, image_std)
@@ -251,6 +260,11 @@ class _ViTAEProcessing(BaseImageProcessor):
             logger.warning_once(
                 "It looks like you are trying to rescale already rescaled images. If the input images have pixel values"
                 " between 0 and 1, set `do_rescale=False` to avoid rescaling them again."
+            )
+        if do_rescale and rescale_factor and image.numel() and image.max() * rescale_factor > MOST_RESCALED:
+            logger.warning_once(
+                f"Pixels up to {image.max():g} are multiplied by {rescale_factor:.3g}, which gives more than 1: scale"
+                " pictures to 255, or set `rescale_factor`, or `do_rescale=False` if means are in their unit."
             )
         if not image.numel():
             raise ValueError(f"the picture has no pixels: its shape is {tuple(image.shape)}")
@@ -310,7 +324,7 @@ class _ViTAEProcessing(BaseImageProcessor):
 
     def resize_and_crop(self, image: Pixels, size: SizeDict, resample: Enum | int | None, crop_pct: float) -> Pixels:
         """Pixels `(..., height, width)` as `preprocess` resizes and crops them, before it rescales and normalises."""
-        image = without_far_ends(image)
+        image = without_far_ends(image, size)
         height, width = resized_height_width(image.shape[-2], image.shape[-1], size, crop_pct)
         image = self.resize(image, SizeDict(height=height, width=width), resample=resample)
         rows, columns = center_box(height, width, size)
@@ -328,6 +342,11 @@ class _ViTAEProcessing(BaseImageProcessor):
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         copyfile(__file__, Path(save_directory) / Path(__file__).name)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _get_files_timestamps(self, working_dir: str | os.PathLike[str]) -> dict[str, float]:
+        """Without the code: `push_to_hub=True` uploads what is newer, and the code was copied just before."""
+        times = super()._get_files_timestamps(working_dir)
+        return {name: time for name, time in times.items() if not name.endswith(".py")}
 
 
 class ViTAEImageProcessor(_ViTAEProcessing, TorchvisionBackend):
@@ -392,6 +411,12 @@ class ViTAEImageProcessorPil(_ViTAEProcessing, PilBackend):
     """The same transform on Pillow, with exactly the authors' pixels. See [`ViTAEImageProcessor`]."""
 
     filters: tuple[int, ...] = (0, 1, 2, 3, 4, 5)  # also box and Hamming, which torchvision lacks
+
+    def process_image(self, image: Any, *args: Any, **kwargs: Any) -> np.ndarray | torch.Tensor:
+        if torch.is_tensor(image):  # of any device and dtype, as the other backend takes them
+            image = image.detach().cpu()
+            image = image.float() if image.dtype == torch.bfloat16 else image
+        return super().process_image(image, *args, **kwargs)
 
     def resize(
         self, image: np.ndarray, size: SizeDict, resample: Enum | int | None = None, **kwargs: Any

@@ -131,8 +131,9 @@ class ViTAEBatchNorm2d(nn.BatchNorm2d):
 
     @property
     def is_frozen(self) -> bool:
-        # `torch.func` replaces parameters by plain tensors, which never require a gradient but are not frozen.
-        is_parameter = isinstance(self.weight, nn.Parameter)
+        # `torch.func` replaces parameters by plain tensors, which never require a gradient but are not frozen. Those of
+        # a replica of `nn.DataParallel` require one if the parameters do.
+        is_parameter = isinstance(self.weight, nn.Parameter) or getattr(self, "_is_replica", False)
         return is_parameter and not self.weight.requires_grad and self.running_var is not None
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:

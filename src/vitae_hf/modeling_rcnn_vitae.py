@@ -121,8 +121,15 @@ class RCNNForObjectDetection(PreTrainedModel):
 
     def _pooled(self, size: int) -> nn.Module:
         from torchvision.ops import MultiScaleRoIAlign
+        from torchvision.ops.poolers import initLevelMapper
 
-        return MultiScaleRoIAlign([str(level) for level in range(len(self.backbone.channels))], size, sampling_ratio=2)
+        levels = len(self.backbone.channels)
+        pool = MultiScaleRoIAlign([str(level) for level in range(levels)], size, sampling_ratio=2)
+        # Otherwise it guesses them from its first picture, wrongly if that is padded by much.
+        pool.scales = [1 / (FIRST_STRIDE * 2**level) for level in range(levels)]
+        first = int(math.log2(FIRST_STRIDE))
+        pool.map_levels = initLevelMapper(first, first + levels - 1)
+        return pool
 
     def _box_head(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead

@@ -280,3 +280,24 @@ def test_pipelines_give_boxes_and_masks(folder):
     masks = pipeline("image-segmentation", model=str(folder))(picture, threshold=0.1, overlap_mask_area_threshold=0)
     assert len(masks) > 1 and all(mask["mask"].size == picture.size for mask in masks)
     assert torch.stack([torch.tensor(list(mask["mask"].getdata())) > 0 for mask in masks]).sum(0).max() == 1
+
+
+def test_pipelines_give_boxes_of_a_network_without_masks(tmp_path):
+    network(name="faster_rcnn").save_pretrained(tmp_path)
+    RCNNImageProcessor(size={"shortest_edge": 64, "longest_edge": 100}).save_pretrained(tmp_path)
+    found = pipeline("object-detection", model=str(tmp_path))(Image.open(IMAGE).convert("RGB"), threshold=0.1)
+    assert len(found) > 5
+
+
+@torch.no_grad()
+def test_boxes_are_pooled_at_the_scale_of_the_maps_whatever_came_first():
+    """Torchvision's pooling guesses the scale from the first picture; 80 of 128 padded rows would mislead it."""
+    model = network().eval()
+    picture = images(1, 128, 128)
+    expected = model(picture).logits
+    torch.manual_seed(0)
+    other = network().eval()
+    other.load_state_dict(model.state_dict())
+    other(images(1, 80, 128))
+    assert torch.equal(other(picture).logits, expected)
+    assert other.roi_heads.box_roi_pool.scales == [1 / 4, 1 / 8, 1 / 16]

@@ -4,6 +4,7 @@
 import copy
 import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,7 +13,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModel, AutoModelForImageClassification, ViTConfig, ViTModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
+    ViTConfig,
+    ViTModel,
+)
 
 from vitae_hf import config_from_preset, prepare_for_inference
 from vitae_hf.dense.backbone import dense_config
@@ -82,6 +89,27 @@ def are_packed(model: nn.Module) -> bool:
     apart = [layer for layer in packed_layers(model) if layer not in parts]
     assert together and apart and all(layer.packed is None for layer in parts)
     return all(module.packed is not None for module in together + apart)
+
+
+def test_a_mask_token_is_of_the_dtype_too():
+    model = AutoModelForMaskedImageModeling.from_config(config_from_preset("vitae-nano"))
+    assert prepare_for_inference(model, torch.bfloat16).dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_threads_with_pictures_of_different_sizes_do_not_disturb_each_other():
+    torch.manual_seed(0)
+    model = AutoModelForImageClassification.from_config(config_from_preset("vitae-nano")).eval()
+    model = prepare_for_inference(model, torch.bfloat16)
+    pictures = [images(1, side, side).bfloat16() for side in (64, 96, 128)]
+    expected = [model(picture).logits for picture in pictures]
+
+    def run(index: int) -> bool:
+        with torch.inference_mode():
+            return torch.equal(model(pictures[index]).logits, expected[index])
+
+    with ThreadPoolExecutor(3) as pool:
+        assert all(pool.map(run, [0, 1, 2] * 20))
 
 
 def test_layers_are_packed_again_when_their_weights_change(model):
@@ -180,7 +208,7 @@ def test_merged_groups_compute_the_same(channels, monkeypatch):
     feature_map = torch.randn(2, channels[0], 9, 12, dtype=torch.bfloat16)
     expected = nn.functional.silu(conv.float()(feature_map.float()))
     assert (packed.to(torch.bfloat16)(feature_map).float() - expected).abs().max() < 0.02 * expected.abs().max()
-    assert packed.geometry[-1] == (4 if channels == (64, 64) else 1)
+    assert packed.packed.geometry[-1] == (4 if channels == (64, 64) else 1)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
@@ -196,7 +224,7 @@ def test_a_convolution_over_every_so_many_rows_computes_the_same(size, kernel_si
     feature_map = torch.randn(2, 4, *size).bfloat16().contiguous(memory_format=torch.channels_last)
     expected = nn.functional.gelu(conv(feature_map).float())
     torch.testing.assert_close(packed(feature_map).float(), expected, rtol=0.02, atol=0.02)
-    assert packed.packed is not None and packed.read[-1].step == math.gcd(stride, dilation)
+    assert packed.packed.read[-1].step == math.gcd(stride, dilation)
 
 
 @pytest.mark.slow

@@ -89,3 +89,25 @@ def test_pictures_without_objects_or_boxes_count_and_no_picture_is_an_error():
     assert metric.compute()["map"] == 50
     with pytest.raises(ValueError, match="no picture to measure"):
         metric.compute()
+
+
+def test_what_does_not_fit_is_refused_and_not_left_out():
+    boxes = [[10, 10, 30, 30], [50, 50, 60, 70]]
+    found = {"boxes": boxes, "scores": [0.9, 0.8], "labels": [0, 1]}
+    reference = {"boxes": boxes, "labels": [0, 1]}
+    for prediction, truth, message in (
+        (found, {**reference, "labels": [1, 2]}, r"labels must be from 0 to 1, got \[2\]"),
+        ({**found, "labels": [0, 7]}, reference, r"labels must be from 0 to 1, got \[7\]"),
+        ({**found, "scores": [0.9]}, reference, "argument 2 is shorter"),
+        ({**found, "labels": [0]}, reference, "argument 2 is longer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            MeanAveragePrecision(["cat", "dog"]).add(prediction=prediction, reference=truth)
+
+
+def test_masks_are_arrays_in_a_list_too_and_of_zeros_and_ones():
+    masks = np.zeros((2, 8, 8))
+    masks[:, 2:5, 3:6] = 1
+    assert run_lengths(list(masks)) == run_lengths(masks.astype(bool))
+    with pytest.raises(ValueError, match="masks must be 0 or 1 at each pixel, got values from 0.0 to 0.7"):
+        run_lengths(0.7 * masks)

@@ -91,3 +91,8 @@ def test_mean_iou_says_what_is_wrong():
     metric.add_batch(predictions=[0, 1], references=[255, -100])
     with pytest.raises(ValueError, match="no pixel that counts"):
         metric.compute()
+
+
+def test_a_class_is_not_ignored():
+    with pytest.raises(ValueError, match="255 is a class of 300 and among `ignored`"):
+        MeanIoU([str(number) for number in range(300)])

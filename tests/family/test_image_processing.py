@@ -1,14 +1,19 @@
 """The evaluation transform equals the authors', on either backend, for whatever PIL can open."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from helpers import ASSETS, GOLDEN
+from huggingface_hub import HfApi
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-from transformers.utils import logging
+from transformers.image_utils import SizeDict
+from transformers.utils import PushToHubMixin, logging
 
-from vitae_hf import ViTAEImageProcessor, ViTAEImageProcessorPil, image_processing_vitae
+from vitae_hf import ViTAEImageProcessor, ViTAEImageProcessorPil, config_from_preset, image_processing_vitae
 
 
 CHELSEA = ASSETS / "chelsea.png"
@@ -148,7 +153,9 @@ def test_a_line_of_pixels_does_not_grow_to_gigabytes(processor_class):
     assert pixels(processor_class(), line)[0, :, :, 100:124].mean() > 250
     assert pixels(processor_class(), PIL.Image.new("RGB", (1, 1), (9, 9, 9))).max() == 9
     long = PIL.Image.new("RGB", (6000, 300))
-    assert image_processing_vitae.without_far_ends(np.asarray(long).transpose(2, 0, 1)).shape == (3, 300, 6000)
+    assert image_processing_vitae.without_far_ends(
+        np.asarray(long).transpose(2, 0, 1), SizeDict(height=224, width=224)
+    ).shape == (3, 300, 6000)
 
 
 # ------------------------------------------------------------------------------------------- numbers of channels
@@ -276,12 +283,53 @@ def test_pictures_that_eight_bits_would_make_black_are_refused_or_told(processor
     fractions = PIL.Image.fromarray(np.linspace(0, 1, 4096, dtype=np.float32).reshape(64, 64))
     with pytest.raises(ValueError, match="floating-point numbers from 0 to 1: save it with 8 or 16 bits"):
         processor_class()(fractions)
+    missing = np.full((64, 64), 200.0, np.float32)
+    missing[0, 0] = np.nan
+    with pytest.raises(ValueError, match="not all of its values are finite"):
+        processor_class()(PIL.Image.fromarray(missing))
     filtered = np.full((64, 64), 200.0, np.float32)
     filtered[0, :10] = 262  # as filters leave it at edges
     assert np.asarray(image_processing_vitae.to_rgb(PIL.Image.fromarray(filtered))).mean() > 199
     logging.warning_once.cache_clear()
     processor_class()(PIL.Image.fromarray(np.full((64, 64), 3990, np.uint16)))
     assert "A picture of 16 bits has no value above 3990" in caplog.text
+    processor_class()(np.full((64, 64, 3), 60_000, np.int32))
+    assert "Pixels up to 60000 are multiplied by 0.00392, which gives more than 1" in caplog.text
+
+
+def test_a_picture_as_long_as_the_output_is_not_cut(processor_class):
+    rows = np.tile(np.linspace(0, 255, 800), (20, 1)).astype(np.uint8)
+    processor = processor_class(size={"height": 16, "width": 640}, crop_pct=1.0, do_rescale=False, do_normalize=False)
+    pixels = processor(np.stack([rows] * 3, -1), return_tensors="np").pixel_values[0]
+    assert pixels.shape == (3, 16, 640) and pixels.min() < 3 and pixels.max() > 252
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_of_any_kind_are_pictures(processor_class, dtype):
+    picture = torch.full((3, 32, 32), 128.0, dtype=dtype, requires_grad=True)
+    pixels = processor_class(size=32, do_normalize=False)(picture, return_tensors="pt").pixel_values
+    assert torch.allclose(pixels.float(), torch.tensor(128 / 255), atol=3e-3)
+
+
+def test_an_array_of_no_pictures_is_told(processor_class):
+    with pytest.raises(ValueError, match=r"expected at least one picture, got an array of shape \(0, 30, 30, 3\)"):
+        processor_class()(np.zeros((0, 30, 30, 3), np.uint8))
+
+
+def test_pushing_while_saving_uploads_the_code(processor_class, tmp_path, monkeypatch):
+    """The library uploads what is newer than before the saving, and compares times of files."""
+    uploaded = []
+
+    def upload(self, working_dir, repo_id, files_timestamps, **options):
+        files = {path.name: path.stat().st_mtime for path in Path(working_dir).iterdir()}
+        uploaded.append({name for name, time in files.items() if time > files_timestamps.get(name, 0)})
+
+    monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: SimpleNamespace(repo_id=name))
+    processor_class().save_pretrained(tmp_path / "processor", push_to_hub=True, repo_id="org/name")
+    config_from_preset("vitae-nano").save_pretrained(tmp_path / "config", push_to_hub=True, repo_id="org/name")
+    assert uploaded[0] == {"preprocessor_config.json", "image_processing_vitae.py"}
+    assert uploaded[1] >= {"config.json", "configuration_vitae.py", "modeling_vitae.py", "layers_vitae.py"}
 
 
 def test_a_crop_that_is_no_number_and_a_picture_without_pixels_are_named(processor_class, tmp_path):

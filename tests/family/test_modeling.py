@@ -396,19 +396,27 @@ def test_compiled_checkpointing_counts_each_batch_once(tiny_config):
         assert torch.allclose(expected.float(), buffer.float(), atol=1e-5), name
 
 
+def replicate(module: torch.nn.Module) -> torch.nn.Module:
+    """As `nn.DataParallel`, which Trainer takes on a machine with several GPUs: replicas have no parameters."""
+    replica = module._replicate_for_data_parallel()
+    for name, child in module._modules.items():
+        replica._modules[name] = None if child is None else replicate(child)
+    for name, parameter in module._parameters.items():
+        setattr(replica, name, None if parameter is None else parameter.clone())
+    for name, buffer in module._buffers.items():
+        replica._buffers[name] = buffer
+    return replica
+
+
+def test_a_frozen_batch_norm_is_frozen_in_replicas_too(tiny_config):
+    model = AutoModelForImageClassification.from_config(tiny_config()).train()
+    model.base_model.requires_grad_(False)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    replicate(model)(images(4), labels=torch.arange(4)).loss.backward()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
 def test_replicas_of_data_parallel_work_and_count_their_batches_once(tiny_config):
-    """`nn.DataParallel`, which Trainer takes on a machine with several GPUs, emulated: replicas have no parameters."""
-
-    def replicate(module: torch.nn.Module) -> torch.nn.Module:
-        replica = module._replicate_for_data_parallel()
-        for name, child in module._modules.items():
-            replica._modules[name] = None if child is None else replicate(child)
-        for name, parameter in module._parameters.items():
-            setattr(replica, name, None if parameter is None else parameter.clone())
-        for name, buffer in module._buffers.items():
-            replica._buffers[name] = buffer
-        return replica
-
     model = AutoModelForImageClassification.from_config(tiny_config()).train()
     model.gradient_checkpointing_enable()
     replica = replicate(model)

@@ -85,7 +85,7 @@ def prepare_for_inference(
     fold_batch_norms(model)
     model.requires_grad_(False)
     if dtype is not None:
-        float32 = model._keep_in_fp32_modules_strict or ()
+        float32 = set(model._keep_in_fp32_modules_strict or ()) & {name for name, _ in model.named_children()}
         for part in [child for name, child in model.named_children() if name not in float32] if float32 else [model]:
             part.to(dtype)
     if merge_groups and model.device.type != "cpu":

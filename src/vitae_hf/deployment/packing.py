@@ -3,7 +3,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
@@ -35,7 +35,7 @@ class PackedLayer(nn.Module):
 
     weight: torch.Tensor
     bias: torch.Tensor | None
-    packed: torch.Tensor | None = None
+    packed: Any = None
     packed_from: list[tuple[int, int]]
     held: list[torch.Tensor] = []  # the weights that were packed, so that no others get their address
 
@@ -113,9 +113,10 @@ class PackedLinear(PackedLayer):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if not self.is_packable(hidden_states):
             return ACTIVATIONS[self.activation](nn.functional.linear(hidden_states, self.weight, self.bias))
-        if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
-        return packed_product(hidden_states, self.packed, self.bias, self.activation)
+        packed = self.packed
+        if packed is None:
+            packed = self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
+        return packed_product(hidden_states, packed, self.bias, self.activation)
 
 
 class PackedAttention(PackedLayer, ViTAEAttention):
@@ -136,9 +137,31 @@ class PackedAttention(PackedLayer, ViTAEAttention):
         biases = self.biases if are_packed else []
         if not are_packed or len(biases) not in (0, len(layers)) or not self.is_packable(hidden_states):
             return super().project(hidden_states)
-        if self.packed is None:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(self.weights))
-        return packed_product(hidden_states, self.packed, torch.cat(biases) if biases else None).chunk(3, dim=-1)
+        packed = self.packed
+        if packed is None:
+            packed = self.packed = torch.ops.mkldnn._reorder_linear_weight(torch.cat(self.weights))
+        return packed_product(hidden_states, packed, torch.cat(biases) if biases else None).chunk(3, dim=-1)
+
+
+class PackedWeight(NamedTuple):
+    """The weight of a convolution, packed for maps of one size, and how it is computed with.
+
+    Attributes:
+        size: height and width of the maps.
+        weight: in the order of oneDNN.
+        geometry: padding, stride, dilation and groups.
+        step: the convolution runs over every so many rows and columns of the map.
+        read, written: what of the map is read, and of the output kept.
+        fused: the activation that is computed in the same pass.
+    """
+
+    size: torch.Size
+    weight: torch.Tensor
+    geometry: tuple[list[int], list[int], list[int], int]
+    step: int
+    read: tuple[Any, ...]
+    written: tuple[Any, ...]
+    fused: str
 
 
 class PackedConv2d(PackedLayer):
@@ -157,43 +180,44 @@ class PackedConv2d(PackedLayer):
         self.eval()
 
     @torch.no_grad()
-    def pack(self, size: torch.Size) -> None:
-        """Pack the weights for maps of this size. Packed for another size they can take four times as long."""
+    def pack(self, size: torch.Size) -> PackedWeight:
+        """The weights, packed for maps of this size. Packed for another size they can take four times as long."""
         has_tiles = self.weight.dtype == torch.bfloat16 and has_amx()
         merged = groups_of_width(self.weight, self.groups, AMX_TILE) if has_tiles else 1
         weight = merged_weight(self.weight, self.groups, merged)
-        step = self.step = math.gcd(*self.stride, *self.dilation) if has_tiles else 1
+        step = math.gcd(*self.stride, *self.dilation) if has_tiles else 1
         pads = [int(pad) for pad in self.padding]
         reaches = [gap * (side - 1) for gap, side in zip(self.dilation, self.kernel_size)]
         sides = [side + 2 * pad - reach - 1 for side, pad, reach in zip(size[2:], pads, reaches)]
-        self.read: tuple[Any, ...] = (..., *(slice(-pad % step, None, step) for pad in pads))  # of the map
+        read: tuple[Any, ...] = (..., *(slice(-pad % step, None, step) for pad in pads))
         # Padded by whole steps, the map may give a row or a column too many.
-        self.written: tuple[Any, ...] = (..., *(slice(side // stride + 1) for side, stride in zip(sides, self.stride)))
-        self.geometry: tuple[Any, ...] = (
+        written = (..., *(slice(side // stride + 1) for side, stride in zip(sides, self.stride)))
+        geometry = (
             [-(-pad // step) for pad in pads],
             [stride // step for stride in self.stride],
             [gap // step for gap in self.dilation],
             self.groups // merged,
         )
         is_one_pass_faster = self.groups == 1 or merged > 1
-        self.fused: str = self.activation if is_one_pass_faster else "none"
-        read = torch.empty(size, device="meta")[self.read].shape
-        self.packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry, read)
-        self.packed_for: torch.Size = size[2:]
+        fused = self.activation if is_one_pass_faster else "none"
+        shape = torch.empty(size, device="meta")[read].shape
+        reordered = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, shape)
+        return PackedWeight(size[2:], reordered, geometry, step, read, written, fused)
 
     def forward(self, feature_map: torch.Tensor) -> torch.Tensor:
         if not self.is_packable(feature_map):
             geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
             return ACTIVATIONS[self.activation](nn.functional.conv2d(feature_map, self.weight, self.bias, *geometry))
-        if self.packed is None or self.packed_for != feature_map.shape[2:]:
-            self.pack(feature_map.shape)
-        if self.step > 1:
-            feature_map = feature_map[self.read]
+        packed = self.packed  # of which another thread may put one for another size in its place
+        if packed is None or packed.size != feature_map.shape[2:]:
+            packed = self.packed = self.pack(feature_map.shape)
+        if packed.step > 1:
+            feature_map = feature_map[packed.read]
         output = torch.ops.mkldnn._convolution_pointwise.default(
-            feature_map, self.packed, self.bias, *self.geometry, self.fused, [], "none"
+            feature_map, packed.weight, self.bias, *packed.geometry, packed.fused, [], "none"
         )
-        output = output if self.fused == self.activation else ACTIVATIONS[self.activation](output)
-        return output if self.step == 1 else output[self.written]
+        output = output if packed.fused == self.activation else ACTIVATIONS[self.activation](output)
+        return output if packed.step == 1 else output[packed.written]
 
 
 def has_amx() -> bool:

@@ -27,10 +27,17 @@ def corners_to_coco(boxes: Any) -> list[list[float]]:
 
 
 def run_lengths(masks: Any) -> list[dict[str, Any]]:
-    """COCO's compressed run-length codes of masks `(N, height, width)`; codes stay as they are."""
-    if isinstance(masks, list):
+    """COCO's compressed run-length codes of masks `(N, height, width)`; codes stay as they are.
+
+    Raises:
+        ValueError: the masks have other values than 0 and 1.
+    """
+    if isinstance(masks, list) and all(isinstance(mask, dict) for mask in masks):
         return masks
-    masks = np.asarray(masks, np.uint8)
+    masks = np.asarray(masks)
+    if not np.isin(masks, (0, 1)).all():
+        raise ValueError(f"masks must be 0 or 1 at each pixel, got values from {masks.min()} to {masks.max()}")
+    masks = masks.astype(np.uint8)
     return coco_masks.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if len(masks) else []
 
 
@@ -54,7 +61,8 @@ class MeanAveragePrecision(evaluate.Metric):
         with_masks: whether to measure masks too.
 
     Raises:
-        ValueError: nothing was added.
+        ValueError: nothing was added, a label is none of the classes, or there are not as many boxes as labels, scores
+            or masks.
 
     Example:
 
@@ -95,10 +103,12 @@ class MeanAveragePrecision(evaluate.Metric):
         boxes = corners_to_coco(reference["boxes"])
         truth = self._entries(reference, boxes)
         areas = reference.get("areas", [self._area(entry) for entry in truth])
-        for entry, crowd, area in zip(truth, crowds, areas):
+        for entry, crowd, area in zip(truth, crowds, areas, strict=True):
             self.truth.append({**entry, "id": len(self.truth) + 1, "iscrowd": int(crowd), "area": float(area)})
         found = self._entries(prediction, corners_to_coco(prediction["boxes"]))
-        self.found += [{**entry, "score": float(score)} for entry, score in zip(found, prediction["scores"])]
+        self.found += [
+            {**entry, "score": float(score)} for entry, score in zip(found, prediction["scores"], strict=True)
+        ]
 
     @staticmethod
     def _area(entry: dict[str, Any]) -> float:
@@ -108,12 +118,15 @@ class MeanAveragePrecision(evaluate.Metric):
         return entry["bbox"][2] * entry["bbox"][3]
 
     def _entries(self, objects: dict[str, Any], boxes: list[list[float]]) -> list[dict[str, Any]]:
-        entries = [
-            {"image_id": self.pictures, "category_id": int(label), "bbox": box}
-            for label, box in zip(objects["labels"], boxes)
+        labels = [int(label) for label in objects["labels"]]
+        if wrong := sorted(set(labels) - set(range(len(self.names)))):
+            raise ValueError(f"labels must be from 0 to {len(self.names) - 1}, got {wrong}")
+        entries: list[dict[str, Any]] = [
+            {"image_id": self.pictures, "category_id": label, "bbox": box}
+            for label, box in zip(labels, boxes, strict=True)
         ]
         if self.with_masks:
-            for entry, mask in zip(entries, run_lengths(objects["masks"])):
+            for entry, mask in zip(entries, run_lengths(objects["masks"]), strict=True):
                 entry["segmentation"] = mask
         return entries
 

@@ -109,7 +109,8 @@ class MeanIoU(evaluate.Metric):
             fills up what it gathers from several processes.
 
     Raises:
-        ValueError: the shapes differ, a value is not the index of a class, or there is no pixel that counts.
+        ValueError: the shapes differ, a value is not the index of a class or is one and ignored, or there is no pixel
+            that counts.
 
     Example:
 
@@ -123,6 +124,8 @@ class MeanIoU(evaluate.Metric):
     def __init__(self, names: list[str], ignored: tuple[int, ...] = (255, -100), **kwargs: Any):
         self.names: list[str] = list(names)
         self.ignored = ignored
+        if classes := [value for value in ignored if 0 <= value < len(self.names)]:
+            raise ValueError(f"{classes[0]} is a class of {len(self.names)} and among `ignored`, {ignored}")
         self.reset()
         super().__init__(keep_in_memory=True, **kwargs)
 
