@@ -326,8 +326,8 @@ def test_pushing_while_saving_uploads_the_code(processor_class, tmp_path, monkey
 
     monkeypatch.setattr(PushToHubMixin, "_upload_modified_files", upload)
     monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: SimpleNamespace(repo_id=name))
-    processor_class().save_pretrained(tmp_path / "processor", push_to_hub=True, repo_id="org/name")
-    config_from_preset("vitae-nano").save_pretrained(tmp_path / "config", push_to_hub=True, repo_id="org/name")
+    processor_class().save_pretrained(str(tmp_path / "processor"), push_to_hub=True, repo_id="org/name")
+    config_from_preset("vitae-nano").save_pretrained(str(tmp_path / "config"), push_to_hub=True, repo_id="org/name")
     assert uploaded[0] == {"preprocessor_config.json", "image_processing_vitae.py"}
     assert uploaded[1] >= {"config.json", "configuration_vitae.py", "modeling_vitae.py", "layers_vitae.py"}
 
