@@ -181,6 +181,20 @@ def test_how_soon_networks_learn_is_told_at_an_accuracy_that_all_reach():
     assert cells[1][1:3] == ["20.0 (20.0–20.0)", "25.0 (20.0–30.0)"] and cells[0][1] == "12.8 (12.8–12.8)"
 
 
+def test_what_a_longer_wait_gives_is_told():
+    def run(network, *top1):
+        curve = [(6400 * (index + 1), 10.0 * (index + 1), value) for index, value in enumerate(top1)]
+        return {"network": network, "share": 1.0, "patience": 2, "curve": curve}
+
+    runs = [run("swin", 80.0, 82.0, 81.0, 81.5, 85.0), run("swin", 80.0, 83.0, 84.0, 83.0), run("vit", 70.0, 71.0)]
+    results = {"parameters": dict.fromkeys(("swin", "vit"), 1), "runs": runs}
+    assert claims_report.waiting_table(results)[2:] == [
+        "| 100%, as it was | 84.5 (84.0–85.0) | 71.0 (71.0–71.0) |",
+        "| 100%, with the shorter wait | 83.0 (82.0–84.0) | 71.0 (71.0–71.0) |",
+    ]
+    assert claims_report.waiting_table({**results, "runs": runs[1:]}) == []
+
+
 @pytest.mark.slow
 def test_a_comparison_chooses_rates_between_worse_ones_tests_changes_and_goes_on(tmp_path, monkeypatch):
     """With little data. The accuracy of the runs that choose rates is made up: the best lies off the first grid."""
