@@ -39,6 +39,7 @@ logger = logging.get_logger(__name__)
 Pixels = TypeVar("Pixels", np.ndarray, torch.Tensor)
 Statistics = float | Sequence[float] | None
 
+MISSING_VALUES = "not all values of the picture are finite: put others in place of those that are missing"
 MOST_RESCALED = 1.5  # filters go beyond 1 at edges
 MAX_ASPECT_RATIO = 20
 """A picture that is longer than this many times its width loses its ends before it is resized."""
@@ -83,7 +84,7 @@ def to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     if image.mode == "F":
         pixels = np.asarray(image)
         if not np.isfinite(pixels).all():
-            raise ValueError("not all of its values are finite: put a value in place of those that are missing")
+            raise ValueError(MISSING_VALUES)
         is_cut = np.mean((pixels < 0) | (pixels > 255)) > 0.1  # filters go beyond the bounds at edges
         if is_cut or 0 < pixels.max() <= 1:
             bounds = f"{pixels.min():g} to {pixels.max():g}"
@@ -256,6 +257,8 @@ class _ViTAEProcessing(BaseImageProcessor):
                 image = {1: to_grey, 3: to_rgb}.get(num_channels, PIL.ImageOps.exif_transpose)(image)
             image, input_data_format = np.atleast_3d(np.asarray(image)), ChannelDimension.LAST
         image = to_pixels(image if torch.is_tensor(image) else to_tensor(image), num_channels)
+        if image.is_floating_point() and not image.isfinite().all():
+            raise ValueError(MISSING_VALUES)
         if do_rescale and image.dtype != torch.uint8 and image.numel() and image.min() >= 0 and image.max() <= 1:
             logger.warning_once(
                 "It looks like you are trying to rescale already rescaled images. If the input images have pixel values"

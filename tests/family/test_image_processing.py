@@ -285,8 +285,10 @@ def test_pictures_that_eight_bits_would_make_black_are_refused_or_told(processor
         processor_class()(fractions)
     missing = np.full((64, 64), 200.0, np.float32)
     missing[0, 0] = np.nan
-    with pytest.raises(ValueError, match="not all of its values are finite"):
+    with pytest.raises(ValueError, match="not all values of the picture are finite"):
         processor_class()(PIL.Image.fromarray(missing))
+    with pytest.raises(ValueError, match="not all values of the picture are finite"):
+        processor_class()(np.stack([missing] * 3))
     filtered = np.full((64, 64), 200.0, np.float32)
     filtered[0, :10] = 262  # as filters leave it at edges
     assert np.asarray(image_processing_vitae.to_rgb(PIL.Image.fromarray(filtered))).mean() > 199
