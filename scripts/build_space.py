@@ -21,7 +21,7 @@ import gradio
 import vitae_hf
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import size_of
+from vitae_hf.files import find_model, size_of
 from vitae_hf.hub.cards import space_card
 from vitae_hf.web.visitors import MODEL_FILES, Models
 
@@ -84,7 +84,7 @@ def build(model: str, output: Path) -> None:
     Models([model])  # raises the error about the name
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty")
-    package, folder = Path(vitae_hf.__file__).parent, Path(model)
+    package, folder = Path(vitae_hf.__file__).parent, Path(find_model(model))
     shutil.copytree(package, output / "vitae_hf", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(REPOSITORY / "LICENSE", output)
     on_hub = not folder.is_dir()

@@ -62,9 +62,9 @@ class Comparison:
         new = {"parameters": parameters, "recipe": "rt-detr-garment-scenes", "runs": []}
         self.results = go_on(self.path, new, "parameters", "recipe")
 
-    def run(self, backbone: str, seed: int, **settings) -> dict:
-        """One training run by `vitae detect`, unless it has been done before."""
-        asked = {"backbone": backbone, "seed": seed, **settings}
+    def run(self, backbone: str, seed: int, max_steps: int | None) -> dict:
+        """One training run by `vitae detect`, unless it has been done. Its recipe says how long, or `max_steps`."""
+        asked = {"backbone": backbone, "seed": seed, "max_steps": max_steps}
         for record in self.results["runs"]:
             if all(record.get(name) == value for name, value in asked.items()):
                 return record
@@ -78,7 +78,7 @@ class Comparison:
                 "seed": seed,
                 "eval_strategy": "no",
                 "disable_tqdm": True,
-                **settings,
+                **({} if max_steps is None else {"max_steps": max_steps}),
             }
             done = detect.main([word for name, value in values.items() for word in (f"--{name}", str(value))])
         record = {**asked, **{name: done[name] for name in (*FIGURES, "updates", "seconds")}}
@@ -89,17 +89,17 @@ class Comparison:
         return record
 
 
-def table(results: dict) -> str:
+def table(all_runs: list[dict], parameters: dict) -> str:
     """Mean and range over the seeds, for each backbone."""
     lines = [
         "| backbone | its parameters | seeds | AP, % | AP50, % | AP75, % | pictures/s |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for backbone in BACKBONES:
-        runs = [run for run in results["runs"] if run["backbone"] == backbone]
+        runs = [run for run in all_runs if run["backbone"] == backbone]
         columns = [[run[name] for run in runs] for name in FIGURES]
         cells = [f"{statistics.mean(c):.1f} ({min(c):.1f}–{max(c):.1f})" for c in columns if c]
-        count = results["parameters"][backbone]["backbone"]
+        count = parameters[backbone]["backbone"]
         lines.append(f"| {backbone} | {count:,} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -110,18 +110,15 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--max_steps", type=int, help="updates of a run; default: those of the recipe")
     arguments = parser.parse_args(argv)
-    settings = {} if arguments.max_steps is None else {"max_steps": arguments.max_steps}
     comparison = Comparison(arguments.output, load_boxed_images(str(SCENES))[1])
-    for seed in arguments.seeds:  # all backbones with a seed before the next, so that a stopped comparison is fair
-        for backbone in BACKBONES:
-            comparison.run(backbone, seed, **settings)
-    text = table(comparison.results)
+    runs = [  # all backbones with a seed before the next, so that a stopped comparison is fair
+        comparison.run(backbone, seed, arguments.max_steps) for seed in arguments.seeds for backbone in BACKBONES
+    ]
+    text = table(runs, comparison.results["parameters"])
     write_text(text, arguments.output.with_suffix(".md"))
     print(text, flush=True)
     means = {
-        backbone: statistics.mean(
-            run["map_percent"] for run in comparison.results["runs"] if run["backbone"] == backbone
-        )
+        backbone: statistics.mean(run["map_percent"] for run in runs if run["backbone"] == backbone)
         for backbone in BACKBONES
     }
     return {"mean_map_percent": means, "seeds": arguments.seeds, **environment()}

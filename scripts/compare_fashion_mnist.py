@@ -17,7 +17,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from kept_results import go_on
+from kept_results import go_on, share_and_epochs
 from matplotlib.figure import Figure
 from transformers import SwinConfig, SwinForImageClassification, ViTConfig, ViTForImageClassification, set_seed
 
@@ -182,20 +182,22 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--share_epochs",
+        type=share_and_epochs,
         nargs="+",
-        default=["0.01:50", "0.1:8", "1:1"],
+        default=[(0.01, 50.0), (0.1, 8.0), (1.0, 1.0)],
         metavar="SHARE:EPOCHS",
         help="how much of the training images, how many times",
     )
     arguments = parser.parse_args(argv)
     comparison = Comparison(arguments)
     rates = choose_learning_rates(comparison, arguments.data, arguments.learning_rates)
+    done = []
     for seed in arguments.seeds:
-        for share, epochs in (map(float, pair.split(":")) for pair in arguments.share_epochs):
+        for share, epochs in arguments.share_epochs:
             for network in NETWORKS:
                 settings = {"network": network, "share": share, "epochs": epochs, "learning_rate": rates[network]}
-                comparison.run("runs", arguments.data, seed=seed, **settings)
-                rows = summarise(comparison.results["runs"])
+                done.append(comparison.run("runs", arguments.data, seed=seed, **settings))
+                rows = summarise(done)
                 draw(rows, comparison.networks, arguments.output.with_suffix(".png"))
                 write_text(table(rows, rates), arguments.output.with_suffix(".md"))
     return {"summary": rows, "learning_rates": rates, **environment()}

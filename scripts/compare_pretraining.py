@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept_results import read_results, share_and_epochs
 
 from vitae_hf.commands import pretrain, train
 from vitae_hf.data.sources import draw_by_class, load_labelled_images
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import write_json
+from vitae_hf.files import write_json, write_text
 
 
 DATA = Path(__file__).parents[1] / "examples" / "fashion_mnist_mini"
@@ -76,9 +77,13 @@ def words(settings: dict) -> list[str]:
 def pretrain_once(settings: dict) -> float:
     """The loss of a pretrained model, which is made unless its folder is there."""
     done = Path(settings["output_dir"], "eval_results.json")  # written after the model
+    asked, kept = json.dumps(settings, default=str), Path(settings["output_dir"], "settings.json")
+    if done.exists() and (not kept.exists() or kept.read_text(encoding="utf-8") != asked):
+        raise ValueError(f"{done.parent} was pretrained with other settings: choose another --work")
     if not done.exists():
         shutil.rmtree(settings["output_dir"], ignore_errors=True)  # of a run that was stopped before its end
         pretrain.main(words(settings))
+        write_text(asked, kept)
     return round(json.loads(done.read_text(encoding="utf-8"))["eval_loss"], 4)
 
 
@@ -114,7 +119,7 @@ class Comparison:
             "runs": [],
         }
         if self.path.exists():
-            earlier = json.loads(self.path.read_text(encoding="utf-8"))
+            earlier = read_results(self.path, *self.results)
             for name, ours in json.loads(json.dumps(self.results)).items():
                 theirs = earlier[name]
                 if isinstance(ours, dict) and {**ours, "eval_loss": 0} != {**theirs, "eval_loss": 0}:
@@ -209,10 +214,6 @@ def summarise(records: list[dict], rates: dict[tuple[float, str], float]) -> lis
     return rows
 
 
-def share_epochs(pairs: list[str]) -> dict[float, float]:
-    return {float(share): float(epochs) for share, epochs in (pair.split(":") for pair in pairs)}
-
-
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=KINDS, required=True)
@@ -221,8 +222,9 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--work", type=Path, help="folder of the pretrained models; default: outputs/compare_PRESET")
     parser.add_argument(
         "--share_epochs",
+        type=share_and_epochs,
         nargs="+",
-        default=["0.01:100", "0.1:30"],
+        default=[(0.01, 100.0), (0.1, 30.0)],
         metavar="SHARE:EPOCHS",
         help="how much of the training images has labels, and how many times to train on them",
     )
@@ -233,7 +235,7 @@ def main(argv: list[str] | None = None) -> dict:
         "--processes", type=int, default=1, help="how many runs go on at once; several have one thread each"
     )
     arguments = parser.parse_args(argv)
-    arguments.share_epochs = share_epochs(arguments.share_epochs)
+    arguments.share_epochs = dict(arguments.share_epochs)
     arguments.work = arguments.work or Path("outputs", f"compare_{arguments.preset}")
     comparison = Comparison(arguments)
     comparison.pretrain([DRAWN_FOR_RATES, *arguments.seeds])

@@ -46,6 +46,15 @@ def read_results(path: Path, *names: str) -> dict[str, Any]:
     return results
 
 
+def share_and_epochs(text: str) -> tuple[float, float]:
+    """The type of an argument `SHARE:EPOCHS`, for argparse."""
+    try:
+        share, epochs = map(float, text.split(":"))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be SHARE:EPOCHS, such as 0.1:8, got {text!r}") from error
+    return share, epochs
+
+
 def positive(text: str) -> int:
     """The type of an argument that counts something, for argparse."""
     if (number := int(text)) < 1:

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset, load_dataset
+from kept_results import positive
 from matplotlib.figure import Figure
 
 from vitae_hf.environment import environment
 from vitae_hf.evaluation.explanation import BRANCH_COLOURS, Explanation, draw_heat, explain, stage_name
 from vitae_hf.failures import about, run_command
-from vitae_hf.files import write_json
+from vitae_hf.files import output_file, write_json
 from vitae_hf.loading import load_trained
 
 
@@ -65,7 +66,7 @@ def measure(model, processor, split: Dataset) -> dict:
 def draw_maps(explanations: list[Explanation], path: Path) -> None:
     """Draw a line for each image: the image, Grad-CAM, the rollout of the last stage, shares of first and last cell."""
     figure = Figure(figsize=(11, 2.4 * len(explanations)), layout="constrained")
-    for axes, explanation in zip(figure.subplots(len(explanations), 5), explanations):
+    for axes, explanation in zip(figure.subplots(len(explanations), 5, squeeze=False), explanations):
         image, best = explanation.image, explanation.labels[0]
         axes[0].imshow(image)
         axes[0].set_axis_off()
@@ -84,18 +85,17 @@ def draw_maps(explanations: list[Explanation], path: Path) -> None:
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model_name_or_path", help="folder or Hub name of a classifier of Fashion-MNIST")
-    parser.add_argument("--output", type=Path, required=True, help="what to write, without .json and .png")
-    parser.add_argument("--images", type=int, default=1000, help="how many")
+    parser.add_argument("--output", type=output_file, required=True, help="what to write, without .json and .png")
+    parser.add_argument("--images", type=positive, default=1000, help="how many")
     arguments = parser.parse_args(argv)
     with about(arguments.model_name_or_path):
         model, processor = load_trained(arguments.model_name_or_path)
     split = load_dataset("parquet", data_files={"test": str(TEST)}, split="test")
     split = split.select(range(min(arguments.images, len(split))))
     record = {"model": arguments.model_name_or_path, **measure(model, processor, split), **environment()}
-    draw_maps(
-        [explain(model, processor, split[row]["image"]) for row in range(3)], arguments.output.with_suffix(".png")
-    )
     write_json(record, arguments.output.with_suffix(".json"))
+    shown = [explain(model, processor, split[row]["image"]) for row in range(min(3, len(split)))]
+    draw_maps(shown, arguments.output.with_suffix(".png"))
     return record
 
 

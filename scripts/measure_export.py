@@ -30,7 +30,7 @@ from vitae_hf.deployment.benchmarking import interleave
 from vitae_hf.deployment.exporting import export_folder, forward_inputs, load_exported, load_for_export
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import PICTURES, write_json
+from vitae_hf.files import PICTURES, output_file, write_json
 
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--presets", nargs="*", default=["vitae-t", "vitae-s", "vitaev2-s"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=output_file, help="JSON file to write")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     networks = {}

@@ -23,7 +23,7 @@ from pyarrow import parquet
 from vitae_hf.deployment.benchmarking import peak_memory
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import write_json
+from vitae_hf.files import output_file, write_json
 from vitae_hf.prediction.neighbours import nearest
 from vitae_hf.prediction.probing import probe
 
@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--classes", type=int, default=10, help="of the probe; default: 10")
     parser.add_argument("--width", type=int, default=384, help="numbers in an embedding; default: 384")
     parser.add_argument("--pictures", type=int, nargs="+", default=[1, 16], help="to search for at once")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=output_file, help="JSON file to write")
     arguments = parser.parse_args(argv)
     record = {
         **{name: getattr(arguments, name) for name in ("rows", "probe_rows", "classes", "width")},

@@ -35,7 +35,7 @@ from vitae_hf.deployment.benchmarking import build_network, count_work, error_in
 from vitae_hf.deployment.exporting import export_model
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import write_json, write_text
+from vitae_hf.files import output_file, write_json, write_text
 from vitae_hf.hub.variants import IMAGENET_1K, VARIANTS
 
 
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.3, help="of each network in each round, at least")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, required=True, help="path of the files without their suffix")
+    parser.add_argument("--output", type=output_file, required=True, help="path of the files without their suffix")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     rows = measure(arguments.networks, arguments.batch_size, arguments.rounds, arguments.seconds)

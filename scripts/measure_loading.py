@@ -8,7 +8,6 @@ batches. The first batches, during which the workers start, do not count.
 """
 
 import argparse
-from pathlib import Path
 
 from vitae_hf.data.augmentation import AugmentationArguments, training_transform
 from vitae_hf.data.samples import ImageDataset
@@ -16,7 +15,7 @@ from vitae_hf.data.sources import load_labelled_images
 from vitae_hf.deployment.benchmarking import loading_images_per_s
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import write_json
+from vitae_hf.files import output_file, write_json
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -27,7 +26,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=20, help="for each number of workers")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=output_file, help="JSON file to write")
     arguments = parser.parse_args(argv)
     split = load_labelled_images(arguments.dataset, splits=[arguments.split])[arguments.split]
     dataset = ImageDataset(split, training_transform(arguments.image_size, AugmentationArguments()), seed=0)

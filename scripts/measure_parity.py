@@ -20,7 +20,7 @@ from transformers import AutoModelForImageClassification
 from vitae_hf import config_from_preset, convert_original_state_dict
 from vitae_hf.environment import environment
 from vitae_hf.failures import device, run_command
-from vitae_hf.files import write_json
+from vitae_hf.files import output_file, write_json
 
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     parser.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=output_file, help="JSON file to write")
     arguments = parser.parse_args(argv)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     record = {

@@ -31,7 +31,7 @@ from vitae_hf.commands.predict import default_dtype
 from vitae_hf.deployment.benchmarking import spread
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import write_json
+from vitae_hf.files import output_file, write_json
 from vitae_hf.loading import load_trained
 from vitae_hf.prediction.dealing import Dealing
 from vitae_hf.prediction.listing import Listing
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--networks", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=output_file, help="JSON file to write")
     arguments = parser.parse_args(argv)
     logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as root:

@@ -11,7 +11,6 @@ the ratio of their times is the median over rounds. Memory is what the forward p
 import argparse
 import statistics
 import sys
-from pathlib import Path
 from unittest.mock import patch
 
 import torch
@@ -23,7 +22,7 @@ from vitae_hf import config_from_preset, convert_original_state_dict
 from vitae_hf.deployment.benchmarking import interleave, saved_bytes, spread
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import write_json
+from vitae_hf.files import output_file, write_json
 
 
 sys.path.insert(0, str(GOLDEN.parent / "family"))
@@ -112,7 +111,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=output_file, help="JSON file to write")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     networks = {preset: measure(preset, arguments.batch_size, arguments.rounds) for preset in arguments.presets}

@@ -20,7 +20,7 @@ from photograph_app import chromium, serving_files
 
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import PICTURES, write_json
+from vitae_hf.files import PICTURES, output_file, write_json
 
 
 PACKAGES = Path(__file__).parents[1] / "tests" / "javascript"
@@ -68,7 +68,7 @@ def in_chromium(folder: Path, pictures: list[Path]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="what `vitae export … --format web` wrote")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=output_file, help="JSON file to write")
     arguments = parser.parse_args(argv)
     folder, pictures = arguments.folder.resolve(), list(PICTURES)
     version = json.loads(

@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -25,7 +24,7 @@ from vitae_hf.attention_vitae import ViTAEAttention, ViTAERelativePositions
 from vitae_hf.deployment.benchmarking import interleave, spread
 from vitae_hf.environment import environment
 from vitae_hf.failures import run_command
-from vitae_hf.files import write_json
+from vitae_hf.files import output_file, write_json
 from vitae_hf.layers_vitae import ViTAEMLP, ViTAENormalConvBranch
 from vitae_hf.rotated_windows_vitae import ViTAERotatedWindowAttention, ViTAEWindowPredictor
 
@@ -130,7 +129,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.0, help="of each network in each round, at least")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--output", type=output_file, help="JSON file to write")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     record = {

@@ -341,7 +341,7 @@ def test_a_name_that_the_hub_does_not_have_ends_the_process_with_one_sentence(tm
 
 def test_a_port_that_is_taken_ends_the_page_with_one_sentence(tmp_path, model):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run("app", "--model", model, "--models", tmp_path, "--port", taken.getsockname()[1])
-    assert (
-        done.returncode == 1 and "Traceback" not in done.stderr and done.stderr.splitlines()[-1].startswith("error: ")
-    )
+        port = taken.getsockname()[1]
+        done = run("app", "--model", model, "--models", tmp_path, "--port", port)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ") and str(port) in done.stderr.splitlines()[-1]

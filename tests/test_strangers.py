@@ -220,8 +220,13 @@ def test_the_good_folder_goes_through_both(good, told, tmp_path):
 @pytest.mark.parametrize("most_in_a_file", ["5GB", "50KB"])
 def test_what_save_pretrained_writes_goes_through(model, most_in_a_file, tmp_path):
     model().save_pretrained(tmp_path, max_shard_size=most_in_a_file)
-    assert len(weight_files(tmp_path)) > 1 or most_in_a_file == "5GB"
+    files = weight_files(tmp_path)
+    assert len(files) > 1 or most_in_a_file == "5GB"
     check_model(tmp_path)
+    if len(files) > 1:  # half a download
+        files[0].unlink()
+        with pytest.raises(ValueError, match=f"lacks weights that its index names: {files[0].name}"):
+            check_model(tmp_path)
 
 
 def test_a_page_offers_what_is_good_beside_what_is_bad(good, tmp_path):

@@ -53,6 +53,17 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+def output_file(text: str) -> Path:
+    """The type of an argument `--output`, for argparse: its folder is made now, and not after the work.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path = Path(text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def write_text(text: str, path: Path) -> None:
     """Write a text file anew. A process that is stopped on the way leaves the file as it was."""
     unfinished = path.with_name(f".{path.name}.unfinished")

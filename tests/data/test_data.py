@@ -274,6 +274,13 @@ def write_as(kind: str, folder):
         (folder / "metadata.csv").write_text("file_name,label\n1.png,a\n2.png,b\n")
 
 
+def test_a_split_without_the_metadata_that_others_have_is_named(own_cache):
+    write_as("metadata", own_cache / "train")
+    write_pictures(own_cache / "test" / "1.png")
+    with pytest.raises(ValueError, match="test has no metadata.csv, .jsonl or .parquet, which others of"):
+        load_labelled_images(str(own_cache))
+
+
 @pytest.mark.parametrize("kind", ["classes", "parquet", "metadata"])
 @pytest.mark.parametrize(
     "names",

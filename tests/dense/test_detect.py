@@ -348,7 +348,7 @@ def test_what_a_detector_found_is_on_the_cpu_whatever_the_model_is_on():
 def test_two_processes_train_and_measure_every_picture_once(few_scenes, tmp_path, detector):
     """Three pictures on two processes: one of them is seen twice and counts once."""
     common = {"dataset": few_scenes, "detector": detector, "per_device_eval_batch_size": 1, "use_cpu": True}
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = options(tmp_path / "two", max_steps=3, per_device_train_batch_size=2, **common)
     done = subprocess.run(
         [*start, REPOSITORY / "scripts" / "train_detection.py", *words], capture_output=True, text=True, check=False

@@ -144,7 +144,7 @@ def test_an_evaluation_with_labels_gives_losses_and_what_was_found():
     assert model.train()(images(), labels=labels()).logits is None
 
 
-def test_what_callers_of_the_library_ask_for_is_given():
+def test_what_callers_of_the_library_ask_for_is_given(tmp_path):
     model = network().eval()
     with torch.no_grad():
         outputs = model(images(), output_hidden_states=True)
@@ -155,7 +155,7 @@ def test_what_callers_of_the_library_ask_for_is_given():
     for implementation in ("eager", "sdpa"):
         model.set_attn_implementation(implementation)
         assert model.backbone.config._attn_implementation == implementation
-    assert not Trainer(model, TrainingArguments(use_cpu=True)).model_accepts_loss_kwargs
+    assert not Trainer(model, TrainingArguments(tmp_path, use_cpu=True)).model_accepts_loss_kwargs
 
 
 def test_what_would_train_to_nothing_is_refused():

@@ -197,6 +197,13 @@ def test_real_labels_follow_the_official_file_names(tmp_path):
         read_real_labels(path, named_split("a"))
 
 
+@pytest.mark.parametrize("content", ["[3, 1]", '{"a": [1]}', '[["cat"]]'])
+def test_real_labels_are_lists_of_numbers(tmp_path, content):
+    (tmp_path / "real.json").write_text(content)
+    with pytest.raises(ValueError, match="must hold a list for each picture, of the numbers of its classes"):
+        read_real_labels(tmp_path / "real.json", named_split("a", "b"))
+
+
 def independent_top1(root, size: dict[str, int], real: list[list[int]]) -> tuple[float, float]:
     """Top-1 and ReaL accuracy of the folder, picture by picture and by class name."""
     model = ViTAEForImageClassification.from_pretrained(root / "model")

@@ -1,7 +1,5 @@
 """On a GPU: the authors' logits, half precision, training that waits for nothing, compilation, one process of NCCL."""
 
-from functools import partial
-
 import measure_parity
 import pytest
 import torch
@@ -117,7 +115,10 @@ def test_compiled_training_agrees(tiny_config, without_tf32):
 
 def test_nccl_and_synchronised_norms_give_the_loss_of_the_plain_model(tiny_config, without_tf32):
     model = classifier(tiny_config(**NO_NOISE)).train()
-    loss = partial(lambda run: run(pixels(), labels=torch.arange(4, device="cuda")).loss.item())
+
+    def loss(run: nn.Module) -> float:
+        return run(pixels(), labels=torch.arange(4, device="cuda")).loss.item()
+
     expected = loss(model)
     torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:

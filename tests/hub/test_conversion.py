@@ -225,14 +225,13 @@ def test_a_full_disk_leaves_nothing_behind(nano_checkpoint, tmp_path, monkeypatc
     assert {entry.name for entry in tmp_path.iterdir()} == {"nano.pth"}
 
 
-@pytest.mark.parametrize("problem", ["no such image", "not finite"])
-def test_a_folder_that_does_not_verify_is_not_written(nano_checkpoint, tmp_path, problem):
+def test_a_folder_that_does_not_verify_is_not_written(nano_checkpoint, tmp_path):
+    """Variances below zero, of which BatchNorm makes no numbers."""
     path, weights = nano_checkpoint
-    if problem == "not finite":
-        torch.save({**weights, "head.bias": torch.full((10,), torch.nan)}, path)
-    image = ASSETS / "chelsea.png" if problem == "not finite" else tmp_path / "none.png"
-    with pytest.raises((ValueError, OSError)):
-        convert_checkpoint(path, tmp_path / "out", verify=image)
+    spoilt = {name: torch.full_like(value, -1) if "running_var" in name else value for name, value in weights.items()}
+    torch.save(spoilt, path)
+    with pytest.raises(ValueError, match="gives outputs that are not finite"):
+        convert_checkpoint(path, tmp_path / "out", verify=ASSETS / "chelsea.png")
     assert {entry.name for entry in tmp_path.iterdir()} == {"nano.pth"}
 
 

@@ -587,6 +587,18 @@ def test_a_flipped_byte_of_a_folder_is_found_and_its_file_named(folder):
     assert problems["modeling_vitae.py"] == ["missing"]
 
 
+def test_sums_that_cannot_be_read_and_a_folder_without_code_are_told(folder):
+    (folder / SUMS_NAME).write_text("no sum")
+    with pytest.raises(ValueError, match="is damaged: expected a SHA-256 and a file name, got 'no sum'"):
+        verify_checkpoint(folder)
+    for name in ("config.json", "preprocessor_config.json"):
+        fields = json.loads((folder / name).read_text())
+        fields.pop("auto_map")
+        (folder / name).write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="names no code in its `auto_map`"):
+        check_folder(folder, IMAGE)
+
+
 def test_a_damaged_header_names_its_file_without_checksums(folder):
     flip(folder / "model.safetensors", 5)
     assert "no safetensors file" in verify_checkpoint(folder)["problems"]["model.safetensors"][0]

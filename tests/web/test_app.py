@@ -504,6 +504,9 @@ def test_a_space_of_a_hub_name_says_which_model_it_shows(tmp_path):
     assert "Models(['org/vitae-mine'])" in (tmp_path / "space" / "app.py").read_text()
     with pytest.raises(ValueError, match="neither a folder nor a Hub name"):
         build_space.main(["no such/model", "--output", str(tmp_path / "other")])
+    build_space.main(["vitae-nano-fashion", "--output", str(tmp_path / "carried")])  # the Hub does not have it
+    assert "models" not in yaml.safe_load((tmp_path / "carried" / "README.md").read_text().split("---\n", 2)[1])
+    assert (tmp_path / "carried" / "models" / "vitae-nano-fashion" / "model.safetensors").is_file()
     assert not (tmp_path / "other").exists()
 
 

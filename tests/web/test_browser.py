@@ -71,9 +71,7 @@ def open_page(page, outside):
         drivers = []
 
         def open_page(**size):
-            drivers.append(
-                stack.enter_context(chromium("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", **size))
-            )
+            drivers.append(stack.enter_context(chromium(OFFLINE, **size)))
             drivers[-1].get(page)
             wait(drivers[-1], lambda d: "Choose a picture" in notice(d), "page")
             return drivers[-1]

@@ -100,6 +100,9 @@ def read_real_labels(path: str | os.PathLike[str], split: datasets.Dataset) -> l
         real = json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
+    rows = real if isinstance(real, list) else [None]
+    if not all(isinstance(labels, list) and all(type(label) is int for label in labels) for labels in rows):
+        raise ValueError(f"{path} must hold a list for each picture, of the numbers of its classes")
     num_classes = split.features["label"].num_classes
     if any(not 0 <= label < num_classes for labels in real for label in labels):
         raise ValueError(f"{path} has labels that are none of the {num_classes} classes of the split")
