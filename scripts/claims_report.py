@@ -62,6 +62,12 @@ def of(results: dict, network: str, share: float) -> list[dict]:
     return [run for run in results["runs"] if (run["network"], run["share"]) == (network, share)]
 
 
+def by_seed(runs: list[dict], others: list[dict]) -> list[tuple[dict, dict]]:
+    """Pairs of runs with one seed, which were trained on the same images."""
+    first, second = ({run["seed"]: run for run in part} for part in (runs, others))
+    return [(first[seed], second[seed]) for seed in sorted(first.keys() & second.keys())]
+
+
 def rows(header: list[str], cells: list[list[str]]) -> list[str]:
     lines = [header, ["---"] + ["---:"] * (len(header) - 1), *cells]
     return ["| " + " | ".join(line) + " |" for line in lines]
@@ -93,13 +99,10 @@ def differences_table(results: dict) -> list[str]:
     figures = [lambda run: run["top1_percent"], *(lambda run, column=column: kept(run, column) for column in COLUMNS)]
     cells = []
     for network, whole in pieces_of(results).items():
-        by_seed = [
-            {run["seed"]: run for run in of(results, name, SHARE_OF_PIECES) if "curves" in run}
-            for name in (whole, network)
-        ]
-        if seeds := sorted(by_seed[0].keys() & by_seed[1].keys()):
-            pairs = [[figure(by_seed[0][seed]) - figure(by_seed[1][seed]) for seed in seeds] for figure in figures]
-            cells.append([network, str(len(seeds)), *(signed(values) for values in pairs)])
+        done = ([run for run in of(results, name, SHARE_OF_PIECES) if "curves" in run] for name in (whole, network))
+        if pairs := by_seed(*done):
+            differences = [[figure(one) - figure(other) for one, other in pairs] for figure in figures]
+            cells.append([network, str(len(pairs)), *map(signed, differences)])
     return rows(header, cells) if cells else []
 
 
@@ -150,20 +153,12 @@ def data_table(results: dict) -> list[str]:
 def leads_table(results: dict) -> list[str]:
     """What each whole ViTAE has more than each of the others when trained on the same images, by their share."""
     shares = sorted({run["share"] for run in results["runs"]})
-    top1 = {(run["network"], run["share"], run["seed"]): run["top1_percent"] for run in results["runs"]}
-    seeds = sorted({run["seed"] for run in results["runs"]})
     cells = []
     for ours, theirs in product(WHOLE[:2], WHOLE[2:]):
-        pairs = [
-            [
-                top1[ours, share, seed] - top1[theirs, share, seed]
-                for seed in seeds
-                if {(ours, share, seed), (theirs, share, seed)} <= top1.keys()
-            ]
-            for share in shares
-        ]
-        if any(pairs):
-            cells.append([f"{ours} over {theirs}", *(signed(pair) if pair else "–" for pair in pairs)])
+        pairs = [by_seed(of(results, ours, share), of(results, theirs, share)) for share in shares]
+        leads = [[one["top1_percent"] - other["top1_percent"] for one, other in found] for found in pairs]
+        if any(leads):
+            cells.append([f"{ours} over {theirs}", *(signed(lead) if lead else "–" for lead in leads)])
     return rows(["points", *(f"{share:.0%}" for share in shares)], cells) if cells else []
 
 

@@ -126,8 +126,9 @@ def run_task(task: Task[Any], publish: Callable[..., dict[str, Any]]) -> dict[st
     set_seed(training.seed)
     trainer = task.build_trainer()
     trainer.stop.signals = (signal.SIGTERM, signal.SIGINT)
-    refuse_another_network(training, trainer.model)
-    refuse_other_images(training, trainer)
+    if (checkpoint := checkpoint_to_resume(training)) is not None:
+        refuse_another_network(checkpoint, trainer.model)
+        refuse_other_images(checkpoint, trainer)
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
     step = trainer.state.global_step
     if trainer.stop.received and trainer.stop.saved_at == step:  # also if it was the last: what remains can take long
@@ -190,16 +191,15 @@ def checkpoint_to_resume(training: ViTAETrainingArguments) -> Path | None:
     return Path(found) if found else None
 
 
-def refuse_other_images(training: ViTAETrainingArguments, trainer: ViTAETrainer) -> None:
-    """See that a run goes on with as many images as it began with.
+def refuse_other_images(found: Path, trainer: ViTAETrainer) -> None:
+    """See that a run goes on from a checkpoint with as many images as it began with.
 
     With more of them others would be held out, on some of which the network was trained.
 
     Raises:
         ValueError: it does not.
     """
-    found = checkpoint_to_resume(training)
-    if found is None or not (file := found / DEALING).is_file():
+    if not (file := found / DEALING).is_file():
         return
     before, now = read_json(file).get("images"), trainer.num_train_images
     if before not in (None, now):
@@ -209,14 +209,13 @@ def refuse_other_images(training: ViTAETrainingArguments, trainer: ViTAETrainer)
         )
 
 
-def refuse_another_network(training: ViTAETrainingArguments, model: Any) -> None:
-    """See that a run goes on with the network and the classes that it began with.
+def refuse_another_network(found: Path, model: Any) -> None:
+    """See that a run goes on from a checkpoint with the network and the classes that it began with.
 
     Raises:
         ValueError: it does not.
     """
-    found = checkpoint_to_resume(training)
-    if found is None or not (file := found / "config.json").is_file():
+    if not (file := found / "config.json").is_file():
         return
     before, now = PreTrainedConfig.get_config_dict(file.parent)[0], model.config.to_dict()
     if before.get("model_type") == now["model_type"]:  # a file leaves out what the class has by itself
